@@ -1,0 +1,131 @@
+"""
+Grids, seeds and variants: starts the train scripts as processes, one thread each, and writes down how they end.
+
+    python -m experiments.reproduce tiny_grid            learning rate x warmup of the four tiny configs, short runs
+    python -m experiments.reproduce tiny                 the four tiny configs at full length, three seeds
+    python -m experiments.reproduce tiny --table=True    print the table of what has been run
+
+Run it again after a kill: what is finished is not run again, the rest is resumed. One line for each finished run goes
+to results/STUDY.jsonl.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from configurator import configure, fail
+
+processes = 2  # runs at the same time, one thread each
+table = False  # True: only print the table of results/STUDY.jsonl
+
+TINY = ('dnt_tiny', 'dnt_tiny_adamw', 'gpt2_tiny', 'gpt2_tiny_sgdw')
+LRS = {'sgdw': (0.1, 0.2, 0.4, 0.8, 1.6), 'adamw': (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)}
+WARMUPS = (0.02, 0.1, 0.3)  # shares of the run
+
+
+def optimizer_of(config):
+    names = {}
+    with open(f'config/{config}.py', encoding='utf-8') as f:
+        exec(f.read(), names)
+    return names['optimizer']
+
+
+def tiny_grid(done):
+    """A third of the length. First all learning rates at the middle warmup, then all warmups at the two best."""
+    iters = 1500
+    for config in TINY:
+        lrs = LRS[optimizer_of(config)]
+        runs = {(lr, w): {'config': config, 'learning_rate': lr, 'warmup_iters': int(w * iters), 'max_iters': iters}
+                for lr in lrs for w in WARMUPS}
+        yield from (runs[lr, WARMUPS[1]] for lr in lrs)
+        first = {lr: done.get(key(runs[lr, WARMUPS[1]])) for lr in lrs}
+        if all(first.values()):
+            best = sorted(lrs, key=lambda lr: first[lr]['val_loss'])[:2]
+            yield from (run for (lr, w), run in runs.items() if lr in best)
+
+
+def tiny(done):
+    """As the configs stand, three seeds."""
+    for config in TINY:
+        for seed in (1, 2, 3):
+            yield {'config': config, 'seed': seed}
+
+
+STUDIES = {'tiny_grid': tiny_grid, 'tiny': tiny}
+
+
+def key(run):
+    return ' '.join(f'{k}={v}' for k, v in run.items())
+
+
+def read(path):
+    """Finished runs by their key."""
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding='utf-8') as f:
+        rows = [json.loads(line) for line in f]
+    return {key(row['run']): row for row in rows}
+
+
+def train(run, study):
+    """One run from where it stands to its end; returns its line for the results."""
+    name = '_'.join(str(v) for v in run.values())
+    out_dir = os.path.join('out', study, name)
+    flags = [f'--{k}={v}' for k, v in run.items() if k != 'config']
+    with open(os.path.join('out', study, f'{name}.txt'), 'a', encoding='utf-8') as console:
+        code = subprocess.run(
+            [sys.executable, 'train_gpt.py', f'config/{run["config"]}.py', f'--out_dir={out_dir}', '--init_from=resume',
+             *flags], stdout=console, stderr=console, env={**os.environ, 'OMP_NUM_THREADS': '1'}).returncode
+    rows = []
+    if os.path.exists(os.path.join(out_dir, 'log.jsonl')):
+        with open(os.path.join(out_dir, 'log.jsonl'), encoding='utf-8') as f:
+            rows = [json.loads(line) for line in f]
+    vals = [r for r in rows if r['split'] == 'val']
+    if code == 0:
+        return {'run': run, 'iter': vals[-1]['iter'], 'val_loss': vals[-1]['loss'], 'ended': 'finished'}
+    if code == 1 and rows:  # stopped by a loss that was not finite: that is a result too
+        return {'run': run, 'iter': rows[-1]['iter'], 'val_loss': 99.0, 'ended': 'diverged'}
+    fail(f'{out_dir} ended with exit code {code}: see {out_dir}.txt')
+
+
+def run_study(study):
+    path = f'results/{study}.jsonl'
+    os.makedirs(os.path.join('out', study), exist_ok=True)
+    os.makedirs('results', exist_ok=True)
+
+    def one(run):
+        row = train(run, study)
+        with open(path, 'a', encoding='utf-8') as f:
+            f.write(json.dumps(row) + '\n')
+        print(f'{row["val_loss"]:.4f}  {key(run)}  {row["ended"]}', flush=True)
+
+    while True:  # a study may go on from what its first runs gave
+        done = read(path)
+        todo = list({key(run): run for run in STUDIES[study](done) if key(run) not in done}.values())
+        if not todo:
+            return
+        with ThreadPoolExecutor(processes) as pool:
+            list(pool.map(one, todo))
+
+
+def print_table(study):
+    """Rows by everything but the seed: mean and spread (standard deviation) of the final validation loss."""
+    groups = {}
+    for row in read(f'results/{study}.jsonl').values():
+        groups.setdefault(key({k: v for k, v in row['run'].items() if k != 'seed'}), []).append(row['val_loss'])
+    print('| run | seeds | final val loss | spread |\n|---|---|---|---|')
+    for name, losses in sorted(groups.items()):
+        spread = f'{statistics.stdev(losses):.4f}' if len(losses) > 1 else ''
+        print(f'| {name} | {len(losses)} | {statistics.mean(losses):.4f} | {spread} |')
+
+
+if __name__ == '__main__':
+    if len(sys.argv) < 2 or sys.argv[1] not in STUDIES:
+        fail(f'which study? python -m experiments.reproduce [{"|".join(STUDIES)}]')
+    configure(globals(), sys.argv[2:])
+    if not table:
+        run_study(sys.argv[1])
+    print_table(sys.argv[1])

@@ -1,0 +1,257 @@
+"""
+The networks: GPT-2 and L-DNT in one class, every normalization a flag.
+
+Paper: "DNT: a Deeply Normalized Transformer that can be trained by Momentum SGD", arXiv:2507.17501.
+
+One block, norms by position (figure 3; each norm is there or an nn.Identity, so forward has no branches):
+
+    x = input_norm(wte(idx) + wpe(pos))
+    x = post_norm(x + mid_norm(attention(pre_norm(x))))      attention normalizes q and k when qk_norm
+    x = post_norm(x + mid_norm(ffn(ffn_pre_norm(x))))        mid and post: one norm each per sub-block
+    logits = lm_head(final_norm(x))
+
+Letters in shapes: B batch, T time (tokens), C channels (n_embd), H heads, D = C / H, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+# which norm sits where: figure 7 of the paper and its section 4.4 for S1 to S5. PostLN is Vaswani et al. (2017).
+NORMS = ('input_norm', 'pre_norm', 'ffn_pre_norm', 'mid_norm', 'qk_norm', 'post_norm', 'final_norm')
+SETTINGS = {name: {norm: bool(flag) for norm, flag in zip(NORMS, row)} for name, row in {
+    #          input  pre ffn_pre  mid   qk  post final
+    'S1':     (    0,   1,      1,   0,   0,   0,    1),  # GPT-2, ViT: pre-norm
+    'S2':     (    0,   1,      1,   0,   1,   0,    1),
+    'S3':     (    1,   1,      1,   0,   1,   0,    1),
+    'S4':     (    1,   1,      1,   1,   1,   0,    1),
+    'S5':     (    1,   1,      0,   1,   1,   0,    1),  # the DNT default
+    'PostLN': (    0,   0,      0,   0,   0,   1,    0),
+    'NoNorm': (    0,   0,      0,   0,   0,   0,    0),
+}.items()}
+
+# -----------------------------------------------------------------------------
+# norms
+
+class RMSNorm(nn.Module):
+    """gamma * x / sqrt(mean(x^2) + eps): the paper's gamma * sqrt(d) x / sqrt(|x|^2 + d eps), over the last axis."""
+
+    def __init__(self, ndim, eps=1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(ndim))
+        self.eps = eps
+
+    def forward(self, x):
+        # autocast treats rms_norm differently on CPU, on CUDA before torch 2.12 and after it. outside of it, with
+        # the gain in x's dtype, there is one behaviour: x's dtype in and out, fp32 inside, one fused kernel on CUDA
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+class LayerNorm(nn.Module):
+    """gamma * (x - mean) / sqrt(var + eps) + beta over the last axis; beta is left out without bias."""
+
+    def __init__(self, ndim, bias, eps=1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(ndim))
+        self.bias = nn.Parameter(torch.zeros(ndim)) if bias else None
+        self.eps = eps
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):  # as in RMSNorm: x's dtype in and out, fp32 inside
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), bias, self.eps)
+
+
+def make_norm(config, on, ndim):
+    """The norm of config.norm over ndim channels where the flag is on, nothing where it is off."""
+    if not on:
+        return nn.Identity()
+    return RMSNorm(ndim) if config.norm == 'rms' else LayerNorm(ndim, config.bias)
+
+# -----------------------------------------------------------------------------
+# the block
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(D)) v per head, causal or not; q and k normalized per head when qk_norm (eq. 9, 10)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.causal = config.causal
+        self.flash = config.flash
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # W_q, W_k, W_v stacked
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)  # W_o
+        # over the D channels of a head, one gain for all queries and one for all keys. the logit keeps its 1/sqrt(D)
+        self.q_norm = make_norm(config, config.qk_norm, config.n_embd // config.n_head)
+        self.k_norm = make_norm(config, config.qk_norm, config.n_embd // config.n_head)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)  # each (B, T, H, D)
+        q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+        dropout = self.dropout if self.training else 0.0
+        if self.flash:
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)
+        else:  # the same by hand: to read, and to test against
+            att = (q @ k.transpose(-2, -1)) / math.sqrt(q.size(-1))  # (B, H, T, T)
+            if self.causal:
+                att = att.masked_fill(torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1), float('-inf'))
+            y = F.dropout(att.softmax(-1), dropout) @ v  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return self.resid_dropout(self.c_proj(y))
+
+
+class FFN(nn.Module):
+    """W_2 gelu(W_1 x) with the exact GELU, four times as wide inside."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)  # W_1
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)  # W_2
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    """Attention and FFN, each with its norms and its residual connection (figures 2 and 3)."""
+
+    def __init__(self, config):
+        super().__init__()
+        C = config.n_embd
+        self.pre_norm = make_norm(config, config.pre_norm, C)
+        self.attn = Attention(config)
+        self.mid_norm = make_norm(config, config.mid_norm, C)
+        self.post_norm = make_norm(config, config.post_norm, C)
+        self.ffn_pre_norm = make_norm(config, config.ffn_pre_norm, C)
+        self.ffn = FFN(config)
+        self.ffn_mid_norm = make_norm(config, config.mid_norm, C)
+        self.ffn_post_norm = make_norm(config, config.post_norm, C)
+
+    def forward(self, x):
+        x = self.post_norm(x + self.mid_norm(self.attn(self.pre_norm(x))))
+        x = self.ffn_post_norm(x + self.ffn_mid_norm(self.ffn(self.ffn_pre_norm(x))))
+        return x
+
+# -----------------------------------------------------------------------------
+# language
+
+@dataclass
+class GPTConfig:
+    """L-DNT-Small as it stands (setting S5). GPTConfig(**SETTINGS['S1'], norm='layer') is GPT-2."""
+    block_size: int = 1024  # longest context, in tokens
+    vocab_size: int = 50304  # gpt2's 50257, padded to a multiple of 64 for speed
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = False  # in the linear layers and in LayerNorm
+    norm: str = 'rms'  # 'rms' or 'layer'
+    tied: bool = True  # the head is the token embedding, as in GPT-2
+    flash: bool = True  # False: attention written out by hand
+    input_norm: bool = True
+    pre_norm: bool = True
+    ffn_pre_norm: bool = False
+    mid_norm: bool = True
+    qk_norm: bool = True
+    post_norm: bool = False
+    final_norm: bool = True
+    causal = True  # no field: a GPT always is
+
+
+class GPT(nn.Module):
+    """
+    GPT-2 and L-DNT. forward(idx, targets) gives (logits, loss): idx (B, T) of ids, logits (B, T, V), loss the mean
+    cross entropy in nats per token, None without targets.
+
+    paper: equation 2 has InputNorm after the embedding, and figure 3 shows neither where the position is added nor a
+    norm before the head. here: the position goes in before InputNorm, and final_norm is kept as in GPT-2.
+
+    Standard deviation of each weight at the start (table 5: 'Xavier'), once, on purpose:
+
+        | weight               | shape   | std                  | at C = 768 |
+        |----------------------|---------|----------------------|------------|
+        | W_q, W_k, W_v (each) | (C, C)  | sqrt(2 / (C + C))    | 0.0361     |
+        | W_o                  | (C, C)  | sqrt(2 / (C + C))    | 0.0361     |
+        | W_1, W_2             | (4C, C) | sqrt(2 / (C + 4C))   | 0.0228     |
+        | wte, untied lm_head  | (V, C)  | 0.02                 | 0.02       |
+        | wpe                  | (T, C)  | 0.02                 | 0.02       |
+        | biases 0, gains 1    |         |                      |            |
+
+    paper: Xavier for all. here: W_q, W_k and W_v are three matrices to Xavier though they are stored as one (it would
+    be 0.0255), and the embeddings are lookup tables, which have no fan-in: Xavier on (50304, 768) gives wte 0.0063 and
+    wpe 0.033, and after InputNorm the network sees 97 % position and 3 % token. GPT-2's 0.02 gives both the same share.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.input_norm = make_norm(config, config.input_norm, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.final_norm = make_norm(config, config.final_norm, config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tied:
+            self.lm_head.weight = self.wte.weight
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        for block in self.blocks:
+            for linear in (block.attn.c_attn, block.attn.c_proj, block.ffn.c_fc, block.ffn.c_proj):
+                # c_attn is split into its three (C, C) matrices; chunk gives views, so the weight itself is filled
+                for w in linear.weight.chunk(3 if linear is block.attn.c_attn else 1):
+                    nn.init.xavier_normal_(w)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
+        nn.init.normal_(self.wte.weight, std=0.02)
+        nn.init.normal_(self.wpe.weight, std=0.02)
+        if not self.config.tied:
+            nn.init.normal_(self.lm_head.weight, std=0.02)
+
+    def features(self, idx):
+        """Token ids (B, T) to what the head reads, (B, T, C)."""
+        T = idx.size(1)
+        if T > self.config.block_size:
+            raise ValueError(f'{T} tokens do not fit into block_size = {self.config.block_size}')
+        pos = torch.arange(T, device=idx.device)
+        x = self.dropout(self.input_norm(self.wte(idx) + self.wpe(pos)))  # (B, T, C)
+        for block in self.blocks:
+            x = block(x)
+        return self.final_norm(x)
+
+    def forward(self, idx, targets=None):
+        logits = self.lm_head(self.features(idx))  # (B, T, V)
+        loss = None
+        if targets is not None:
+            loss = F.cross_entropy(logits.float().view(-1, logits.size(-1)), targets.reshape(-1))
+        return logits, loss
+
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, n_tokens=None):
+        """
+        Continue idx (B, T) by max_new_tokens sampled ids and return all of them. temperature 0 takes the likeliest id;
+        top_k keeps that many; n_tokens keeps ids below it (a padded vocabulary has ids that no tokenizer knows).
+        """
+        for _ in range(max_new_tokens):
+            x = self.features(idx[:, -self.config.block_size:])
+            logits = self.lm_head(x[:, -1]).float()[:, :n_tokens]  # (B, V)
+            if temperature == 0:
+                idx_next = logits.argmax(-1, keepdim=True)
+            else:
+                logits = logits / temperature
+                if top_k is not None:
+                    kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
+                    logits = logits.masked_fill(logits < kth, float('-inf'))
+                idx_next = torch.multinomial(logits.softmax(-1), num_samples=1)  # (B, 1)
+            idx = torch.cat((idx, idx_next), dim=1)
+        return idx

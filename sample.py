@@ -1,0 +1,62 @@
+"""
+Text out of a checkpoint.
+
+    python sample.py --out_dir=out/dnt_tiny
+    python sample.py --out_dir=out/dnt_tiny --prompt='def main(' --num_samples=3 --temperature=0.5
+"""
+
+import os
+
+import torch
+
+import training
+from configurator import configure, fail
+from model import GPT, GPTConfig
+
+# -----------------------------------------------------------------------------
+out_dir = 'out/gpt'  # the run; its best.pt is used, or ckpt.pt where there is none
+checkpoint = ''  # a checkpoint file instead of out_dir
+prompt = ''  # what the text begins with, FILE:name reads a file; empty: the start of a document
+num_samples = 1  # texts to write
+max_new_tokens = 500  # length of each, in tokens
+temperature = 0.8  # below 1.0 more predictable, above it wilder, 0: always the likeliest token
+top_k = 0  # sample among that many likeliest tokens, 0: among all
+seed = 1337  # another seed, another text
+device = 'auto'  # auto, cpu, cuda, cuda:N, mps
+dtype = 'auto'  # bfloat16 (autocast) or float32
+configure(globals())
+
+# -----------------------------------------------------------------------------
+for key, value in (('num_samples', num_samples), ('max_new_tokens', max_new_tokens)):
+    if value < 1:
+        fail(f'{key}={value} is out of range: use at least 1')
+if temperature < 0 or top_k < 0:
+    fail('temperature and top_k cannot be negative')
+env = training.start(device, dtype, False, seed, False)
+best, latest = (os.path.join(out_dir, f) for f in ('best.pt', 'ckpt.pt'))
+saved = training.load_checkpoint(checkpoint or (best if os.path.exists(best) else latest))
+model = GPT(GPTConfig(**saved['model_args']))
+model.load_state_dict(saved['model'])
+model.eval().to(env.device)
+
+if saved['data']['tokenizer'] == 'byte':
+    eot, encode = 256, lambda text: list(text.encode('utf-8'))
+    decode = lambda ids: bytes(i for i in ids if i < 256).decode('utf-8', errors='replace')
+else:
+    import tiktoken
+    gpt2 = tiktoken.get_encoding('r50k_base')  # the ids of gpt2, in one file instead of two
+    eot, encode, decode = 50256, gpt2.encode_ordinary, lambda ids: gpt2.decode([i for i in ids if i != 50256])
+
+if prompt.startswith('FILE:'):
+    try:
+        with open(prompt[5:], encoding='utf-8') as f:
+            prompt = f.read()
+    except (OSError, UnicodeDecodeError) as e:
+        fail(f'cannot read the prompt {prompt[5:]}: {e}')
+start = torch.tensor([[eot] + encode(prompt)], device=env.device)  # every document begins behind an end-of-text
+
+for i in range(num_samples):
+    with env.autocast:
+        ids = model.generate(start, max_new_tokens, temperature, top_k or None, saved['data']['vocab_size'])[0].tolist()
+    end = ids.index(eot, start.size(1)) if eot in ids[start.size(1):] else len(ids)  # a document that ended stays so
+    print(decode(ids[:end]), '-' * 80, sep='\n')

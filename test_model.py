@@ -1,0 +1,720 @@
+"""
+Everything that must stay true: python -m pytest -q (under two minutes on two CPU cores, no network);
+python -m pytest -q -m slow runs what takes longer. References are written from the equations, in NumPy and float64.
+"""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import training
+from configurator import configure
+from model import GPT, NORMS, SETTINGS, GPTConfig, LayerNorm, RMSNorm
+from sgdw import SGDW
+
+ROOT = Path(__file__).resolve().parent
+
+# -----------------------------------------------------------------------------
+# the model against the equations
+
+
+def tiny(setting='S5', seed=0, **kwargs):
+    """A small GPT in float64 whose every parameter is random: gains and biases too, so that none can hide."""
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(**{**SETTINGS[setting], **dict(block_size=12, vocab_size=64, n_layer=3, n_head=2, n_embd=16),
+                             **kwargs})).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+def weights(model):
+    return {k: v.detach().numpy() for k, v in model.state_dict().items()}
+
+
+def np_norm(x, w, name, kind):
+    """The paper's RMSN and LN (section 2), where there is a gain of that name; the rest is the identity."""
+    if f'{name}.weight' not in w:
+        return x
+    gamma, beta = w[f'{name}.weight'], w.get(f'{name}.bias', 0.0)
+    if kind == 'layer':
+        y = x - x.mean(-1, keepdims=True)
+        return gamma * y / np.sqrt((y ** 2).sum(-1, keepdims=True) / x.shape[-1] + 1e-5) + beta
+    return gamma * x / np.sqrt((x ** 2).sum(-1, keepdims=True) / x.shape[-1] + 1e-6)
+
+
+def np_softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def np_attention(x, w, name, n_head, kind, causal=True):
+    """One sequence (T, C), head by head and query by query: equations 9 and 10 as they are written."""
+    T, C = x.shape
+    D = C // n_head
+    W, b = w[f'{name}.c_attn.weight'], w.get(f'{name}.c_attn.bias', np.zeros(3 * C))
+    out = np.zeros((T, C))
+    for h in range(n_head):
+        rows = [slice(part * C + h * D, part * C + (h + 1) * D) for part in range(3)]
+        q, k, v = (x @ W[r].T + b[r] for r in rows)
+        q, k = np_norm(q, w, f'{name}.q_norm', kind), np_norm(k, w, f'{name}.k_norm', kind)
+        for t in range(T):
+            see = t + 1 if causal else T
+            a = np_softmax(np.array([q[t] @ k[s] for s in range(see)]) / math.sqrt(D))
+            out[t, h * D:(h + 1) * D] = sum(a[s] * v[s] for s in range(see))
+    return out @ w[f'{name}.c_proj.weight'].T + w.get(f'{name}.c_proj.bias', 0.0)
+
+
+def np_ffn(x, w, name):
+    gelu = np.vectorize(lambda z: 0.5 * z * (1 + math.erf(z / math.sqrt(2))))
+    h = gelu(x @ w[f'{name}.c_fc.weight'].T + w.get(f'{name}.c_fc.bias', 0.0))
+    return h @ w[f'{name}.c_proj.weight'].T + w.get(f'{name}.c_proj.bias', 0.0)
+
+
+def reference(idx, w, setting, n_layer, n_head, kind):
+    """The network of a setting as a straight line, each spelled out from section 4.4 and figures 2, 3 and 7."""
+    N = lambda x, name: np_norm(x, w, name, kind)  # noqa: E731
+    x = w['wte.weight'][idx] + w['wpe.weight'][:len(idx)]
+    if setting in ('S3', 'S4', 'S5'):
+        x = N(x, 'input_norm')
+    for i in range(n_layer):
+        b = f'blocks.{i}.'
+        att = lambda x: np_attention(x, w, b + 'attn', n_head, kind)  # noqa: B023, E731
+        ffn = lambda x: np_ffn(x, w, b + 'ffn')  # noqa: B023, E731
+        if setting in ('S1', 'S2', 'S3'):
+            x = x + att(N(x, b + 'pre_norm'))
+            x = x + ffn(N(x, b + 'ffn_pre_norm'))
+        elif setting == 'S4':
+            x = x + N(att(N(x, b + 'pre_norm')), b + 'mid_norm')
+            x = x + N(ffn(N(x, b + 'ffn_pre_norm')), b + 'ffn_mid_norm')
+        elif setting == 'S5':
+            x = x + N(att(N(x, b + 'pre_norm')), b + 'mid_norm')
+            x = x + N(ffn(x), b + 'ffn_mid_norm')
+        elif setting == 'PostLN':
+            x = N(x + att(x), b + 'post_norm')
+            x = N(x + ffn(x), b + 'ffn_post_norm')
+        else:
+            x = x + att(x)
+            x = x + ffn(x)
+    if setting in ('S1', 'S2', 'S3', 'S4', 'S5'):
+        x = N(x, 'final_norm')
+    return x @ w['lm_head.weight'].T
+
+
+IDX = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
+# which norms a setting has, by the names of their gains in one block; q_norm and k_norm go together
+HAS = {'S1': 'pre_norm ffn_pre_norm', 'S2': 'pre_norm ffn_pre_norm attn.q_norm attn.k_norm',
+       'S3': 'pre_norm ffn_pre_norm attn.q_norm attn.k_norm',
+       'S4': 'pre_norm ffn_pre_norm attn.q_norm attn.k_norm mid_norm ffn_mid_norm',
+       'S5': 'pre_norm attn.q_norm attn.k_norm mid_norm ffn_mid_norm',
+       'PostLN': 'post_norm ffn_post_norm', 'NoNorm': ''}
+
+
+@pytest.mark.parametrize('setting', list(SETTINGS))
+@pytest.mark.parametrize('kind,bias', [('layer', True), ('rms', False)])
+def test_each_setting_is_its_equations(setting, kind, bias):
+    """S1 with LayerNorm and bias is GPT-2; the others are the paper's, Vaswani's, and none."""
+    model = tiny(setting, norm=kind, bias=bias)
+    w = weights(model)
+    block = {k[len('blocks.0.'):-len('.weight')] for k in w if k.startswith('blocks.0.') and k.endswith('norm.weight')}
+    assert block == set(HAS[setting].split())
+    assert ('input_norm.weight' in w) == (setting in ('S3', 'S4', 'S5'))
+    assert ('final_norm.weight' in w) == (setting[0] == 'S')
+    logits, loss = model(torch.tensor(IDX[None, :-1]), torch.tensor(IDX[None, 1:]))
+    expected = reference(IDX[:-1], w, setting, 3, 2, kind)
+    np.testing.assert_allclose(logits[0].detach().numpy(), expected, atol=1e-10)
+    nll = -np.log(np_softmax(expected))[np.arange(len(IDX) - 1), IDX[1:]].mean()
+    assert abs(loss.item() - nll) < 1e-6  # the loss is computed in float32
+
+
+@pytest.mark.parametrize('qk_norm', [True, False])
+def test_flash_is_attention_by_hand(qk_norm):
+    fast, slow = (tiny(qk_norm=qk_norm, flash=flash) for flash in (True, False))
+    idx = torch.tensor(IDX[None])
+    torch.testing.assert_close(fast(idx)[0], slow(idx)[0], atol=1e-12, rtol=0)
+
+
+def test_no_token_sees_the_future():
+    model, idx = tiny(), torch.tensor(IDX[None])
+    other = idx.clone()
+    other[0, 6:] = 7
+    a, b = model(idx)[0], model(other)[0]
+    assert torch.equal(a[:, :6], b[:, :6]) and not torch.allclose(a[:, 6:], b[:, 6:])
+
+
+SCALED = {  # weights that sit before a norm: scaling them changes nothing
+    'mid_norm': lambda m: [m.blocks[1].attn.c_proj.weight], 'ffn_mid_norm': lambda m: [m.blocks[1].ffn.c_proj.weight],
+    'qk_norm q': lambda m: [m.blocks[1].attn.c_attn.weight[:16]],
+    'qk_norm k': lambda m: [m.blocks[1].attn.c_attn.weight[16:32]],
+    'input_norm': lambda m: [m.wte.weight, m.wpe.weight]}
+
+
+@pytest.mark.parametrize('where', list(SCALED))
+@pytest.mark.parametrize('kind', ['rms', 'layer'])
+def test_scale_before_a_norm_changes_nothing(where, kind):
+    norms_eps_aside = 2e-3  # eps is inside the norms, so invariance is up to it
+    for setting, invariant in (('S5', True), ('S1', False)):
+        model, idx = tiny(setting, norm=kind, tied=False), torch.tensor(IDX[None])
+        before = model(idx)[0].detach()
+        with torch.no_grad():
+            for w in SCALED[where](model):
+                w.mul_(3.0)
+        change = (model(idx)[0] - before).abs().max() / before.std()
+        assert change < norms_eps_aside if invariant else change > 10 * norms_eps_aside
+
+
+def test_parameter_counts_of_table_3():
+    """124.4M, 773.6M, 1438.0M at vocabulary 50304, no bias, S5 (tied head)."""
+    for n_layer, n_head, n_embd, count in ((12, 12, 768, 124.4e6), (36, 20, 1280, 773.6e6), (48, 24, 1536, 1438.0e6)):
+        with torch.device('meta'):
+            model = GPT(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd))
+        n, C = sum(p.numel() for p in model.parameters()), n_embd
+        norms = n_layer * (3 * C + 2 * C // n_head) + 2 * C
+        assert n == 50304 * C + 1024 * C + n_layer * 12 * C * C + norms
+        assert abs(n - count) < 0.06e6
+
+
+def test_initial_standard_deviations():
+    """The table in GPT's docstring, measured; the tied head is the embedding, not a Linear of its own."""
+    C = 256
+    model = GPT(GPTConfig(n_layer=2, n_embd=C, n_head=4, vocab_size=1024, block_size=512, bias=True))
+    block, std = model.blocks[1], {}
+    for name, w in zip('qkv', block.attn.c_attn.weight.split(C)):
+        std[name] = (w, math.sqrt(2 / (2 * C)))
+    std |= {'o': (block.attn.c_proj.weight, math.sqrt(2 / (2 * C))), '1': (block.ffn.c_fc.weight, math.sqrt(2 / (5 * C))),
+            '2': (block.ffn.c_proj.weight, math.sqrt(2 / (5 * C))), 'wte': (model.wte.weight, EMBEDDING_STD(C)),
+            'wpe': (model.wpe.weight, EMBEDDING_STD(C))}
+    for name, (w, expected) in std.items():
+        assert abs(w.std().item() / expected - 1) < 0.02, name
+        assert abs(w.mean().item()) < 0.02 * expected, name
+    assert model.lm_head.weight is model.wte.weight
+    assert not any(m.bias.any() for m in model.modules() if isinstance(m, torch.nn.Linear) and m.bias is not None)
+
+
+def EMBEDDING_STD(C):
+    return 0.02
+
+
+@pytest.mark.parametrize('norm', [RMSNorm(32), LayerNorm(32, bias=True)])
+def test_norms_keep_the_dtype_under_autocast(norm):
+    x = torch.randn(5, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with torch.autocast('cpu', torch.bfloat16):
+            assert norm(x).dtype == torch.float32 and torch.equal(norm(x), norm(x.clone()))
+            half = norm(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), norm(x.bfloat16().float()), atol=0.04, rtol=0)  # one rounding at the end
+
+
+def test_generate():
+    model = tiny()
+    idx = torch.tensor(IDX[None])
+    greedy = model.generate(idx, 8, temperature=0)
+    assert greedy.shape == (1, 18) and torch.equal(greedy[:, :10], idx)
+    for t in range(10, 18):  # each id is the likeliest one behind what fits into the context
+        assert greedy[0, t] == model(greedy[:, max(0, t - 12):t])[0][0, -1].argmax()
+    torch.manual_seed(0)
+    sampled = model.generate(idx.repeat(20, 1), 20, temperature=5.0, n_tokens=7)[:, 10:]
+    assert sampled.max() == 6  # ids past the tokenizer's never come out, all others do
+    torch.manual_seed(0)
+    top = model.generate(idx.repeat(50, 1), 1, temperature=5.0, top_k=2)[:, -1].unique()
+    assert set(top.tolist()) == set(model(idx)[0][0, -1].topk(2).indices.tolist())
+    with pytest.raises(ValueError, match='13 tokens do not fit into block_size = 12'):
+        model(torch.zeros(1, 13, dtype=torch.long))
+
+# -----------------------------------------------------------------------------
+# SGDW
+
+
+def updates(make, steps=5, dtype=torch.float32, seed=0):
+    """Parameters after some steps with the gradients of a seed."""
+    g = torch.Generator().manual_seed(seed)
+    params = [torch.randn(shape, generator=g).to(dtype).requires_grad_() for shape in ((4, 3), (5,), ())]
+    opt = make(params)
+    for _ in range(steps):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=g).to(dtype)
+        opt.step()
+    return [p.detach() for p in params]
+
+
+@pytest.mark.parametrize('foreach', [False, True])
+@pytest.mark.parametrize('momentum,nesterov', [(0.0, False), (0.9, False), (0.9, True)])
+def test_sgdw_is_torch_sgd_without_decay(foreach, momentum, nesterov):
+    ours = updates(lambda p: SGDW(p, 0.1, momentum=momentum, nesterov=nesterov, foreach=foreach))
+    theirs = updates(lambda p: torch.optim.SGD(p, 0.1, momentum=momentum, nesterov=nesterov, foreach=False))
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize('foreach', [False, True])
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_sgdw_is_the_recursion_with_decay(foreach, nesterov):
+    lr, mu, wd = 0.3, 0.9, 0.2
+    ours = updates(lambda p: SGDW(p, lr, mu, wd, nesterov, foreach=foreach), dtype=torch.float64)
+    g = torch.Generator().manual_seed(0)
+    w = [torch.randn(shape, generator=g).double().numpy() for shape in ((4, 3), (5,), ())]
+    m = [np.zeros_like(x) for x in w]
+    for _ in range(5):
+        grads = [torch.randn(x.shape, generator=g).double().numpy() for x in w]
+        m = [mu * a + b for a, b in zip(m, grads)]
+        w = [(1 - lr * wd) * x - lr * (b + mu * a if nesterov else a) for x, a, b in zip(w, m, grads)]
+    for a, b in zip(ours, w):
+        np.testing.assert_allclose(a.numpy(), b, rtol=1e-13)
+
+
+def test_sgdw_decoupled_is_not_coupled():
+    ours = updates(lambda p: SGDW(p, 0.3, 0.9, 0.2))
+    coupled = updates(lambda p: torch.optim.SGD(p, 0.3, 0.9, weight_decay=0.2))
+    assert not torch.allclose(ours[0], coupled[0], atol=1e-3)
+
+
+def test_sgdw_loop_and_foreach_agree_on_mixed_dtypes_and_groups():
+    results = []
+    for foreach in (False, True):
+        g = torch.Generator().manual_seed(1)
+        kinds = (torch.float32, torch.float64, torch.bfloat16, torch.float32)
+        params = [torch.randn(6, generator=g).to(d).requires_grad_() for d in kinds]
+        opt = SGDW([{'params': params[:3], 'weight_decay': 0.1}], lr=0.5, foreach=foreach)
+        opt.add_param_group({'params': params[3:], 'lr': 0.05})
+        for _ in range(4):
+            for p in params:
+                p.grad = torch.randn(6, generator=g).to(p.dtype)
+            before = [p.grad.clone() for p in params]
+            opt.step()
+            assert all(torch.equal(p.grad, b) for p, b in zip(params, before))  # gradients are only read
+        results.append(params)
+    for a, b in zip(*results):
+        exact = a.dtype != torch.bfloat16  # foreach rounds mu and 1 - lr wd to bfloat16, the loop does not
+        torch.testing.assert_close(a, b, atol=0 if exact else 0.1, rtol=0)
+
+
+def test_sgdw_state_survives_a_round_trip_and_a_skipped_step(tmp_path):
+    def grads(params, seed):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+
+    a, b = [torch.nn.Linear(3, 2) for _ in range(2)]
+    b.load_state_dict(a.state_dict())
+    opt_a, opt_b = SGDW(a.parameters(), lr=torch.tensor(0.1), weight_decay=0.1), SGDW(b.parameters(), lr=0.1,
+                                                                                     weight_decay=0.1)
+    opt_a.step()  # nothing has a gradient yet: no state, no change
+    assert not opt_a.state and torch.equal(a.weight, b.weight)
+    for seed in (0, 1):
+        for net, opt in ((a, opt_a), (b, opt_b)):
+            grads(list(net.parameters()), seed)
+            opt.step()
+        if seed == 0:  # resume b from disk
+            torch.save(opt_b.state_dict(), tmp_path / 'opt.pt')
+            opt_b = SGDW(b.parameters(), lr=9.0)
+            opt_b.load_state_dict(torch.load(tmp_path / 'opt.pt', weights_only=True))
+    assert torch.equal(a.weight, b.weight)
+    assert opt_b.step(closure=lambda: torch.tensor(7.0)) == 7.0
+
+
+def test_sgdw_refuses_in_words():
+    p = torch.zeros(3, requires_grad=True)
+    for kwargs, text in (({'lr': -1.0}, 'lr must be at least 0'), ({'lr': float('nan')}, 'lr must be at least 0'),
+                         ({'lr': 1.0, 'momentum': -0.1}, 'momentum must be'), ({'lr': torch.ones(2)}, 'one element'),
+                         ({'lr': 1.0, 'weight_decay': -1}, 'weight_decay must be'),
+                         ({'lr': 1.0, 'momentum': 0.0, 'nesterov': True}, 'nesterov needs momentum')):
+        with pytest.raises(ValueError, match=text):
+            SGDW([p], **kwargs)
+    emb = torch.nn.Embedding(4, 2, sparse=True)
+    emb(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match='does not support sparse gradients'):
+        SGDW(emb.parameters(), 0.1).step()
+    z = torch.zeros(2, dtype=torch.complex64, requires_grad=True)
+    z.grad = torch.ones_like(z)
+    with pytest.raises(RuntimeError, match='does not support complex'):
+        SGDW([z], 0.1).step()
+
+# -----------------------------------------------------------------------------
+# training.py and configurator.py
+
+
+def test_schedule():
+    lr = [training.lr_at(i, 1.0, 0.1, 10, 110) for i in range(111)]
+    assert lr[0] == 1 / 11 and lr[9] == 10 / 11 and lr[10] == 1.0 and abs(lr[60] - 0.55) < 1e-12 and lr[110] == 0.1
+    assert all(a >= b for a, b in zip(lr[10:], lr[11:]))
+    assert training.lr_at(0, 1.0, 0.0, 0, 10) == 1.0  # no warmup: the peak at once
+    assert training.lr_at(1, 1.0, 0.0, 2000, 2) < 0.001  # a run shorter than its warmup
+
+
+@pytest.mark.parametrize('norm,bias', [('rms', False), ('layer', True)])
+def test_param_groups_hold_each_tensor_once(norm, bias):
+    model = tiny(norm=norm, bias=bias)
+    decay, rest = training.param_groups(model, 0.1)
+    ids = [id(p) for group in (decay, rest) for p in group['params']]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert {names[id(p)].split('.')[-2] for p in decay['params']} == {'wte', 'wpe', 'c_attn', 'c_proj', 'c_fc'}
+    assert all(names[id(p)].endswith('bias') or 'norm' in names[id(p)] for p in rest['params'])
+    assert decay['weight_decay'] == 0.1 and rest['weight_decay'] == 0.0
+
+
+def test_split_batch():
+    assert training.split_batch(480, 16, 8) == (15, 4)
+    assert training.split_batch(480, 30, 16) == (30, 1)
+    assert training.split_batch(2, 16, 1) == (2, 1)
+    with pytest.raises(SystemExit, match='global_batch_size=10 does not divide over 4 processes'):
+        training.split_batch(10, 16, 4)
+
+
+def settle(*argv, tmp_path=None, **files):
+    script = {'lr': 0.1, 'n': 3, 'name': 'x', 'on': False, 'mode': 'auto', '_hidden': 1, '__file__': __file__,
+              '__doc__': 'A script.', 'configure': configure}
+    for name, text in files.items():
+        (tmp_path / f'{name}.py').write_text(text)
+    argv = [str(tmp_path / a) if a.endswith('.py') else a for a in argv]
+    config = configure(script, argv)
+    assert all(script[k] == v for k, v in config.items())
+    return config
+
+
+def test_configurator_order_and_types(tmp_path):
+    c = settle('a.py', '--lr=3', 'b.py', '--name=p=q', tmp_path=tmp_path, a='lr = 1\nn = 2 * 5\n_x = 3\nimport math\n',
+               b='n = 1e1\non = True\n')
+    assert c == {'lr': 3.0, 'n': 10, 'name': 'p=q', 'on': True, 'mode': 'auto'} and type(c['lr']) is float
+    assert type(c['n']) is int
+    c = settle('--lr=-1e-3', '--n=-4', '--name=123', '--mode=True', '--on=True', tmp_path=tmp_path)
+    assert c == {'lr': -0.001, 'n': -4, 'name': '123', 'on': True, 'mode': True}
+    assert settle('--name=', tmp_path=tmp_path)['name'] == ''
+    assert settle('--name=__import__("os")', tmp_path=tmp_path)['name'] == '__import__("os")'  # a string, not a call
+
+
+@pytest.mark.parametrize('argv,text', [
+    (['--lrr=1'], r"--lrr=1: unknown key 'lrr', did you mean lr\?"), (['--n=2.5'], r'n wants int, got 2.5 \(float\)'),
+    (['--n=x'], "n wants int, got 'x'"), (['--lr=True'], 'lr wants float, got True'),
+    (['--on=1'], 'on wants True or False, got 1'), (['mode.py'], 'mode wants True, False or auto, got 3'),
+    (['--n'], '--n has no value: write --n=VALUE'), (['n=3'], r'did you mean --n=3\?'),
+    (['nothing.py'], 'nothing.py does not exist'), (['--_hidden=2'], 'unknown key'),
+    (['--batch_size=8'], 'replaced by global_batch_size'),
+    (['--gradient_accumulation_steps=8'], 'replaced by global_batch_size'),
+    (['bad.py'], 'bad.py, line 2:'), (['imports.py'], "imports.py fails: ModuleNotFoundError: No module named 'nowhere'"),
+    (['typo.py'], "typo.py: unknown key 'naem', did you mean name"), (['wrong.py'], "wrong.py: lr wants float, got '1e-3'")])
+def test_configurator_refuses_in_words(tmp_path, argv, text):
+    with pytest.raises(SystemExit, match=text):
+        settle(*argv, tmp_path=tmp_path, bad='n = 1\nn = = 2\n', imports='import nowhere\n', typo='naem = "y"\n',
+               wrong='lr = "1e-3"\n', mode='mode = 3\n')
+
+# -----------------------------------------------------------------------------
+# train_gpt.py as people run it: as a process. tiny networks on tiny data
+
+SIZE = ['--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=8', '--global_batch_size=4', '--max_iters=20',
+        '--log_interval=1', '--eval_interval=5', '--ckpt_interval=5', '--eval_tokens=200', '--device=cpu',
+        '--learning_rate=0.1', '--warmup_iters=2', '--dtype=float32', '--compile=False']
+
+
+def python(*argv, cwd=ROOT, torchrun=0, **kwargs):
+    launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={torchrun}'] if torchrun else []
+    return subprocess.Popen([sys.executable, *launch, *map(str, argv)], cwd=cwd, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **kwargs)
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, (process.args, process.returncode, out, err)
+    return out, err
+
+
+def in_parallel(jobs):
+    """Results of functions without arguments, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda job: job(), jobs))
+
+
+def write_tokens(folder, n_train=3000, n_val=400, vocab=257, seed=0, **meta):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    meta = {'tokenizer': 'byte', 'vocab_size': vocab, 'dtype': 'uint16', 'train_tokens': n_train, 'val_tokens': n_val,
+            'source': 'test', **meta}
+    for split, n in (('train', n_train), ('val', n_val)):
+        (rng.integers(0, 40, n) ** 2 % vocab).astype(meta['dtype']).tofile(folder / f'{split}.bin')
+    (folder / 'meta.json').write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture(scope='session')
+def tokens(tmp_path_factory):
+    return write_tokens(tmp_path_factory.mktemp('tokens'))
+
+
+def train(tokens, out, *extra, code=0, torchrun=0):
+    """Runs train_gpt.py to its end; returns what it said."""
+    return finish(python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', *extra, torchrun=torchrun),
+                  code)
+
+
+def rows(out):
+    """The log without times and speeds."""
+    lines = [json.loads(line) for line in (out / 'log.jsonl').read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.endswith('_per_s')} for row in lines]
+
+
+def final(out, name='ckpt.pt'):
+    return torch.load(out / name, weights_only=True)
+
+
+def assert_same_run(a, b):
+    assert rows(a) == rows(b)
+    for name in ('ckpt.pt', 'best.pt'):
+        x, y = final(a, name), final(b, name)
+        assert x['iter'] == y['iter'] and all(torch.equal(x['model'][k], y['model'][k]) for k in y['model'])
+
+
+@pytest.fixture(scope='session')
+def straight(tokens, tmp_path_factory):
+    """One uninterrupted run; dropout on, so that its masks must come back too."""
+    out = tmp_path_factory.mktemp('straight')
+    train(tokens, out, '--dropout=0.1')
+    return out
+
+
+def test_log_and_checkpoint_are_as_promised(straight, tokens):
+    log = rows(straight)
+    assert [(r['iter'], r['split']) for r in log] == \
+        sorted([(i, 'train') for i in range(20)] + [(i, 'val') for i in range(0, 21, 5)], key=lambda r: (r[0], r[1] == 'train'))
+    assert log[-1]['split'] == 'val' and log[-1]['iter'] == 20
+    assert all(r['tokens'] == (r['iter'] + (r['split'] == 'train')) * 32 for r in log)
+    ckpt = final(straight)
+    assert {'model', 'optimizer', 'iter', 'config', 'model_args'} <= set(ckpt) and ckpt['iter'] == 20
+    assert json.loads((straight / 'config.json').read_text())['learning_rate'] == 0.1
+    # the last val row is the loss of the saved weights over the fixed windows, each counted once
+    model = GPT(GPTConfig(**ckpt['model_args'])).eval()
+    model.load_state_dict(ckpt['model'])
+    val = torch.from_numpy(np.fromfile(tokens / 'val.bin', np.uint16).astype(np.int64))
+    starts = [j * 49 // 25 * 8 for j in range(25)]
+    loss = model(torch.stack([val[i:i + 8] for i in starts]), torch.stack([val[i + 1:i + 9] for i in starts]))[1]
+    assert abs(loss.item() - log[-1]['loss']) < 1e-6
+    # the first train row is the loss of the untrained weights on the windows that (seed, 0) picks
+    assert abs(log[1]['loss'] - math.log(320)) < 0.3
+    assert not list(straight.glob('*.tmp'))
+
+
+def test_repeats_and_resumes_bit_for_bit(straight, tokens, tmp_path):
+    def again():
+        train(tokens, tmp_path / 'again', '--dropout=0.1')
+        assert_same_run(straight, tmp_path / 'again')
+
+    def interrupted():
+        out = tmp_path / 'interrupted'
+        process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', '--dropout=0.1')
+        while not (out / 'ckpt.pt').exists():
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with open(out / 'log.jsonl', 'a') as f:
+            f.write('{"iter": 19, "split": "tr')  # and a line that the kill cut short
+        train(tokens, out, '--dropout=0.1', '--init_from=resume')
+        assert_same_run(straight, out)
+
+    def too_early():  # killed before anything was saved: resume starts at 0
+        out = tmp_path / 'early'
+        (out).mkdir()
+        said = train(tokens, out, '--dropout=0.1', '--init_from=resume')[0]
+        assert 'no checkpoint yet: starting at iteration 0' in said
+        assert_same_run(straight, out)
+
+    in_parallel([again, interrupted, too_early])
+
+
+def test_sigterm_saves_and_leaves(straight, tokens, tmp_path):
+    out = tmp_path / 'out'
+    process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', '--dropout=0.1', '--ckpt_interval=0')
+    while 'iter      2' not in process.stdout.readline():
+        pass
+    process.terminate()
+    said = finish(process, 143)[0]
+    assert 'stopped by a signal at iteration' in said and final(out)['iter'] > 2
+    train(tokens, out, '--dropout=0.1', '--ckpt_interval=0', '--init_from=resume')
+    assert rows(straight) == rows(out)
+
+
+def test_one_process_or_two_micro_batches_and_evaluation_change_nothing(tokens, tmp_path):
+    jobs = {'one': [], 'two': [], 'micro': ['--micro_batch_size=1'], 'eval_often': ['--eval_interval=1'],
+            'eval_never': ['--eval_interval=0']}
+    in_parallel([lambda n=n, extra=extra: train(tokens, tmp_path / n, *extra, torchrun=2 if n == 'two' else 0)
+                 for n, extra in jobs.items()])
+    runs = {n: rows(tmp_path / n) for n in jobs}
+    for n in ('two', 'micro'):
+        assert [(r['iter'], r['split']) for r in runs[n]] == [(r['iter'], r['split']) for r in runs['one']]
+        for a, b in zip(runs['one'], runs[n]):
+            assert abs(a['loss'] - b['loss']) < 1e-5
+    trained = [[r for r in runs[n] if r['split'] == 'train'] for n in ('one', 'eval_often', 'eval_never')]
+    assert trained[0] == trained[1] == trained[2] and len(trained[0]) == 20
+
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'sgd'])
+def test_other_optimizers_learn(tokens, tmp_path, optimizer):
+    train(tokens, tmp_path, f'--optimizer={optimizer}', '--learning_rate=0.01', '--setting=S1', '--norm=layer', '--bias=True',
+          '--tied=False', '--log_interval=0')
+    log = rows(tmp_path)
+    assert log[-1]['loss'] < log[0]['loss'] - 0.05 and {r['split'] for r in log} == {'val'}
+
+
+def test_weights_of_another_run_and_samples(straight, tokens, tmp_path):
+    said, _ = train(tokens, tmp_path / 'tuned', f'--init_from={straight}/ckpt.pt', '--n_layer=9', '--eval_interval=20')
+    assert 'with a fresh optimizer' in said
+    assert rows(tmp_path / 'tuned')[0]['loss'] == pytest.approx(rows(straight)[-1]['loss'], abs=1e-6)
+    out, _ = train(tokens, straight, '--init_from=resume', '--eval_only=True', '--dropout=0.1')
+    assert f'val loss {rows(straight)[-1]["loss"]}' in out
+    texts = [finish(python('sample.py', f'--out_dir={straight}', '--device=cpu', '--max_new_tokens=40', '--prompt=ab',
+                           '--num_samples=2', f'--seed={s}', '--top_k=30'))[0] for s in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2] and texts[0].count('-' * 80) == 2
+    assert all(t.startswith('ab') for t in texts)
+
+
+def bad_data(folder, **change):
+    write_tokens(folder)
+    for name, content in change.items():
+        path = folder / name.replace('_', '.')
+        path.unlink() if content is None else path.write_bytes(content)
+    return folder
+
+
+def test_mistakes_get_one_sentence(straight, tokens, tmp_path):
+    meta = json.loads((tokens / 'meta.json').read_text())
+    garbage = tmp_path / 'garbage.pt'
+    garbage.write_bytes(b'not a checkpoint')
+    cut = tmp_path / 'cut.pt'
+    cut.write_bytes((straight / 'ckpt.pt').read_bytes()[:5000])
+    foreign = tmp_path / 'foreign.pt'
+    torch.save({'state_dict': {}}, foreign)
+    file = tmp_path / 'file'
+    file.write_text('')
+    lies = json.dumps({**meta, 'train_tokens': 2999}).encode()
+    table = [  # arguments, words of the message
+        (['--learning_rat=1'], "unknown key 'learning_rat', did you mean learning_rate"),
+        (['--max_iters=many'], "max_iters wants int, got 'many'"),
+        (['--dataset=nowhere'], 'there is no data set in data/nowhere: make it with python prepare_owt.py'),
+        ([f'--dataset={bad_data(tmp_path / "a", train_bin=None)}'], 'train.bin does not exist'),
+        ([f'--dataset={bad_data(tmp_path / "b", train_bin=b"x" * 101)}'], 'has 101 bytes, not 2 for each of 3000 tokens'),
+        ([f'--dataset={bad_data(tmp_path / "c", val_bin=b"")}'], 'has 0 bytes, not 2 for each of 400'),
+        ([f'--dataset={bad_data(tmp_path / "d", meta_json=b"{")}'], 'meta.json is broken'),
+        ([f'--dataset={bad_data(tmp_path / "e", meta_json=lies)}'], 'has 6000 bytes, not 2 for each of 2999 tokens'),
+        ([f'--dataset={bad_data(tmp_path / "f", meta_json=None, meta_pkl=b"x")}'], 'meta.pkl of nanoGPT'),
+        (['--vocab_size=100'], 'vocab_size=100 is less than the 257 of'),
+        ([f'--dataset={bad_data(tmp_path / "g", train_bin=b"xx" * 3000)}', f'--out_dir={tmp_path}/g/out'],
+         'train.bin holds the id 30840, past the vocabulary of 320'),
+        (['--block_size=400'], 'too few for block_size=400'),
+        (['--n_head=3'], 'n_embd=16 does not divide into n_head=3 heads'), (['--n_layer=0'], 'n_layer=0 is out of range'),
+        (['--block_size=-8'], 'block_size=-8 is out of range'), (['--micro_batch_size=0'], 'micro_batch_size=0 is out of'),
+        (['--setting=S6'], 'setting=S6 is unknown: use one of S1'), (['--optimizer=adam'], 'optimizer=adam is unknown'),
+        (['--norm=batch'], 'norm=batch is unknown'), (['--mid_norm=maybe'], 'mid_norm=maybe is not one of'),
+        (['--device=tpu'], 'device=tpu is unknown'), (['--dtype=float16'], 'dtype=float16 is not one of'),
+        (['--seed=-1'], 'seed=-1 is negative'), (['--learning_rate=1e999'], 'learning_rate=inf is out of range'),
+        (['--init_from=resume', '--n_layer=3'], 'was made with n_layer=2'),
+        (['--init_from=resume', '--seed=2'], 'was made with seed=1337'),
+        (['--init_from=resume', '--setting=S1'], 'was made with input_norm=True'),
+        (['--init_from=resume', '--max_iters=10'], 'is at iteration 20, past max_iters=10'),
+        ([], 'holds a run: go on with it (--init_from=resume), replace it (--overwrite=True)'),
+        ([f'--init_from={garbage}'], 'is not a whole checkpoint of this project'),
+        ([f'--init_from={cut}'], 'is not a whole checkpoint of this project'),
+        ([f'--init_from={foreign}'], 'it has no config, iter, model'), (['--init_from=absent.pt'], 'cannot read the checkpoint'),
+        ([f'--out_dir={file}'], 'cannot use out_dir='),
+        (['--learning_rate=1e30', '--grad_clip=0', '--overwrite=True', f'--out_dir={tmp_path}/nan'],
+         'The last good checkpoint is none. Try a lower learning_rate'),
+    ]
+    before = {p.name: p.read_bytes() for p in straight.iterdir()}
+
+    def check(args, text):
+        out, err = train(tokens, straight, '--dropout=0.1', *args, code=1)
+        assert text in err and len(err.strip().splitlines()) == 1, (args, out, err)
+
+    in_parallel([lambda row=row: check(*row) for row in table])
+    assert {p.name: p.read_bytes() for p in straight.iterdir()} == before  # nothing was lost
+
+
+def test_overwrite_replaces_a_run(tokens, tmp_path):
+    for extra in ([], ['--overwrite=True', '--seed=3']):
+        train(tokens, tmp_path, '--keep_interval=10', *extra)
+    assert final(tmp_path)['config']['seed'] == 3 and len(rows(tmp_path)) == 25
+    assert sorted(p.name for p in tmp_path.glob('*.pt')) == ['best.pt', 'ckpt.pt', 'ckpt_000010.pt', 'ckpt_000020.pt']
+    with pytest.raises(SystemExit, match='cannot read the checkpoint'):
+        training.load_checkpoint(tmp_path / 'ckpt_000030.pt')
+
+
+def test_every_config_is_complete():
+    """Each config loads, states what a reader must know, and names an architecture that can be built."""
+    script = (ROOT / 'train_gpt.py').read_text().split('config = configure(globals())')[0]
+    for path in sorted((ROOT / 'config').glob('*.py')):
+        names = {'__name__': 'config', '__file__': str(ROOT / 'train_gpt.py')}
+        exec(script, names)
+        c = configure(names, [str(path)])
+        text = path.read_text()
+        for key in ('optimizer', 'learning_rate', 'weight_decay', 'global_batch_size', 'warmup_iters'):
+            assert f'\n{key} = ' in text, (path, key)
+        assert c['setting'] in SETTINGS and c['n_embd'] % c['n_head'] == 0 and all(c[n] == 'auto' for n in NORMS)
+    tiny_ones = [{k: v for k, v in configure(dict(names), [str(path)]).items() if k in (
+        'dataset', 'n_layer', 'n_head', 'n_embd', 'block_size', 'global_batch_size', 'max_iters', 'eval_tokens', 'seed')}
+        for path in sorted((ROOT / 'config').glob('*_tiny*.py'))]
+    assert all(c == tiny_ones[0] for c in tiny_ones)  # same width, depth, data and iterations
+
+
+def test_help_lists_every_key_with_its_comment():
+    out, _ = finish(python('train_gpt.py', '--help'))
+    assert 'warmup_iters = 0' in out and 'linear warmup' in out and "init_from = 'scratch'" in out
+    assert out.count('\n  ') >= 45
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(straight, tokens, tmp_path):
+    """kill -9 at random moments, also while a checkpoint is written, then resume: the same run, bit for bit."""
+    moments, out = random.Random(0), tmp_path
+    for _ in range(20):
+        process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', '--dropout=0.1',
+                         '--ckpt_interval=1', '--init_from=resume')
+        until = time.time() + 60
+        while time.time() < until and process.poll() is None and not (out / 'config.json').exists():
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0.0, 5.0))
+        process.kill()
+        process.communicate()
+    train(tokens, out, '--dropout=0.1', '--ckpt_interval=1', '--init_from=resume')
+    assert_same_run(straight, out)
+
+
+@pytest.mark.slow
+def test_sigterm_under_torchrun_saves_once_and_all_leave(tokens, tmp_path):
+    process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={tmp_path}', '--max_iters=100000',
+                     '--eval_interval=0', '--ckpt_interval=0', torchrun=2)
+    while 'iter      9' not in process.stdout.readline():
+        pass
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode not in (None, -9)
+    assert final(tmp_path)['iter'] >= 9 and final(tmp_path)['iter'] <= rows(tmp_path)[-1]['iter'] + 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(os.access(os.path.join(d, 'g++'), os.X_OK) for d in os.environ['PATH'].split(':')),
+                    reason='torch.compile on a CPU needs a C++ compiler')
+@pytest.mark.parametrize('torchrun', [0, 2])
+def test_compile_is_the_same_to_rounding(tokens, tmp_path, torchrun):
+    train(tokens, tmp_path / 'eager')
+    train(tokens, tmp_path / 'compiled', '--compile=True', torchrun=torchrun)
+    for a, b in zip(rows(tmp_path / 'eager'), rows(tmp_path / 'compiled')):
+        assert abs(a['loss'] - b['loss']) < 1e-4
+
+
+@pytest.mark.slow
+def test_bfloat16_learns_as_float32_does(tokens, tmp_path):
+    for dtype in ('float32', 'bfloat16'):
+        train(tokens, tmp_path / dtype, f'--dtype={dtype}')
+    a, b = rows(tmp_path / 'float32')[-1], rows(tmp_path / 'bfloat16')[-1]
+    assert abs(a['loss'] - b['loss']) < 0.02

@@ -1,0 +1,262 @@
+"""
+What both train scripts need and neither explains: processes and device, schedule, parameter groups, checkpoints, log.
+Plain functions that are called; nothing here calls back.
+"""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+from contextlib import nullcontext
+from datetime import timedelta
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+
+from configurator import fail
+from sgdw import SGDW
+
+# -----------------------------------------------------------------------------
+# processes, device, precision
+
+def start(device, dtype, compile, seed, deterministic):
+    """
+    Join the other processes (under torchrun) and settle device, precision and compile; 'auto' picks. Returns a
+    namespace: rank, world_size, master, device, device_type, dtype (a name), autocast (a context), compile (a bool).
+    """
+    rank, world_size, local_rank = (int(os.environ.get(k, d)) for k, d in
+                                    (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
+    device, dtype = str(device), str(dtype)
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    device_type = device.split(':')[0]
+    if device_type not in ('cuda', 'mps', 'cpu'):
+        fail(f'device={device} is unknown: use auto, cpu, cuda, cuda:N or mps')
+    if device_type == 'cuda':
+        if not torch.cuda.is_available():
+            fail(f'device={device}, but torch {torch.__version__} finds no CUDA GPU here: use --device=auto')
+        if device == 'cuda' or world_size > 1:
+            device = f'cuda:{local_rank}'
+        number, count = device.split(':')[1], torch.cuda.device_count()
+        if not number.isdigit() or int(number) >= count:
+            fail(f'device={device}, but this machine has {count} GPUs: start at most {count} processes on it')
+        torch.cuda.set_device(device)
+    elif device_type == 'mps' and (world_size > 1 or not torch.backends.mps.is_available()):
+        fail('device=mps needs a Mac with Metal and a single process: use --device=auto, without torchrun')
+
+    if device_type == 'cuda':
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # on a Mac fp32 is the safe choice; --dtype=bfloat16 is there to try
+        bf16 = device_type == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    if dtype == 'auto':
+        dtype = 'bfloat16' if bf16 else 'float32'
+    if dtype not in ('float32', 'bfloat16'):
+        fail(f'dtype={dtype} is not one of auto, float32, bfloat16 (float16 is left out on purpose)')
+    if dtype == 'bfloat16' and device_type == 'cuda' and not bf16:
+        fail(f'dtype=bfloat16, but {torch.cuda.get_device_name()} has no bfloat16: use --dtype=float32')
+    if compile not in ('auto', True, False):
+        fail(f'compile={compile} is not one of auto, True, False')
+    if compile == 'auto':
+        compile = device_type == 'cuda' and torch.utils._triton.has_triton()
+        if rank == 0 and not compile:
+            print(f'compile is off: it does not pay on {device_type}' if device_type != 'cuda' else
+                  'compile is off: Triton is missing or does not support this GPU')
+    if seed < 0:
+        fail(f'seed={seed} is negative: use 0 or more')
+
+    if deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    torch.set_float32_matmul_precision('high')  # what stays in fp32 uses tf32 on GPUs that have it
+    torch.manual_seed(seed)
+    if world_size > 1:
+        # an hour: nobody dies waiting for a long evaluation or a slow disk
+        dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo', timeout=timedelta(hours=1),
+                                device_id=torch.device(device) if device_type == 'cuda' else None)
+    autocast = torch.autocast(device_type, torch.bfloat16) if dtype == 'bfloat16' else nullcontext()
+    return SimpleNamespace(rank=rank, world_size=world_size, master=rank == 0, device=device,
+                           device_type=device_type, dtype=dtype, autocast=autocast, compile=compile)
+
+
+def catch_signals():
+    """A list that SIGINT (Ctrl-C) and SIGTERM append their number to, instead of ending the process."""
+    caught = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, frame: caught.append(n))
+    return caught
+
+
+def all_sum(values, env):
+    """A list of numbers summed over all processes."""
+    if env.world_size == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64, device=env.device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def split_batch(global_batch_size, micro_batch_size, world_size):
+    """(samples per forward, forwards per update) of one process: the largest divisor that micro_batch_size allows."""
+    if global_batch_size % world_size:
+        fail(f'global_batch_size={global_batch_size} does not divide over {world_size} processes: use a multiple')
+    per_process = global_batch_size // world_size
+    micro = max(n for n in range(1, min(micro_batch_size, per_process) + 1) if per_process % n == 0)
+    return micro, per_process // micro
+
+# -----------------------------------------------------------------------------
+# schedule and optimizer
+
+def lr_at(iter_num, learning_rate, min_lr, warmup_iters, max_iters):
+    """nanoGPT's schedule: linear warmup, then a cosine from the peak at warmup_iters to min_lr at max_iters."""
+    if iter_num < warmup_iters:
+        return learning_rate * (iter_num + 1) / (warmup_iters + 1)
+    progress = min(1.0, (iter_num - warmup_iters) / max(1, max_iters - warmup_iters))
+    return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
+
+
+def param_groups(model, weight_decay):
+    """
+    Two groups that hold every trainable tensor once: matrices and embeddings decay; biases, gains and what
+    model.no_weight_decay() names do not.
+    """
+    exempt = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]  # a tied tensor comes once
+    decays = [n for n, p in named if p.dim() >= 2 and n not in exempt]
+    return [{'params': [p for n, p in named if n in decays], 'weight_decay': weight_decay},
+            {'params': [p for n, p in named if n not in decays], 'weight_decay': 0.0}]
+
+
+def make_optimizer(model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2):
+    """'sgdw' (the paper's mSGDW), 'adamw', or 'sgd': torch's, whose weight decay is coupled."""
+    groups = param_groups(model, weight_decay)
+    if optimizer == 'sgdw':
+        return SGDW(groups, lr=learning_rate, momentum=momentum)
+    if optimizer == 'adamw':
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=True)
+    if optimizer == 'sgd':
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
+    fail(f'optimizer={optimizer} is unknown: use sgdw, adamw or sgd')
+
+# -----------------------------------------------------------------------------
+# speed
+
+# dense bf16 peaks in TFLOP/s from the makers' data sheets (not the sparse figures, which are twice as high)
+PEAK_TFLOPS = (('H100 PCIe', 756), ('H100 NVL', 835), ('H100', 989), ('H200', 989), ('H800', 989), ('GH200', 989),
+               ('B200', 2250), ('A100', 312), ('A800', 312), ('L40S', 362), ('L4', 121), ('RTX 4090', 165),
+               ('RTX 3090', 71))
+
+
+def peak_flops(device_type):
+    """Dense bf16 peak of this GPU in FLOP/s, None where it is not known: then no MFU is shown."""
+    name = torch.cuda.get_device_name() if device_type == 'cuda' else ''
+    for gpu, tflops in PEAK_TFLOPS:
+        if re.search(rf'\b{gpu}\b', name):  # whole words: 'L4' is not the L40S
+            return tflops * 1e12
+    return None
+
+
+def duration(seconds):
+    """3725.0 -> '1h02m'"""
+    m, s = divmod(int(seconds), 60)
+    h, m = divmod(m, 60)
+    return f'{h}h{m:02d}m' if h else f'{m}m{s:02d}s' if m else f'{s}s'
+
+# -----------------------------------------------------------------------------
+# out_dir: config.json, log.jsonl, checkpoints. nothing is ever half written: write beside it, then rename
+
+def replace_file(path, write):
+    """write(temporary path), flush to disk, rename to path; a failure leaves what was at path untouched."""
+    tmp = f'{path}.tmp'
+    try:
+        write(tmp)
+        with open(tmp, 'rb+') as f:
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except (OSError, RuntimeError) as e:  # torch.save says RuntimeError when the disk is full
+        if os.path.exists(tmp):
+            os.remove(tmp)
+        kept = f'; the last good one, {path}, is untouched' if os.path.exists(path) else ''
+        fail(f'cannot write {path}: {str(e).splitlines()[0]}{kept}. Make room, then --init_from=resume')
+
+
+def replace_text(path, text):
+    def write(tmp):
+        with open(tmp, 'w', encoding='utf-8') as f:
+            f.write(text)
+    replace_file(path, write)
+
+
+def open_out_dir(out_dir, config, env, start_iter, overwrite, resume):
+    """Make out_dir, refuse one that holds another run, write config.json; returns log(row), which appends to log.jsonl."""
+    path = os.path.join(out_dir, 'log.jsonl')
+    if not env.master:
+        return lambda row: None
+    ours = [f for f in (os.listdir(out_dir) if os.path.isdir(out_dir) else [])
+            if re.fullmatch(r'config\.json|log\.jsonl|(best|ckpt|ckpt_\d+)\.pt', f)]
+    if ours and not resume and not overwrite:
+        fail(f'{out_dir} holds a run: go on with it (--init_from=resume), replace it (--overwrite=True) or choose '
+             'another --out_dir')
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+        if ours and not resume:
+            for f in ours:
+                os.remove(os.path.join(out_dir, f))
+    except OSError as e:
+        fail(f'cannot use out_dir={out_dir}: {e.strerror}')
+    try:
+        git = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, timeout=10,
+                             cwd=os.path.dirname(os.path.abspath(__file__))).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        git = ''
+    gpu = torch.cuda.get_device_name() if env.device_type == 'cuda' else ''
+    replace_text(os.path.join(out_dir, 'config.json'), json.dumps(
+        {**config, 'torch': torch.__version__, 'git': git, 'gpu': gpu, 'world_size': env.world_size}, indent=2))
+    # what lies past the checkpoint comes again; a line that a kill cut short goes too
+    rows = []
+    for line in (open(path, encoding='utf-8') if os.path.exists(path) else ()):
+        try:
+            rows += [line] if json.loads(line)['iter'] < start_iter else []
+        except (ValueError, KeyError, TypeError):
+            continue
+    replace_text(path, ''.join(rows))
+
+    def log(row):
+        with open(path, 'a', encoding='utf-8') as f:
+            f.write(json.dumps(row) + '\n')
+    return log
+
+
+def save_checkpoint(path, checkpoint):
+    """A plain dict of tensors and Python values, which torch.load(weights_only=True) opens."""
+    replace_file(path, lambda tmp: torch.save(checkpoint, tmp))
+
+
+def load_checkpoint(path):
+    """The dict of a checkpoint file, on the CPU; ends with one sentence where the file is not one."""
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        missing = {'model', 'optimizer', 'iter', 'config', 'model_args'} - set(checkpoint)
+    except OSError as e:
+        fail(f'cannot read the checkpoint {path}: {e.strerror}')
+    except Exception as e:  # a zip that is cut short, a pickle of classes, a file of something else
+        fail(f'{path} is not a whole checkpoint of this project ({type(e).__name__}): use another file')
+    if missing:
+        fail(f'{path} is not a checkpoint of this project: it has no {", ".join(sorted(missing))}')
+    return checkpoint
+
+
+def refuse_changes(checkpoint, now, path):
+    """Resuming is for the same run: ends with one sentence where architecture, data, seed or optimizer differ."""
+    then = {'model': checkpoint['model_args'], 'data': checkpoint['data'], 'config': checkpoint['config']}
+    must = {'model': [k for k in now['model'] if k not in ('dropout', 'flash')],
+            'data': ['tokenizer', 'vocab_size', 'train_tokens', 'val_tokens'],
+            'config': ['seed', 'global_batch_size', 'optimizer']}
+    for part, keys in must.items():
+        for key in keys:
+            if then[part].get(key) != now[part].get(key):
+                fail(f'{path} was made with {key}={then[part].get(key)} ({part}), now it is {now[part].get(key)}: resume '
+                     'with the config of the run, or start a new one with --init_from=FILE')
