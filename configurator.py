@@ -113,6 +113,7 @@ def show_help(script, defaults):
     raise SystemExit(0)
 
 
-def fail(message):
-    """End with exit code 1 and one sentence; under torchrun only the first process says it."""
-    raise SystemExit(message if os.environ.get('RANK', '0') == '0' else 1)
+def fail(message, any_rank=False):
+    """End with exit code 1 and one sentence; under torchrun rank 0 says it for all, unless only some ranks know."""
+    rank = os.environ.get('RANK', '0')
+    raise SystemExit(message if rank == '0' else f'rank {rank}: {message}' if any_rank else 1)

@@ -8,10 +8,10 @@ Text in, token ids out: data/NAME/{train,val}.bin and meta.json, which is what t
 
 A text file, or a row of a table, is one document; its ids are closed by end-of-text. A validation split that
 the source has is kept; else documents are shuffled and split as nanoGPT does it: the same rows give nanoGPT's
-bins. The price of that order: `datasets` first unpacks tables to an Arrow copy in its cache (HF_HOME moves it;
-delete it afterwards). --streaming=True goes without: the rows of train as they come, the first of every 2000 to
-validation. Stopped at any moment it leaves nothing that looks finished; the same line then starts anew, with
-the downloads and the Arrow copy that are there, and gives the same bytes.
+bins. The price of that order: `datasets` first unpacks tables to an Arrow copy in its cache (HF_HOME moves
+it; delete it afterwards if you like). --streaming=True goes without: the rows of train as they come, the
+first of every 2000 to validation. Stopped at any moment it leaves nothing that looks finished; the same line
+then starts anew, with the downloads and the Arrow copy that are there, and gives the same bytes.
 """
 
 import hashlib
@@ -176,34 +176,42 @@ def open_hub(config):
 
 
 def open_table(way, label, stream, config, disk=None):
-    """The source of what load_dataset(**way) loads; what can be wrong is found before the download if possible."""
+    """The source of what load_dataset(**way) loads."""
     from datasets import concatenate_datasets, config as hf, load_dataset_builder
-    column, stage = config['text_column'], 'open'
+    hf.STREAMING_READ_MAX_RETRIES = hf.STREAMING_OPEN_MAX_RETRIES = 2  # each is half a minute of retries
+    stage = 'open'
     try:
         builder = load_dataset_builder(**way)
-        tables = builder.as_streaming_dataset()
-        columns = tables['train'].column_names if 'train' in tables else []
-        if 'train' not in tables:
-            sys.exit(f'{label} has no split train but {", ".join(tables)}: download it and give the folder')
-        if columns and column not in columns:
-            sys.exit(f'{label} has no column {column!r}: --text_column takes one of {", ".join(columns)}')
-        if stream:
-            return dict(read=list, rows=tables['train'], meta=dict(source=label))
-        if '/partial-' in str(builder.config.data_files):
-            sys.exit(f'{label} is an export that the Hub cut short: --streaming=True takes what there is')
-        disk = disk or builder.info.size_in_bytes
-        print(f'{label}: {f"about {disk / 1e9:.1f} GB" if disk else "an unknown size"} of download and '
-              f'Arrow copy in {hf.HF_DATASETS_CACHE} (HF_HOME moves it)', flush=True)
+        check_column(label, builder.info.features, config)
         stage = 'download'
-        builder.download_and_prepare()
-        tables = builder.as_dataset()
+        if stream:
+            tables = builder.as_streaming_dataset()
+        elif '/partial-' in str(builder.config.data_files):
+            sys.exit(f'{label} is an export that the Hub cut short: --streaming=True takes what there is')
+        else:
+            disk = disk or builder.info.size_in_bytes
+            print(f'{label}: {f"about {disk / 1e9:.1f} GB" if disk else "an unknown size"} of download and '
+                  f'Arrow copy in {hf.HF_DATASETS_CACHE} (HF_HOME moves it)', flush=True)
+            builder.download_and_prepare()
+            tables = builder.as_dataset()
     except Exception as error:
         sys.exit(hub_reason(label, error, stage))
+    if 'train' not in tables:
+        sys.exit(f'{label} has no split train but {", ".join(tables)}: download it and give the folder')
+    check_column(label, tables['train'].column_names, config)
+    if stream:
+        return dict(read=list, rows=tables['train'], meta=dict(source=label))
     splits = ['train'] + [split for split in tables if split in SPLITS['val']][:1]
-    table = concatenate_datasets([tables[split].select_columns([column]) for split in splits])
+    table = concatenate_datasets([tables[split].select_columns([config['text_column']]) for split in splits])
     keys, cut = np.arange(len(table)), len(tables['train'])
-    return dict(read=partial(read_rows, table, column), parts={'train': keys[:cut], 'val': keys[cut:]},
-                size=table.data.nbytes, meta=dict(source=label, rows=len(table)))
+    return dict(read=partial(read_rows, table, config['text_column']), size=table.data.nbytes,
+                parts={'train': keys[:cut], 'val': keys[cut:]}, meta=dict(source=label, rows=len(table)))
+
+
+def check_column(label, columns, config):
+    column = config['text_column']
+    if columns and column not in columns:
+        sys.exit(f'{label} has no column {column!r}: --text_column takes one of {", ".join(columns)}')
 
 
 def said(error):
@@ -218,19 +226,19 @@ def hub_reason(label, error, stage):
     for e in errors:
         kinds = ' '.join(kind.__name__ for kind in type(e).__mro__)
         status = getattr(getattr(e, 'response', None), 'status_code', None)
-        if status in (401, 403) or 'gated' in str(e):
+        if status in (401, 403) or 'is a gated dataset' in str(e):
             return (f'{label} is gated or private: accept its terms on its page on the Hub, then log in with '
                     '`hf auth login` or set HF_TOKEN')
         if status == 404 or 'DatasetNotFound' in kinds:
             return (f'{label} is not on the Hub, and no file or folder here has that name: check the '
-                    'spelling; if it is private, log in with `hf auth login`')
+                    'spelling; if it is private or gated, log in with `hf auth login`')
         if status:
             return f'the Hub answered HTTP {status} for {label}: try the same line later'
         if re.search('Connect|Timeout|Protocol|Network|Offline|ReadError|Incomplete', kinds):
             if stage == 'download':
                 return f'the download of {label} broke off ({said(e)}): run the same line again'
-            return (f'the Hub cannot be reached for {label} ({said(e)}): check the network, or give a file or '
-                    'folder; --dataset=stdlib needs no network')
+            return (f'the Hub cannot be reached for {label} ({said(e)}): check the network, or give a file '
+                    'or folder; --dataset=stdlib needs no network')
     reason = said(error.__cause__ or error)
     mend = ('--revision=refs/convert/parquet may have its rows' if 'scripts' in reason else
             'name one as ID:CONFIG' if 'onfig' in reason else 'mend that and run the same line again')
@@ -304,6 +312,19 @@ def run_job(keys):
 # ---- the bins
 
 
+def split_parts(parts, config):
+    """Where there is no split, nanoGPT's: train_test_split(test_size=..., seed=2357, shuffle=True)."""
+    parts = {split: keys[:config['max_docs'] or None] for split, keys in parts.items()}
+    if not len(parts['val']):
+        order = parts['train'][np.random.default_rng(2357).permutation(len(parts['train']))]
+        cut = math.ceil(config['val_fraction'] * len(order))
+        parts = {'train': order[cut:], 'val': order[:cut]}
+    if not len(parts['train']):
+        sys.exit(f'{config["dataset"]} has too few documents ({len(parts["val"])}) to train and validate: a '
+                 'text file, a line of json or a row of a table is one; cut the text into more')
+    return parts
+
+
 def jobs_of_parts(parts):
     for split in ('val', 'train'):
         for i in range(0, len(parts[split]), BATCH):
@@ -347,8 +368,8 @@ def write_bins(out, jobs, total, workers, given):
         for f in (train, val):
             f.flush()
             os.fsync(f.fileno())
-    if empty == counts['train_documents'] + counts['val_documents']:
-        raise BadData('all documents are empty: see --text_column')
+    if empty == counts['train_documents'] + counts['val_documents'] or not counts['train_documents']:
+        raise BadData('there is no text to train on, all documents are empty: see --text_column')
     if empty:
         print(f'{empty:,} documents are empty: an end-of-text alone stands for each, as in nanoGPT')
     return counts
@@ -377,8 +398,10 @@ def main(config):
     local = name not in ('stdlib', 'openwebtext') and path.exists()
     if not local and not re.fullmatch(r'(\w[\w.-]*/)?\w[\w.-]*(:[\w.-]+)?', name):
         sys.exit(f'there is no file or folder {name}: check the path')
-    if config['max_docs'] < 0 or config['num_proc'] < 0 or not 0 < config['val_fraction'] < 1:
-        sys.exit('max_docs and num_proc cannot be negative, and val_fraction lies between 0 and 1')
+    if config['max_docs'] < 0 or config['num_proc'] < 0 or not 0 < config['val_fraction'] < 1 or (
+            config['streaming'] not in (True, False, 'auto')):
+        sys.exit('max_docs and num_proc are 0 or more, val_fraction lies between 0 and 1, and streaming is '
+                 'True, False or auto')
     stem = path.stem if path.is_file() else path.resolve().name.replace(':', '-')
     out = Path(config['out_dir'] or Path('data', stem))
     there = [file for file in FILES if (out / file).exists()]
@@ -395,17 +418,8 @@ def main(config):
         jobs, total = jobs_of_rows(source['rows'], config), config['max_docs'] or None
         need = f'{end_of_text.itemsize} bytes a token'
     else:
-        parts = {split: keys[:config['max_docs'] or None] for split, keys in source['parts'].items()}
-        total = sum(map(len, parts.values()))
-        if not len(parts['val']):
-            # what train_test_split(test_size=val_fraction, seed=2357, shuffle=True) of `datasets` does
-            order = parts['train'][np.random.default_rng(2357).permutation(total)]
-            cut = math.ceil(config['val_fraction'] * total)
-            parts = {'train': order[cut:], 'val': order[:cut]}
-        if not len(parts['train']):
-            sys.exit(f'{name} holds {total} documents, too few for training and validation: a text file, a '
-                     'line of json or a row of a table is one; cut the text into more')
-        jobs = jobs_of_parts(parts)
+        parts = split_parts(source['parts'], config)
+        jobs, total = jobs_of_parts(parts), sum(map(len, parts.values()))
         need = f'about {source["size"] * (2 if tokenizer == "byte" else 0.5) / 1e6:,.0f} MB of tokens'
     out.mkdir(parents=True, exist_ok=True)
     print(f'{out}: {need}, {shutil.disk_usage(out).free / 1e6:,.0f} MB are free', flush=True)
@@ -430,11 +444,12 @@ def main(config):
 
     print(f'{out} is finished, from {source["meta"]["source"]}')
     for split in ('train', 'val'):
-        print(f'  {split}.bin: {counts[f"{split}_documents"]:,} documents, {counts[f"{split}_tokens"]:,} tokens')
+        documents, tokens = counts[f'{split}_documents'], counts[f'{split}_tokens']
+        print(f'  {split}.bin: {documents:,} documents, {tokens:,} tokens')
     if source['meta'].get('rows') == OPENWEBTEXT_ROWS:
-        print('  nanoGPT\'s OpenWebText has 9,035,582,198 and 4,434,897 tokens')
+        print('  nanoGPT has 9,035,582,198 and 4,434,897 tokens')
     if counts['val_tokens'] < 10_000:
-        print('  little for validation: --val_fraction=0.05 --overwrite=True would take more')
+        print('  little to validate on: where documents are split here, a higher --val_fraction takes more')
 
 
 if __name__ == '__main__':
@@ -443,7 +458,7 @@ if __name__ == '__main__':
     except BadData as error:
         sys.exit(str(error))
     except BrokenProcessPool:
-        sys.exit('a process that tokenizes was killed, most likely for want of memory: try a lower --num_proc')
+        sys.exit('a process that tokenizes was killed, likely for want of memory: try a lower --num_proc')
     except OSError as error:
         sys.exit(f'{error}: mend that and run the same line again')
     except KeyboardInterrupt:

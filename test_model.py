@@ -568,7 +568,7 @@ def test_other_optimizers_learn(tokens, tmp_path, optimizer):
 
 
 def test_weights_of_another_run_and_samples(straight, tokens, tmp_path):
-    said, _ = train(tokens, tmp_path / 'tuned', f'--init_from={straight}/ckpt.pt', '--n_layer=9', '--eval_interval=20')
+    said, _ = train(tokens, tmp_path / 'tuned', f'--init_from={straight}/ckpt.pt', '--eval_interval=20', '--seed=9')
     assert 'with a fresh optimizer' in said
     assert rows(tmp_path / 'tuned')[0]['loss'] == pytest.approx(rows(straight)[-1]['loss'], abs=1e-6)
     out, _ = train(tokens, straight, '--init_from=resume', '--eval_only=True', '--dropout=0.1')
@@ -599,8 +599,9 @@ def test_mistakes_get_one_sentence(straight, tokens, tmp_path):
     file.write_text('')
     lies = json.dumps({**meta, 'train_tokens': 2999}).encode()
     table = [  # arguments, words of the message
-        (['--learning_rat=1'], "unknown key 'learning_rat', did you mean learning_rate"),
-        (['--max_iters=many'], "max_iters wants int, got 'many'"),
+        (['--n_embd=1048576', '--n_head=1', f'--out_dir={tmp_path}/x'], 'does not fit into memory'),
+        (['--n_layer=1001'], 'use 1 to 1000'), (['--dropout=1.5'], 'dropout=1.5 is out of range'),
+        (['--beta2=1'], 'beta2=1.0 is out of range'),
         (['--dataset=nowhere'], 'there is no data set in data/nowhere: make it with python prepare_owt.py'),
         ([f'--dataset={bad_data(tmp_path / "a", train_bin=None)}'], 'train.bin does not exist'),
         ([f'--dataset={bad_data(tmp_path / "b", train_bin=b"x" * 101)}'], 'has 101 bytes, not 2 for each of 3000 tokens'),
@@ -617,12 +618,15 @@ def test_mistakes_get_one_sentence(straight, tokens, tmp_path):
         (['--setting=S6'], 'setting=S6 is unknown: use one of S1'), (['--optimizer=adam'], 'optimizer=adam is unknown'),
         (['--norm=batch'], 'norm=batch is unknown'), (['--mid_norm=maybe'], 'mid_norm=maybe is not one of'),
         (['--device=tpu'], 'device=tpu is unknown'), (['--dtype=float16'], 'dtype=float16 is not one of'),
-        (['--seed=-1'], 'seed=-1 is negative'), (['--learning_rate=1e999'], 'learning_rate=inf is out of range'),
+        (['--seed=-1'], 'seed=-1 is out of range'), (['--learning_rate=1e999'], 'learning_rate=inf is out of range'),
         (['--init_from=resume', '--n_layer=3'], 'was made with n_layer=2'),
         (['--init_from=resume', '--seed=2'], 'was made with seed=1337'),
         (['--init_from=resume', '--setting=S1'], 'was made with input_norm=True'),
         (['--init_from=resume', '--max_iters=10'], 'is at iteration 20, past max_iters=10'),
         ([], 'holds a run: go on with it (--init_from=resume), replace it (--overwrite=True)'),
+        ([f'--init_from={straight}/ckpt.pt', '--n_embd=32', f'--out_dir={tmp_path}/x'], 'was made with n_embd=16, now it is 32'),
+        ([f'--init_from={straight}/ckpt.pt', '--block_size=9', f'--out_dir={tmp_path}/x'], 'knows 8 positions, fewer than'),
+        ([f'--init_from={tokens}'], 'is not a GPT-2 folder'),
         ([f'--init_from={garbage}'], 'is not a whole checkpoint of this project'),
         ([f'--init_from={cut}'], 'is not a whole checkpoint of this project'),
         ([f'--init_from={foreign}'], 'it has no config, iter, model'), (['--init_from=absent.pt'], 'cannot read the checkpoint'),
@@ -638,6 +642,45 @@ def test_mistakes_get_one_sentence(straight, tokens, tmp_path):
 
     in_parallel([lambda row=row: check(*row) for row in table])
     assert {p.name: p.read_bytes() for p in straight.iterdir()} == before  # nothing was lost
+
+
+def test_gpt2_weights_from_a_hugging_face_folder(tmp_path):
+    """A random checkpoint in that format computes the same as the equations with its (in, out) matrices."""
+    from safetensors.torch import save_file
+    rng, C = torch.Generator().manual_seed(0), 16
+    shapes = {'wte.weight': (64, C), 'wpe.weight': (12, C), 'ln_f.weight': (C,), 'ln_f.bias': (C,)}
+    for i in range(2):
+        for name, shape in (('attn.c_attn', (C, 3 * C)), ('attn.c_proj', (C, C)), ('mlp.c_fc', (C, 4 * C)),
+                            ('mlp.c_proj', (4 * C, C))):
+            shapes |= {f'h.{i}.{name}.weight': shape, f'h.{i}.{name}.bias': shape[1:]}
+        shapes |= {f'h.{i}.ln_{j}.{k}': (C,) for j in (1, 2) for k in ('weight', 'bias')}
+        shapes[f'h.{i}.attn.bias'] = (1, 1, 12, 12)  # the causal mask that old files carry
+    hf = {k: torch.randn(shape, generator=rng) for k, shape in shapes.items()}
+    save_file(hf, tmp_path / 'model.safetensors')
+    (tmp_path / 'config.json').write_text(json.dumps({'n_layer': 2, 'n_head': 2, 'n_embd': C, 'n_positions': 12,
+                                                      'vocab_size': 64}))
+    checkpoint = training.load_gpt2(tmp_path)
+    model = GPT(GPTConfig(**checkpoint['model_args']))
+    model.load_state_dict(checkpoint['model'])
+    x = hf['wte.weight'][IDX] + hf['wpe.weight'][:len(IDX)]
+
+    def ln(x, name):
+        return torch.nn.functional.layer_norm(x, (C,), hf[f'{name}.weight'], hf[f'{name}.bias'])
+
+    def conv1d(x, name):
+        return x @ hf[f'{name}.weight'] + hf[f'{name}.bias']
+
+    for h in ('h.0', 'h.1'):
+        q, k, v = conv1d(ln(x, f'{h}.ln_1'), f'{h}.attn.c_attn').view(-1, 3, 2, 8).permute(1, 2, 0, 3)
+        mask = torch.full((len(IDX), len(IDX)), float('-inf')).triu(1)
+        y = ((q @ k.mT / 8 ** 0.5 + mask).softmax(-1) @ v).transpose(0, 1).reshape(-1, C)
+        x = x + conv1d(y, f'{h}.attn.c_proj')
+        x = x + conv1d(torch.nn.functional.gelu(conv1d(ln(x, f'{h}.ln_2'), f'{h}.mlp.c_fc')), f'{h}.mlp.c_proj')
+    expected = ln(x, 'ln_f') @ hf['wte.weight'].T
+    torch.testing.assert_close(model(torch.tensor(IDX[None]))[0][0], expected, atol=1e-3, rtol=1e-4)
+    (tmp_path / 'model.safetensors').write_bytes(b'cut short')
+    with pytest.raises(SystemExit, match='is not a GPT-2 folder'):
+        training.load_gpt2(tmp_path)
 
 
 def test_overwrite_replaces_a_run(tokens, tmp_path):
@@ -670,6 +713,35 @@ def test_help_lists_every_key_with_its_comment():
     out, _ = finish(python('train_gpt.py', '--help'))
     assert 'warmup_iters = 0' in out and 'linear warmup' in out and "init_from = 'scratch'" in out
     assert out.count('\n  ') >= 45
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tokens, tmp_path):
+    """Files cannot grow past a limit that the network of the first run keeps, and that of the second does not."""
+    import resource
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    train(tokens, tmp_path, '--max_iters=5')
+    good = (tmp_path / 'ckpt.pt').read_bytes()
+    assert len(good) > 20_000
+    process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={tmp_path}', '--init_from=resume',
+                     preexec_fn=small_files)
+    _, err = finish(process, 1)
+    assert 'cannot write' in err and 'the last good one' in err and len(err.strip().splitlines()) == 1, err
+    assert (tmp_path / 'ckpt.pt').read_bytes() == good and not list(tmp_path.glob('*.tmp'))
+    train(tokens, tmp_path, '--init_from=resume')  # with room again
+    assert final(tmp_path)['iter'] == 20 and len(rows(tmp_path)) == 25
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_every_rank(tokens, tmp_path):
+    out, err = train(tokens, tmp_path, '--learning_rate=1e30', '--warmup_iters=0', '--grad_clip=0', '--ckpt_interval=1',
+                     code=1, torchrun=2)
+    said = [line for line in err.splitlines() if 'so no step was made' in line]
+    assert len(said) == 1 and 'iteration 1' in said[0] and 'learning rate 9' in said[0] and 'gradient norm nan' in said[0]
+    assert 'The last good checkpoint is' in said[0]
+    assert rows(tmp_path)[-1]['iter'] <= 1
 
 
 @pytest.mark.slow

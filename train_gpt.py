@@ -27,7 +27,7 @@ from model import GPT, NORMS, SETTINGS, GPTConfig
 # -----------------------------------------------------------------------------
 # config: the paper's L-DNT-Small with mSGDW (tables 3 and 5)
 out_dir = 'out/gpt'  # config.json, log.jsonl and the checkpoints of this run
-init_from = 'scratch'  # 'scratch', 'resume' (what out_dir holds, if anything) or a checkpoint file: its weights
+init_from = 'scratch'  # 'scratch', 'resume' (what out_dir holds, if anything), or a checkpoint file or GPT-2 folder: its weights
 overwrite = False  # True: throw away the run that out_dir holds
 eval_only = False  # True: print the validation loss and leave; nothing is written
 eval_interval = 1000  # iterations between evaluations, 0: only at the end
@@ -79,13 +79,17 @@ config = configure(globals())
 
 # -----------------------------------------------------------------------------
 # processes
-for key in ('global_batch_size', 'micro_batch_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'max_iters'):
-    if not 1 <= config[key] < 2**31:
-        fail(f'{key}={config[key]} is out of range: use at least 1')
-for key in ('eval_interval', 'eval_tokens', 'ckpt_interval', 'keep_interval', 'log_interval', 'vocab_size',
-            'learning_rate', 'min_lr', 'warmup_iters', 'weight_decay', 'momentum', 'grad_clip', 'dropout'):
+at_least_1 = dict.fromkeys(('max_iters', 'micro_batch_size', 'global_batch_size', 'block_size', 'n_embd'), 2**20)
+for key, most in {**at_least_1, 'max_iters': 2**40, 'n_layer': 1000, 'n_head': 1000}.items():
+    if not 1 <= config[key] <= most:
+        fail(f'{key}={config[key]} is out of range: use 1 to {most}')
+for key in ('eval_interval', 'eval_tokens', 'ckpt_interval', 'keep_interval', 'log_interval', 'vocab_size', 'seed',
+            'learning_rate', 'min_lr', 'warmup_iters', 'weight_decay', 'grad_clip'):
     if not 0 <= config[key] < float('inf'):
         fail(f'{key}={config[key]} is out of range: use 0 or more')
+for key in ('dropout', 'momentum', 'beta1', 'beta2'):
+    if not 0 <= config[key] < 1:
+        fail(f'{key}={config[key]} is out of range: use 0 or more, less than 1')
 env = training.start(device, dtype, compile, seed, deterministic)
 micro, accum = training.split_batch(global_batch_size, micro_batch_size, env.world_size)
 say = print if env.master else lambda *args, **kwargs: None
@@ -132,7 +136,7 @@ def read_windows(split, offsets):
     rows = np.stack([data[i:i + block_size + 1] for i in offsets]).astype(np.int64)
     if rows.max() >= model_config.vocab_size:
         fail(f'{split}.bin holds the id {rows.max()}, past the vocabulary of {model_config.vocab_size}: the data set and '
-             'its meta.json, or the checkpoint, do not belong together')
+             'its meta.json, or the checkpoint, do not belong together', any_rank=True)
     rows = torch.from_numpy(rows)
     rows = rows.pin_memory().to(env.device, non_blocking=True) if env.device_type == 'cuda' else rows.to(env.device)
     return rows[:, :-1], rows[:, 1:]
@@ -167,21 +171,35 @@ model_args.update({key: SETTINGS[setting][key] for key in NORMS if config[key] =
 
 start_iter, best_val_loss, checkpoint = 0, float('inf'), None
 ckpt_path = os.path.join(out_dir, 'ckpt.pt')
-if init_from == 'resume' and os.path.exists(ckpt_path):
-    checkpoint = training.load_checkpoint(ckpt_path)
-    training.refuse_changes(checkpoint, {'model': model_args, 'data': meta, 'config': config}, ckpt_path)
-    start_iter, best_val_loss = checkpoint['iter'], checkpoint['best_val_loss']
-    if start_iter > max_iters:
-        fail(f'{ckpt_path} is at iteration {start_iter}, past max_iters={max_iters}: raise max_iters')
-    say(f'going on at iteration {start_iter} of {out_dir}')
-elif init_from == 'resume':
+if init_from == 'resume' and not os.path.exists(ckpt_path):
     say(f'{out_dir} has no checkpoint yet: starting at iteration 0')
 elif init_from != 'scratch':
-    checkpoint = training.load_checkpoint(init_from)
-    model_args = {**checkpoint['model_args'], 'dropout': dropout, 'flash': flash}
-    say(f'weights of {init_from}, iteration {checkpoint["iter"]}, with a fresh optimizer')
+    resume = init_from == 'resume'
+    path = ckpt_path if resume else init_from
+    checkpoint = training.load_gpt2(path) if os.path.isdir(path) else training.load_checkpoint(path)
+    if not vocab_size and checkpoint['model_args']['vocab_size'] >= meta['vocab_size']:
+        model_args['vocab_size'] = checkpoint['model_args']['vocab_size']
+    same = ['n_layer', 'n_head', 'n_embd', 'vocab_size', 'norm', 'bias', 'tied', *NORMS] + ['block_size'] * resume
+    training.refuse_changes(path, checkpoint['model_args'], model_args, same)
+    training.refuse_changes(path, checkpoint['data'], meta, ['tokenizer'])
+    if resume:
+        training.refuse_changes(path, checkpoint['data'], meta, ['vocab_size', 'train_tokens', 'val_tokens'])
+        training.refuse_changes(path, checkpoint['config'], config, ['seed', 'global_batch_size', 'optimizer'])
+        start_iter, best_val_loss = checkpoint['iter'], checkpoint['best_val_loss']
+        if start_iter > max_iters:
+            fail(f'{path} is at iteration {start_iter}, past max_iters={max_iters}: raise max_iters')
+        say(f'going on at iteration {start_iter} of {out_dir}')
+    else:
+        positions = checkpoint['model']['wpe.weight']
+        if len(positions) < block_size:
+            fail(f'{path} knows {len(positions)} positions, fewer than block_size={block_size}: use a smaller one')
+        checkpoint['model']['wpe.weight'] = positions[:block_size]
+        say(f'weights of {path}, with a fresh optimizer')
 model_config = GPTConfig(**model_args)
-raw_model = GPT(model_config).to(env.device)
+try:
+    raw_model = GPT(model_config).to(env.device)
+except (RuntimeError, MemoryError):  # what torch says when memory is short, and when a size overflows
+    fail(f'a model of {n_layer} layers, width {n_embd} and vocabulary {model_args["vocab_size"]} does not fit into memory')
 if checkpoint:
     raw_model.load_state_dict(checkpoint['model'])
 opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2)
@@ -244,7 +262,7 @@ X, Y = get_batch(start_iter, 0)
 log = training.open_out_dir(out_dir, config, env, start_iter, overwrite, init_from == 'resume')
 tokens_per_iter = global_batch_size * block_size
 # forward and backward: 6 FLOPs per weight and 12 L C T for attention, per token (PaLM, arXiv:2204.02311, appendix B)
-flops_per_token = 6 * (n_params - raw_model.wpe.weight.numel()) + 12 * model_config.n_layer * n_embd * block_size
+flops_per_token = 6 * (n_params - raw_model.wpe.weight.numel()) + 12 * n_layer * n_embd * block_size
 peak = training.peak_flops(env.device_type)
 say(f'{n_params / 1e6:.2f}M parameters, setting {setting}, {optimizer} | {meta["train_tokens"]:,} training tokens, '
     f'{tokens_per_iter:,} per update = {env.world_size} processes x {accum} x {micro} x {block_size} | '

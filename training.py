@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from configurator import fail
+from model import SETTINGS
 from sgdw import SGDW
 
 # -----------------------------------------------------------------------------
@@ -64,8 +65,6 @@ def start(device, dtype, compile, seed, deterministic):
         if rank == 0 and not compile:
             print(f'compile is off: it does not pay on {device_type}' if device_type != 'cuda' else
                   'compile is off: Triton is missing or does not support this GPU')
-    if seed < 0:
-        fail(f'seed={seed} is negative: use 0 or more')
 
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -225,8 +224,11 @@ def open_out_dir(out_dir, config, env, start_iter, overwrite, resume):
     replace_text(path, ''.join(rows))
 
     def log(row):
-        with open(path, 'a', encoding='utf-8') as f:
-            f.write(json.dumps(row) + '\n')
+        try:
+            with open(path, 'a', encoding='utf-8') as f:
+                f.write(json.dumps(row) + '\n')
+        except OSError as e:
+            fail(f'cannot write {path}: {e.strerror}. Make room, then --init_from=resume')
     return log
 
 
@@ -240,7 +242,7 @@ def load_checkpoint(path):
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
         missing = {'model', 'optimizer', 'iter', 'config', 'model_args'} - set(checkpoint)
-    except OSError as e:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
         fail(f'cannot read the checkpoint {path}: {e.strerror}')
     except Exception as e:  # a zip that is cut short, a pickle of classes, a file of something else
         fail(f'{path} is not a whole checkpoint of this project ({type(e).__name__}): use another file')
@@ -249,14 +251,41 @@ def load_checkpoint(path):
     return checkpoint
 
 
-def refuse_changes(checkpoint, now, path):
-    """Resuming is for the same run: ends with one sentence where architecture, data, seed or optimizer differ."""
-    then = {'model': checkpoint['model_args'], 'data': checkpoint['data'], 'config': checkpoint['config']}
-    must = {'model': [k for k in now['model'] if k not in ('dropout', 'flash')],
-            'data': ['tokenizer', 'vocab_size', 'train_tokens', 'val_tokens'],
-            'config': ['seed', 'global_batch_size', 'optimizer']}
-    for part, keys in must.items():
-        for key in keys:
-            if then[part].get(key) != now[part].get(key):
-                fail(f'{path} was made with {key}={then[part].get(key)} ({part}), now it is {now[part].get(key)}: resume '
-                     'with the config of the run, or start a new one with --init_from=FILE')
+def refuse_changes(path, then, now, keys):
+    """Ends with one sentence where a key of the checkpoint at path has another value now."""
+    for key in keys:
+        if then.get(key) != now.get(key):
+            fail(f'{path} was made with {key}={then.get(key)}, now it is {now.get(key)}: give the config of that run')
+
+
+def load_gpt2(folder):
+    """
+    GPT-2 weights in a local Hugging Face folder (config.json, model.safetensors) as a checkpoint: setting S1, LayerNorm,
+    bias, tied head. Their matrices are stored (in, out), and their GELU is the tanh approximation, ours is exact.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    try:
+        with open(os.path.join(folder, 'config.json'), encoding='utf-8') as f:
+            hf = json.load(f)
+        tensors = load_file(os.path.join(folder, 'model.safetensors'))
+        args = dict(n_layer=hf['n_layer'], n_head=hf['n_head'], n_embd=hf['n_embd'], block_size=hf['n_positions'],
+                    vocab_size=hf['vocab_size'], norm='layer', bias=True, tied=True, **SETTINGS['S1'])
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
+        fail(f'{folder} is not a GPT-2 folder with config.json and model.safetensors ({type(e).__name__}: {e})')
+    names = {'wte': 'wte', 'wpe': 'wpe', 'ln_f': 'final_norm'}
+    for i in range(args['n_layer']):
+        names |= {f'h.{i}.{theirs}': f'blocks.{i}.{ours}' for theirs, ours in (
+            ('ln_1', 'pre_norm'), ('attn.c_attn', 'attn.c_attn'), ('attn.c_proj', 'attn.c_proj'), ('ln_2', 'ffn_pre_norm'),
+            ('mlp.c_fc', 'ffn.c_fc'), ('mlp.c_proj', 'ffn.c_proj'))}
+    model = {}
+    for key, tensor in tensors.items():
+        theirs, _, kind = key.removeprefix('transformer.').rpartition('.')
+        if theirs in names:  # the rest are the head, which is tied, and causal masks
+            transpose = kind == 'weight' and '.c_' in theirs
+            model[f'{names[theirs]}.{kind}'] = tensor.t().contiguous() if transpose else tensor
+    model['lm_head.weight'] = model.get('wte.weight')
+    missing = {f'{n}.weight' for n in names.values()} - set(model)
+    if missing:
+        fail(f'{folder}/model.safetensors lacks {min(missing)}: it is not a whole GPT-2')
+    return {'model': model, 'model_args': args, 'data': {'tokenizer': 'gpt2'}}
