@@ -281,21 +281,6 @@ def encode_gpt2(encoding, text):
     return encoding.encode_to_numpy(text, disallowed_special=())  # '<|endoftext|>' in a text is text
 
 
-def encode_texts(texts, encode, end_of_text):
-    """-> the ids of all texts, the number of empty texts"""
-    pieces, empty = [end_of_text[:0]], 0
-    for text in texts:
-        if text is not None and not isinstance(text, str):
-            raise BadData(f'the text column holds {type(text).__name__}, not text: see --text_column')
-        try:
-            ids = encode(text or '')
-        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape and UTF-8 cannot hold
-            ids = encode(text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace'))
-        pieces += [ids, end_of_text]
-        empty += not text
-    return np.concatenate(pieces).astype(end_of_text.dtype), empty
-
-
 def start_worker(*given):
     """What all jobs need reaches a worker once."""
     global read, encode, end_of_text
@@ -306,7 +291,18 @@ def start_worker(*given):
 
 
 def run_job(keys):
-    return encode_texts(read(keys), encode, end_of_text)
+    """-> the ids of the documents, the number of empty documents"""
+    pieces, empty = [end_of_text[:0]], 0
+    for text in read(keys):
+        if text is not None and not isinstance(text, str):
+            raise BadData(f'the text column holds {type(text).__name__}, not text: see --text_column')
+        try:
+            ids = encode(text or '')
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape and UTF-8 cannot hold
+            ids = encode(text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace'))
+        pieces += [ids, end_of_text]
+        empty += not text
+    return np.concatenate(pieces).astype(end_of_text.dtype), empty
 
 
 # ---- the bins
@@ -323,12 +319,6 @@ def split_parts(parts, config):
         sys.exit(f'{config["dataset"]} has too few documents ({len(parts["val"])}) to train and validate: a '
                  'text file, a line of json or a row of a table is one; cut the text into more')
     return parts
-
-
-def jobs_of_parts(parts):
-    for split in ('val', 'train'):
-        for i in range(0, len(parts[split]), BATCH):
-            yield split, parts[split][i:i + BATCH]
 
 
 def jobs_of_rows(rows, config):
@@ -395,7 +385,7 @@ def open_tokenizer(name):
 def main(config):
     name = config['dataset']
     path = Path(name).expanduser()
-    local = name not in ('stdlib', 'openwebtext') and path.exists()
+    local = name not in ('', 'stdlib', 'openwebtext') and path.exists()
     if not local and not re.fullmatch(r'(\w[\w.-]*/)?\w[\w.-]*(:[\w.-]+)?', name):
         sys.exit(f'there is no file or folder {name}: check the path')
     if config['max_docs'] < 0 or config['num_proc'] < 0 or not 0 < config['val_fraction'] < 1 or (
@@ -419,7 +409,9 @@ def main(config):
         need = f'{end_of_text.itemsize} bytes a token'
     else:
         parts = split_parts(source['parts'], config)
-        jobs, total = jobs_of_parts(parts), sum(map(len, parts.values()))
+        total = sum(map(len, parts.values()))
+        jobs = ((split, keys[i:i + BATCH])
+                for split, keys in parts.items() for i in range(0, len(keys), BATCH))
         need = f'about {source["size"] * (2 if tokenizer == "byte" else 0.5) / 1e6:,.0f} MB of tokens'
     out.mkdir(parents=True, exist_ok=True)
     print(f'{out}: {need}, {shutil.disk_usage(out).free / 1e6:,.0f} MB are free', flush=True)

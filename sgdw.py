@@ -21,7 +21,8 @@ class SGDW(torch.optim.Optimizer):
 
     params: tensors or groups (dicts) of them; lr: float or one-element tensor; momentum, weight_decay: floats >= 0.
     foreach: None or True updates all tensors of one dtype and device together, False one after the other, with the
-    same numbers (for bfloat16 parameters to rounding: there torch rounds mu itself). The state is one buffer per tensor ('momentum_buffer'), and none at momentum 0. p.grad is only read.
+    same numbers (for bfloat16 parameters to rounding: there torch rounds mu itself). The state is one buffer per
+    tensor ('momentum_buffer'), and none at momentum 0. p.grad is only read.
     """
 
     def __init__(self, params, lr, momentum=0.9, weight_decay=0.0, nesterov=False, foreach=None):

@@ -3,6 +3,8 @@ Everything that must stay true: python -m pytest -q (under two minutes on two CP
 python -m pytest -q -m slow runs what takes longer. References are written from the equations, in NumPy and float64.
 """
 
+import hashlib
+import io
 import json
 import math
 import os
@@ -10,10 +12,14 @@ import random
 import signal
 import subprocess
 import sys
+import sysconfig
+import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -692,21 +698,45 @@ def test_overwrite_replaces_a_run(tokens, tmp_path):
         training.load_checkpoint(tmp_path / 'ckpt_000030.pt')
 
 
-def test_every_config_is_complete():
-    """Each config loads, states what a reader must know, and names an architecture that can be built."""
-    script = (ROOT / 'train_gpt.py').read_text().split('config = configure(globals())')[0]
-    for path in sorted((ROOT / 'config').glob('*.py')):
-        names = {'__name__': 'config', '__file__': str(ROOT / 'train_gpt.py')}
-        exec(script, names)
-        c = configure(names, [str(path)])
-        text = path.read_text()
-        for key in ('optimizer', 'learning_rate', 'weight_decay', 'global_batch_size', 'warmup_iters'):
-            assert f'\n{key} = ' in text, (path, key)
-        assert c['setting'] in SETTINGS and c['n_embd'] % c['n_head'] == 0 and all(c[n] == 'auto' for n in NORMS)
-    tiny_ones = [{k: v for k, v in configure(dict(names), [str(path)]).items() if k in (
-        'dataset', 'n_layer', 'n_head', 'n_embd', 'block_size', 'global_batch_size', 'max_iters', 'eval_tokens', 'seed')}
-        for path in sorted((ROOT / 'config').glob('*_tiny*.py'))]
-    assert all(c == tiny_ones[0] for c in tiny_ones)  # same width, depth, data and iterations
+TABLE_3_AND_5 = {  # width, heads, depth, batch, parameters, AdamW's rate for GPT-2; table 1: AdamW and mSGDW of both
+    'small': (768, 12, 12, 480, 124.4, 6e-4, {'gpt2': (2.867, 2.906), 'dnt': (2.863, 2.849)}),
+    'large': (1280, 20, 36, 512, 773.6, 2.5e-4, {'gpt2': (2.492, 2.544), 'dnt': (2.481, 2.503)}),
+    'xl': (1536, 24, 48, 512, 1438.0, 1.5e-4, {'gpt2': (2.435, 2.472), 'dnt': (2.396, 2.408)})}
+
+
+def load_config(path):
+    """What train_gpt.py makes of a config file."""
+    names = {'__name__': 'config', '__file__': str(ROOT / 'train_gpt.py')}
+    exec((ROOT / 'train_gpt.py').read_text().split('config = configure(globals())')[0], names)
+    return configure(names, [str(path)])
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'config').glob('*.py')), ids=lambda path: path.stem)
+def test_config_has_the_numbers_of_its_row(path):
+    text, c = path.read_text(), load_config(path)
+    for key in ('optimizer', 'learning_rate', 'weight_decay', 'global_batch_size', 'warmup_iters'):
+        assert f'\n{key} = ' in text, key
+    arch, size = path.stem.split('_')[:2]
+    assert path.stem.split('_')[2:] in ([], [c['optimizer']]) and c['out_dir'] == f'out/{path.stem}'
+    assert (c['setting'], c['norm'], c['bias']) == (('S5', 'rms', False) if arch == 'dnt' else ('S1', 'layer', False))
+    assert all(c[n] == 'auto' for n in NORMS) and (c['beta1'], c['beta2'], c['momentum']) == (0.9, 0.95, 0.9)
+    with torch.device('meta'):
+        model = GPT(GPTConfig(**SETTINGS[c['setting']], **{k: c[k] for k in (
+            'n_layer', 'n_head', 'n_embd', 'block_size', 'norm', 'bias')}))
+    if size in TABLE_3_AND_5:
+        C, H, L, batch, params, gpt2_lr, losses = TABLE_3_AND_5[size]
+        assert (c['n_embd'], c['n_head'], c['n_layer'], c['global_batch_size']) == (C, H, L, batch)
+        assert abs(sum(p.numel() for p in model.parameters()) / 1e6 - params) < 0.1
+        sgdw = c['optimizer'] == 'sgdw'
+        lr = 1.0 if sgdw else 6e-4 if arch == 'dnt' else gpt2_lr
+        assert (c['learning_rate'], c['min_lr'], c['weight_decay'], c['warmup_iters'], c['max_iters'], c['grad_clip'],
+                c['block_size'], c['dropout']) == (lr, 6e-5, 1e-4 if sgdw else 0.1, 0 if sgdw else 2000, 200000, 1.0, 1024, 0)
+        assert f'(table 1): {losses[arch][sgdw]}. not run here.' in text
+        assert f'= {batch * 1024:,} tokens per update' in text and f'{batch * 1024 * 200000 / 1e9:.1f}B tokens' in text
+    else:  # the tiny ones share model size, data and iterations
+        same = ('dataset', 'n_layer', 'n_head', 'n_embd', 'block_size', 'global_batch_size', 'max_iters', 'eval_tokens', 'seed')
+        first = load_config(ROOT / 'config/dnt_tiny.py')
+        assert size == 'tiny' and all(c[k] == first[k] for k in same)
 
 
 def test_help_lists_every_key_with_its_comment():
@@ -790,3 +820,468 @@ def test_bfloat16_learns_as_float32_does(tokens, tmp_path):
         train(tokens, tmp_path / dtype, f'--dtype={dtype}')
     a, b = rows(tmp_path / 'float32')[-1], rows(tmp_path / 'bfloat16')[-1]
     assert abs(a['loss'] - b['loss']) < 0.02
+
+# -----------------------------------------------------------------------------
+# prepare_owt.py
+
+TEXTS = ['one two', '', 'na\u00efve \u4e2d\u6587 \U0001f600\r\nnew line', 'x<|endoftext|>y'] + [
+    f'document {i} ' * (i % 7 + 1) for i in range(196)]
+NOBODY = 'http://127.0.0.1:9'  # nothing listens there
+
+
+def start_prepare(folder, *flags, hub=NOBODY, **env):
+    """prepare_owt.py in a folder of its own, bytes unless told otherwise, and no way out to the network."""
+    flags = ['--num_proc=2', *flags] if any('--tokenizer' in f for f in flags) else [
+        '--num_proc=2', '--tokenizer=byte', *flags]
+    env = {**os.environ, 'HF_HOME': str(folder / 'hf'), 'HF_ENDPOINT': hub, 'HF_HUB_DISABLE_TELEMETRY': '1',
+           'HF_HUB_DISABLE_XET': '1', 'HF_HUB_ETAG_TIMEOUT': '2', 'HF_HUB_DOWNLOAD_TIMEOUT': '2', **env}
+    return subprocess.Popen([sys.executable, str(ROOT / 'prepare_owt.py'), *flags], cwd=folder, env=env,
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def prepare(folder, *flags, code=0, **env):
+    """Runs to the end; returns what it printed or, if it refused, the sentence it ended with."""
+    return end_prepare(start_prepare(folder, *flags, **env), code)
+
+
+def end_prepare(process, code=0):
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == code and 'Traceback' not in err, (process.args, process.returncode, out, err)
+    return out if code == 0 else err.replace('\r', '\n').strip().splitlines()[-1]
+
+
+def prepared(folder):
+    """-> the documents of train and val as they are decoded from the bins, and the meta file"""
+    meta = json.loads((folder / 'meta.json').read_text())
+    documents = []
+    for split in ('train', 'val'):
+        ids = np.fromfile(folder / f'{split}.bin', meta['dtype'])
+        ends = np.flatnonzero(ids == meta['vocab_size'] - 1)
+        assert len(ids) == meta[f'{split}_tokens'] and len(ends) == meta[f'{split}_documents']
+        assert ends[-1] == len(ids) - 1
+        starts = np.r_[0, ends[:-1] + 1]
+        documents.append([bytes(ids[a:b].astype(np.uint8)).decode() for a, b in zip(starts, ends)])
+    assert not list(folder.glob('*.tmp'))
+    return *documents, meta
+
+
+def digests(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def nanogpt_split(texts):
+    order = np.random.default_rng(2357).permutation(len(texts))
+    cut = -(-len(texts) * 5 // 10_000)
+    return [texts[i] for i in order[cut:]], [texts[i] for i in order[:cut]]
+
+
+def write_lines(path, texts, **more):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(''.join(json.dumps({'id': i, 'text': text, **more}) + '\n' for i, text in enumerate(texts)))
+    return path
+
+
+def test_prepare_stdlib(tmp_path):
+    said = prepare(tmp_path, '--dataset=stdlib', '--tokenizer=auto')
+    train, val, meta = prepared(tmp_path / 'data/stdlib')
+    assert meta['tokenizer'] == 'byte' and meta['vocab_size'] == 257 and meta['dtype'] == 'uint16'
+    assert meta['source'] == 'stdlib' and meta['python'] == sys.version.split()[0] and len(meta['sha256']) == 64
+    assert f'{meta["train_tokens"]:,} tokens' in said and 'MB are free' in said
+    root = Path(sysconfig.get_path('stdlib'))
+    both = set(train + val)
+    for name in ('argparse.py', 'json/decoder.py', 'html/entities.py', 'encodings/aliases.py', 'keyword.py'):
+        assert ((root / name).read_bytes().decode() in both) == (name in ('argparse.py', 'json/decoder.py'))
+    assert len(val) == (len(train) + len(val)) // 20
+    # in sorted order, every 20th held out: put together again, the list is sorted
+    rest, held_out = iter(train), iter(val)
+    everything = [next(held_out) if i % 20 == 19 else next(rest) for i in range(len(train) + len(val))]
+    at = [everything.index((root / name).read_bytes().decode())
+          for name in ('abc.py', 'ast.py', 'json/decoder.py', 'logging/handlers.py', 'zipapp.py')]
+    assert at == sorted(at)
+
+    before = digests(tmp_path / 'data/stdlib')
+    assert '--overwrite=True' in prepare(tmp_path, '--dataset=stdlib', code=1)
+    prepare(tmp_path, '--dataset=stdlib', '--overwrite=True', '--num_proc=1')
+    assert digests(tmp_path / 'data/stdlib') == before
+
+
+def test_prepare_text_files(tmp_path):
+    folder = tmp_path / 'texts'
+    for i, text in enumerate(TEXTS):
+        # of a text, the name says nothing about the split
+        path = folder / f'{i % 3}' / (f'{i:03d}.txt' if i % 2 else f'train_{i:03d}.py')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode())
+    (folder / '.hidden').mkdir()
+    (folder / '.hidden/not.txt').write_text('not me')
+    (folder / 'picture.png').write_bytes(b'\x89PNG\xff')
+    in_order = [p.read_bytes().decode() for p in sorted(folder.glob('*/*'), key=lambda p: p.as_posix())
+                if '.hidden' not in p.parts]
+    said = prepare(tmp_path, f'--dataset={folder}')
+    train, val, meta = prepared(tmp_path / 'data/texts')
+    assert (train, val) == nanogpt_split(in_order) and len(val) == 1
+    assert '1 documents are empty' in said and meta['source'] == str(folder)
+    prepare(tmp_path, f'--dataset={folder}', '--out_dir=other', '--max_docs=40', '--val_fraction=0.25')
+    train, val, meta = prepared(tmp_path / 'other')
+    assert len(train) == 30 and sorted(train + val) == sorted(in_order[:40])
+
+
+def test_prepare_json_lines_and_parquet_give_the_same_bins(tmp_path):
+    pytest.importorskip('datasets')
+    write_lines(tmp_path / 'lines/a.jsonl', TEXTS[:90])
+    write_lines(tmp_path / 'lines/b.jsonl', TEXTS[90:])
+    (tmp_path / 'lines/README.md').write_text('about')
+    (tmp_path / 'table').mkdir()
+    for name, part in (('a', TEXTS[:90]), ('b', TEXTS[90:])):
+        (tmp_path / f'table/{name}.parquet').write_bytes(parquet(part))
+    prepare(tmp_path, '--dataset=lines', '--num_proc=1')
+    prepare(tmp_path, '--dataset=table', '--num_proc=3')
+    train, val, _ = prepared(tmp_path / 'data/lines')
+    assert (train, val) == nanogpt_split(TEXTS)
+    for name in ('train.bin', 'val.bin'):
+        assert (tmp_path / 'data/lines' / name).read_bytes() == (tmp_path / 'data/table' / name).read_bytes()
+
+    # that is what `datasets` itself calls the split
+    from datasets import Dataset
+    split = Dataset.from_dict({'text': TEXTS}).train_test_split(test_size=0.0005, seed=2357, shuffle=True)
+    assert (train, val) == (list(split['train']['text']), list(split['test']['text']))
+
+    # a stream is read in its order, one row of so many to validation
+    prepare(tmp_path, '--dataset=table', '--out_dir=stream', '--streaming=True', '--val_fraction=0.1',
+            '--max_docs=150')
+    train, val, _ = prepared(tmp_path / 'stream')
+    assert val == TEXTS[:150:10] and train == [t for i, t in enumerate(TEXTS[:150]) if i % 10]
+
+
+def test_prepare_keeps_named_splits_and_odd_lines(tmp_path):
+    write_lines(tmp_path / 'named/train-00000-of-00002.jsonl', TEXTS[:50])
+    write_lines(tmp_path / 'named/train-00001-of-00002.jsonl', TEXTS[50:100])
+    write_lines(tmp_path / 'named/validation.jsonl', TEXTS[100:120])
+    write_lines(tmp_path / 'named/test.jsonl', TEXTS[120:])
+    prepare(tmp_path, '--dataset=named')
+    assert prepared(tmp_path / 'data/named')[:2] == (TEXTS[:100], TEXTS[100:120])
+
+    (tmp_path / 'odd.json').write_bytes(b'{"text": "a\\ud800b"}\r\n\n  \n{"text": null}\n'
+                                        b'{"text": "\\ud83d\\ude00"}')
+    prepare(tmp_path, '--dataset=odd.json', '--val_fraction=0.3')
+    train, val, meta = prepared(tmp_path / 'data/odd')
+    assert sorted(train + val) == ['', 'a\ufffdb', '\U0001f600']
+
+
+def test_prepare_refuses_in_words(tmp_path):
+    write_lines(tmp_path / 'good.jsonl', TEXTS)
+    broken = write_lines(tmp_path / 'broken.jsonl', TEXTS)
+    broken.write_text(broken.read_text() + '{"text": "cut off\n')
+    write_lines(tmp_path / 'number.jsonl', [1, 2, 3])
+    (tmp_path / 'array.json').write_text('[\n {"text": "a"},\n {"text": "b"}\n]\n')
+    (tmp_path / 'latin').mkdir()
+    (tmp_path / 'latin/a.txt').write_text('fine')
+    (tmp_path / 'latin/b.txt').write_bytes(b'caf\xe9 au lait')
+    (tmp_path / 'pictures').mkdir()
+    (tmp_path / 'pictures/a.png').write_bytes(b'\x89PNG')
+    (tmp_path / 'alone.txt').write_text('one text is one document')
+    (tmp_path / 'nothing.jsonl').write_text('')
+    write_lines(tmp_path / 'empty.jsonl', ['', '', ''])
+    (tmp_path / 'bad.parquet').write_bytes(b'PAR1 is not enough')
+    (tmp_path / 'file').write_text('in the way')
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images/meta.json').write_text('{"classes": 10}')
+    before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+    cases = [
+        (['--dataset=broken.jsonl'], ['broken.jsonl', 'line 201', 'not JSON']),
+        (['--dataset=good.jsonl', '--text_column=body'], ["no key 'body'", 'id, text', '--text_column']),
+        (['--dataset=number.jsonl'], ['int', 'not text', '--text_column']),
+        (['--dataset=array.json'], ['array.json, line ', 'one object a line']),
+        (['--dataset=latin', '--val_fraction=0.5'], ['b.txt', 'not UTF-8 at byte 3', 'iconv']),
+        (['--dataset=pictures'], ['pictures holds no text', '.jsonl']),
+        (['--dataset=alone.txt'], ['too few documents (1)', 'cut the text']),
+        (['--dataset=nothing.jsonl'], ['nothing.jsonl holds no text']),
+        (['--dataset=empty.jsonl'], ['all documents are empty']),
+        (['--dataset=bad.parquet'], ['bad.parquet', 'parquet']),
+        (['--dataset=./not/there'], ['no file or folder ./not/there']),
+        (['--dataset=good.jsonl', '--tokenizer=gpt3'], ["unknown tokenizer 'gpt3'", 'byte']),
+        (['--dataset=good.jsonl', '--val_fraction=1.5'], ['val_fraction']),
+        (['--dataset=good.jsonl', '--max_docs=-1'], ['max_docs']),
+        (['--dataset=good.jsonl', '--out_dir=file'], ['file', 'mend']),
+        (['--dataset=good.jsonl', '--out_dir=images'], ['images', 'meta.json', '--out_dir']),
+        (['--dataset=good.jsonl', '--max_doc=1'], ['max_docs']),
+    ]
+    for three in (cases[i:i + 3] for i in range(0, len(cases), 3)):
+        for process, words in [(start_prepare(tmp_path, *flags), words) for flags, words in three]:
+            sentence = end_prepare(process, code=1)
+            assert all(word in sentence for word in words), (sentence, words)
+    assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
+    assert not (tmp_path / 'data').exists() or not list((tmp_path / 'data').iterdir())
+
+
+def test_prepare_leaves_the_old_set_until_the_new_one_is_complete(tmp_path):
+    write_lines(tmp_path / 'good.jsonl', TEXTS)
+    prepare(tmp_path, '--dataset=good.jsonl')
+    before = digests(tmp_path / 'data/good')
+    (tmp_path / 'good.jsonl').write_text((tmp_path / 'good.jsonl').read_text() + 'broken\n')
+    assert 'line 201' in prepare(tmp_path, '--dataset=good.jsonl', '--overwrite=True', code=1)
+    assert digests(tmp_path / 'data/good') == before
+    # killed between two renames: no bin pair without meta.json, and the next call is not refused
+    (tmp_path / 'data/good/val.bin').rename(tmp_path / 'data/good/val.bin.tmp')
+    write_lines(tmp_path / 'good.jsonl', TEXTS)
+    prepare(tmp_path, '--dataset=good.jsonl')
+    assert digests(tmp_path / 'data/good') == before
+
+
+def test_prepare_says_that_the_disk_is_full(tmp_path):
+    resource = pytest.importorskip('resource')
+    write_lines(tmp_path / 'good.jsonl', [text * 100 for text in TEXTS])
+    code = (f'import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); '
+            f'sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = {str(ROOT / "prepare_owt.py")!r}; '
+            f'runpy.run_path(sys.argv[0], run_name="__main__")')
+    run = subprocess.run([sys.executable, '-c', code, '--dataset=good.jsonl', '--tokenizer=byte'], cwd=tmp_path,
+                         capture_output=True, text=True)
+    assert resource and run.returncode == 1 and 'Traceback' not in run.stderr, run.stderr
+    assert 'File too large' in run.stderr and not (tmp_path / 'data/good').exists()
+
+
+def test_prepare_takes_four_bytes_past_65536_ids(tmp_path):
+    write_lines(tmp_path / 'good.jsonl', TEXTS)
+    code = ('import prepare_owt as p; p.VOCAB["byte"] = 70_000; p.main(dict(dataset="good.jsonl", out_dir="big", '
+            'tokenizer="byte", text_column="text", max_docs=0, val_fraction=0.0005, streaming="auto", '
+            'revision="", num_proc=1, overwrite=False))')
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+                   check=True, capture_output=True)
+    assert prepared(tmp_path / 'big')[:2] == nanogpt_split(TEXTS)
+    assert np.fromfile(tmp_path / 'big/val.bin', '<u4')[-1] == 69_999
+
+
+def test_prepare_gpt2(tmp_path):
+    tiktoken = pytest.importorskip('tiktoken')
+    write_lines(tmp_path / 'good.jsonl', TEXTS)
+    flags = ['--dataset=good.jsonl', '--tokenizer=gpt2', '--val_fraction=0.1']
+    sentence = prepare(tmp_path, *flags, code=1, TIKTOKEN_CACHE_DIR=str(tmp_path / 'none'), HTTPS_PROXY=NOBODY,
+                       https_proxy=NOBODY)
+    assert 'TIKTOKEN_CACHE_DIR' in sentence and '--tokenizer=byte' in sentence
+    cache = os.environ.get('TIKTOKEN_CACHE_DIR') or os.environ.get('DATA_GYM_CACHE_DIR')
+    if not cache or not (Path(cache) / '0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4').exists():
+        pytest.skip("gpt2's file is not here and there is no network: set TIKTOKEN_CACHE_DIR to where it is")
+    prepare(tmp_path, *flags)
+    encoding = tiktoken.get_encoding('r50k_base')
+    meta = json.loads((tmp_path / 'data/good/meta.json').read_text())
+    assert (meta['tokenizer'], meta['vocab_size'], meta['dtype']) == ('gpt2', 50257, 'uint16')
+    order = np.random.default_rng(2357).permutation(len(TEXTS))
+    for split, documents in (('train', order[20:]), ('val', order[:20])):
+        ids = np.fromfile(tmp_path / f'data/good/{split}.bin', '<u2').tolist()
+        assert ids == [i for d in documents for i in [*encoding.encode_ordinary(TEXTS[d]), 50256]]
+        assert len(ids) == meta[f'{split}_tokens'] and ids.count(50256) == len(documents)
+        assert encoding.decode(ids) == ''.join(TEXTS[d] + '<|endoftext|>' for d in documents)
+
+
+def kill_midway(folder, flags, wait):
+    """kill -9 after so many seconds of writing; True if it was still at work. No worker may survive it."""
+    process = start_prepare(folder, *flags)
+    tmp = folder / 'killed/train.bin.tmp'
+    while process.poll() is None and not tmp.exists():
+        time.sleep(0.01)
+    time.sleep(wait)
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
+    children = children.read_text().split() if children.exists() else []
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=20)
+    deadline = time.monotonic() + 20
+    while any(Path(f'/proc/{pid}').exists() for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f'/proc/{pid}').exists() for pid in children)
+    return process.returncode == -signal.SIGKILL
+
+
+def killed_as_if_never(tmp_path, texts, waits):
+    write_lines(tmp_path / 'good.jsonl', texts)
+    prepare(tmp_path, '--dataset=good.jsonl', '--out_dir=straight')
+    flags, killed = ['--dataset=good.jsonl', '--out_dir=killed'], 0
+    for wait in waits:
+        if kill_midway(tmp_path, flags, wait):
+            killed += 1
+            assert not {'train.bin', 'val.bin'} <= {p.name for p in (tmp_path / 'killed').iterdir()}
+            assert not (tmp_path / 'killed/val.bin').exists()
+        else:
+            for path in (tmp_path / 'killed').iterdir():
+                path.unlink()
+    prepare(tmp_path, *flags)
+    assert digests(tmp_path / 'killed') == digests(tmp_path / 'straight')
+    return killed
+
+
+def test_prepare_killed_halfway_then_gives_the_same_bytes(tmp_path):
+    assert killed_as_if_never(tmp_path, [f'{text} ' * 4000 for text in TEXTS], [0])
+
+
+@pytest.mark.slow
+def test_prepare_killed_at_five_random_moments(tmp_path):
+    waits = [random.Random(1).uniform(0, 1) for _ in range(5)]
+    assert killed_as_if_never(tmp_path, [f'{text} ' * 4000 for text in TEXTS] * 5, waits) >= 3
+
+
+# a Hub of our own: as much of it as load_dataset asks for
+
+
+class Hub(BaseHTTPRequestHandler):
+    """
+    server.sets: {'owner/name' or 'owner/name@revision': {path: bytes} or an HTTP status}; .broken: paths of which
+    only half is sent; .plain: without the header by which the Hub says more about an error
+    """
+    protocol_version = 'HTTP/1.1'
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, body=b'', half=False, **headers):
+        self.send_response(status)
+        for key, value in {'Content-Length': len(body), **headers}.items():
+            self.send_header(key.replace('_', '-'), str(value))
+        self.end_headers()
+        if self.command != 'HEAD':
+            self.wfile.write(body[:len(body) // 2] if half else body)
+        self.close_connection = half
+
+    def do_GET(self):
+        sent = self.rfile.read(int(self.headers.get('Content-Length') or 0))
+        url = urlsplit(self.path)
+        words = [unquote(word) for word in url.path.strip('/').split('/')]
+        api = words[0] == 'api'
+        name, rest = '/'.join(words[api + 1:api + 3]), words[api + 3:]
+        commits = {f'{r:0>40}'.replace('/', '-'): r for r in ('main', 'refs/convert/parquet', 'refs/pr/18')}
+        asked = [pair for pair in commits.items() if rest[1:] and rest[1] in pair]
+        commit, revision = (asked or list(commits.items()))[0]
+        files = self.server.sets.get(name if revision == 'main' else f'{name}@{revision}', 404)
+        if isinstance(files, int):
+            code = {401: 'GatedRepo', 403: 'GatedRepo', 404: 'RepoNotFound'}.get(files, '')
+            return self.answer(files, b'{}', **({} if self.server.plain else {'X_Error_Code': code}))
+        if not api:  # name/resolve/revision/path
+            path = '/'.join(rest[2:])
+            if path not in files:
+                return self.answer(404, X_Error_Code='EntryNotFound', X_Repo_Commit=commit)
+            body, status, headers = files[path], 200, {}
+            if wanted := self.headers.get('Range'):
+                start, _, end = wanted[len('bytes='):].partition('-')
+                end = min(int(end or len(body)), len(body) - 1)
+                headers['Content_Range'] = f'bytes {start}-{end}/{len(body)}'
+                body, status = body[int(start):end + 1], 206
+            return self.answer(status, body, half=path in self.server.broken and self.command == 'GET',
+                               ETag=f'"{hashlib.sha1(files[path]).hexdigest()}"', X_Repo_Commit=commit, **headers)
+
+        def entry(path):
+            oid = hashlib.sha1(files[path]).hexdigest()
+            return {'type': 'file', 'path': path, 'size': len(files[path]), 'oid': oid}
+
+        if rest[:1] == ['tree']:
+            head = ''.join(f'{word}/' for word in rest[2:])
+            below = [path for path in files if path.startswith(head)]
+            if not below:
+                return self.answer(404, b'{}', X_Error_Code='EntryNotFound')
+            deep = 'recursive=true' in url.query.lower()
+            folders = {head + path[len(head):].split('/')[0] for path in below if '/' in path[len(head):]}
+            body = [entry(path) for path in below if deep or '/' not in path[len(head):]]
+            body += [{'type': 'directory', 'path': folder, 'size': 0, 'oid': 'b' * 40} for folder in folders]
+        elif rest[:1] == ['paths-info']:
+            body = [entry(path) for path in files if path in unquote(sent.decode())]
+        else:
+            body = {'id': name, 'sha': commit, 'siblings': [{'rfilename': path} for path in files], 'tags': []}
+        self.answer(200, json.dumps(body).encode(), Content_Type='application/json')
+
+    do_HEAD = do_POST = do_GET
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+    server.daemon_threads = True
+    server.sets, server.broken, server.plain = {}, set(), False
+    server.url = f'http://127.0.0.1:{server.server_port}'
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def parquet(texts, column='text'):
+    import pyarrow as pa
+    import pyarrow.parquet
+    file = io.BytesIO()
+    pa.parquet.write_table(pa.table({column: texts, 'id': list(range(len(texts)))}), file)
+    return file.getvalue()
+
+
+@pytest.mark.slow
+def test_prepare_from_the_hub(tmp_path, hub):
+    pytest.importorskip('datasets')
+    card = b"""---
+configs:
+- {config_name: one, data_files: a/*.parquet}
+- {config_name: two, data_files: [{split: train, path: b/t.parquet}, {split: validation, path: b/v.parquet}]}
+---
+"""
+    hub.sets['me/plain'] = {'data/train-00000-of-00002.parquet': parquet(TEXTS[:90]),
+                            'data/train-00001-of-00002.parquet': parquet(TEXTS[90:])}
+    hub.sets['me/parts'] = {'README.md': card, 'a/x.parquet': parquet(TEXTS[:20]),
+                            'b/t.parquet': parquet(TEXTS[20:100]), 'b/v.parquet': parquet(TEXTS[100:])}
+    prepare(tmp_path, '--dataset=me/plain', hub=hub.url)
+    train, val, meta = prepared(tmp_path / 'data/plain')
+    assert (train, val) == nanogpt_split(TEXTS) and meta['source'] == 'me/plain' and meta['rows'] == len(TEXTS)
+    prepare(tmp_path, '--dataset=me/plain', '--out_dir=few', '--max_docs=100', '--val_fraction=0.05', hub=hub.url)
+    assert prepared(tmp_path / 'few')[:2] == ([t for i, t in enumerate(TEXTS[:100]) if i % 20], TEXTS[:100:20])
+    prepare(tmp_path, '--dataset=me/parts:two', hub=hub.url)
+    assert prepared(tmp_path / 'data/parts-two')[:2] == (TEXTS[20:100], TEXTS[100:])
+
+    # openwebtext: an export that is cut is not taken, one with too few rows only for want of a better one
+    owner = 'Skylion007/openwebtext'
+    hub.sets[f'{owner}@refs/convert/parquet'] = {'plain_text/partial-train/0000.parquet': parquet(TEXTS)}
+    hub.sets[f'{owner}@refs/pr/18'] = {'data/train-00000-of-00093.parquet': parquet(TEXTS[:50])}
+    hub.sets['dylanebert/openwebtext'] = {'plain_text/train-00000-of-00080.parquet': parquet(TEXTS)}
+    said = prepare(tmp_path, hub=hub.url)
+    assert 'cut short' in said and '50 rows' in said and '200 rows, OpenWebText has 8,013,769' in said
+    train, val, meta = prepared(tmp_path / 'data/openwebtext')
+    assert meta['source'] == 'dylanebert/openwebtext' and (train, val) == nanogpt_split(TEXTS)
+    prepare(tmp_path, '--max_docs=30', '--overwrite=True', hub=hub.url)
+    meta = prepared(tmp_path / 'data/openwebtext')[2]
+    assert meta['source'] == f'{owner}@refs/convert/parquet'
+    assert meta['train_documents'] + meta['val_documents'] == 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('plain', [False, True])
+def test_prepare_says_why_the_hub_refuses(tmp_path, hub, plain):
+    pytest.importorskip('datasets')
+    hub.plain = plain
+    card = b"""---
+configs:
+- {config_name: one, data_files: a.parquet}
+- {config_name: two, data_files: b.parquet}
+---
+"""
+    hub.sets |= {'me/a401': 401, 'me/a403': 403, 'me/a404': 404,
+                 'me/script': {'script.py': b'', 'README.md': b'hello'},
+                 'me/column': {'data/train.parquet': parquet(TEXTS, 'content')},
+                 'me/two': {'README.md': card, 'a.parquet': parquet(TEXTS), 'b.parquet': parquet(TEXTS)},
+                 'me/test': {'data/test.parquet': parquet(TEXTS)},
+                 'me/half': {'data/train-half.parquet': parquet(TEXTS * 99)}}
+    hub.broken.add('data/train-half.parquet')
+    for flags, words in (
+            ('me/a401', ['me/a401', 'hf auth login']),
+            ('me/a403', ['me/a403', 'gated', 'terms', 'hf auth login']),
+            ('me/a404', ['me/a404 is not on the Hub', 'spelling']),
+            ('me/script', ['--revision=refs/convert/parquet']),
+            ('me/column', ["no column 'text'", 'content']),
+            ('me/column --max_docs=10', ["no column 'text'", 'content']),
+            ('me/two', ['one', 'two', 'ID:CONFIG']),
+            ('me/two:three', ['one', 'two', 'ID:CONFIG']),
+            ('me/test', ['no split train but test']),
+            ('me/half', ['download of me/half broke off', 'same line'])):
+        sentence = prepare(tmp_path, *f'--dataset={flags}'.split(), code=1, hub=hub.url)
+        assert all(word in sentence for word in words), sentence
+        assert not (tmp_path / 'data').exists() or not list((tmp_path / 'data').iterdir())
+
+
+@pytest.mark.slow
+def test_prepare_says_that_there_is_no_network(tmp_path):
+    pytest.importorskip('datasets')
+    for process in [start_prepare(tmp_path, *flags) for flags in (['--dataset=me/any'], [])]:
+        sentence = end_prepare(process, code=1)
+        assert 'cannot be reached' in sentence and 'check the network' in sentence
+    assert not (tmp_path / 'data').exists()

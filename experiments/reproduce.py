@@ -23,7 +23,7 @@ table = False  # True: only print the table of results/STUDY.jsonl
 
 TINY = ('dnt_tiny', 'dnt_tiny_adamw', 'gpt2_tiny', 'gpt2_tiny_sgdw')
 LRS = {'sgdw': (0.1, 0.2, 0.4, 0.8, 1.6), 'adamw': (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)}
-WARMUPS = (0.02, 0.1, 0.3)  # shares of the run
+WARMUPS = (0.02, 0.1, 0.3, 0.5)  # shares of the run
 
 
 def optimizer_of(config):
@@ -34,7 +34,7 @@ def optimizer_of(config):
 
 
 def tiny_grid(done):
-    """A third of the length. First all learning rates at the middle warmup, then all warmups at the two best."""
+    """A third of the length. First all learning rates at warmup 0.1, then all warmups at the best and its neighbours."""
     iters = 1500
     for config in TINY:
         lrs = LRS[optimizer_of(config)]
@@ -43,8 +43,8 @@ def tiny_grid(done):
         yield from (runs[lr, WARMUPS[1]] for lr in lrs)
         first = {lr: done.get(key(runs[lr, WARMUPS[1]])) for lr in lrs}
         if all(first.values()):
-            best = sorted(lrs, key=lambda lr: first[lr]['val_loss'])[:2]
-            yield from (run for (lr, w), run in runs.items() if lr in best)
+            best = min(range(len(lrs)), key=lambda i: first[lrs[i]]['val_loss'])
+            yield from (run for (lr, w), run in runs.items() if lr in lrs[max(0, best - 1):best + 2])
 
 
 def tiny(done):
