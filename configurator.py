@@ -14,6 +14,7 @@ import difflib
 import os
 import runpy
 import sys
+import time
 import types
 
 # what people who come from nanoGPT will type
@@ -114,6 +115,12 @@ def show_help(script, defaults):
 
 
 def fail(message, any_rank=False):
-    """End with exit code 1 and one sentence; under torchrun rank 0 says it for all, unless only some ranks know."""
-    rank = os.environ.get('RANK', '0')
-    raise SystemExit(message if rank == '0' else f'rank {rank}: {message}' if any_rank else 1)
+    """
+    End with exit code 1 and one sentence. Under torchrun one process of each machine says it for all (any_rank: where
+    only some know, they say it themselves); the others wait a little, for torchrun ends all when the first one goes.
+    """
+    rank, local_rank = os.environ.get('RANK', '0'), os.environ.get('LOCAL_RANK', '0')
+    if local_rank != '0' and not any_rank:
+        time.sleep(3)
+        raise SystemExit(1)
+    raise SystemExit(message if rank == '0' else f'rank {rank}: {message}')

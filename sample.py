@@ -44,7 +44,11 @@ if saved['data']['tokenizer'] == 'byte':
     decode = lambda ids: bytes(i for i in ids if i < 256).decode('utf-8', errors='replace')
 else:
     import tiktoken
-    gpt2 = tiktoken.get_encoding('r50k_base')  # the ids of gpt2, in one file instead of two
+    try:
+        gpt2 = tiktoken.get_encoding('r50k_base')  # the ids of gpt2, in one file instead of two
+    except Exception as e:
+        fail(f'the file of the gpt2 tokenizer cannot be fetched ({type(e).__name__}): put r50k_base.tiktoken under the '
+             'name 0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4 into a folder and set TIKTOKEN_CACHE_DIR to it')
     eot, encode, decode = 50256, gpt2.encode_ordinary, lambda ids: gpt2.decode([i for i in ids if i != 50256])
 
 if prompt.startswith('FILE:'):

@@ -13,10 +13,12 @@ config.json, log.jsonl (one object a line), ckpt.pt (the latest state) and best.
 import json
 import os
 import time
-from dataclasses import asdict, fields
+from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -87,12 +89,20 @@ for key in ('eval_interval', 'eval_tokens', 'ckpt_interval', 'keep_interval', 'l
             'learning_rate', 'min_lr', 'warmup_iters', 'weight_decay', 'grad_clip'):
     if not 0 <= config[key] < float('inf'):
         fail(f'{key}={config[key]} is out of range: use 0 or more')
+if seed >= 2**32:
+    fail(f'seed={seed} is out of range: use less than {2**32}')
 for key in ('dropout', 'momentum', 'beta1', 'beta2'):
     if not 0 <= config[key] < 1:
         fail(f'{key}={config[key]} is out of range: use 0 or more, less than 1')
 env = training.start(device, dtype, compile, seed, deterministic)
 micro, accum = training.split_batch(global_batch_size, micro_batch_size, env.world_size)
-say = print if env.master else lambda *args, **kwargs: None
+say = partial(print, flush=True) if env.master else lambda *args: None
+
+if training.our_files(out_dir) and init_from != 'resume' and not overwrite and not eval_only:
+    fail(f'{out_dir} holds a run: go on with it (--init_from=resume), replace it (--overwrite=True) or choose another '
+         '--out_dir')
+if overwrite and os.path.dirname(os.path.abspath(init_from)) == os.path.abspath(out_dir):
+    fail(f'{init_from} lies in the out_dir that is to be overwritten: choose another --out_dir')
 
 # -----------------------------------------------------------------------------
 # data: train.bin and val.bin of token ids, one document after another, and meta.json
@@ -108,8 +118,10 @@ def read_meta():
     if os.path.exists(path):
         try:
             with open(path, encoding='utf-8') as f:
-                meta = {**json.load(f)}
-            known = meta['dtype'] in ('uint16', 'uint32') and meta['vocab_size'] >= 1 and meta['tokenizer']
+                meta = dict(json.load(f))
+            counts = [meta[k] for k in ('vocab_size', 'train_tokens', 'val_tokens')]
+            known = meta['dtype'] in ('uint16', 'uint32') and meta['tokenizer'] in ('byte', 'gpt2') \
+                and all(type(n) is int and n > 0 for n in counts)
         except (OSError, ValueError, KeyError, TypeError):
             known = False
         if not known:
@@ -170,20 +182,21 @@ if model_args['vocab_size'] < meta['vocab_size']:
 model_args.update({key: SETTINGS[setting][key] for key in NORMS if config[key] == 'auto'})
 
 start_iter, best_val_loss, checkpoint = 0, float('inf'), None
-ckpt_path = os.path.join(out_dir, 'ckpt.pt')
-if init_from == 'resume' and not os.path.exists(ckpt_path):
+there = [f for f in training.our_files(out_dir) if f.startswith('ckpt')]  # ckpt.pt sorts first, the kept ones follow
+ckpt_path = os.path.join(out_dir, there[-1] if there and 'ckpt.pt' not in there else 'ckpt.pt')
+if init_from == 'resume' and not there:
     say(f'{out_dir} has no checkpoint yet: starting at iteration 0')
 elif init_from != 'scratch':
     resume = init_from == 'resume'
     path = ckpt_path if resume else init_from
     checkpoint = training.load_gpt2(path) if os.path.isdir(path) else training.load_checkpoint(path)
-    if not vocab_size and checkpoint['model_args']['vocab_size'] >= meta['vocab_size']:
-        model_args['vocab_size'] = checkpoint['model_args']['vocab_size']
+    if not vocab_size:
+        model_args['vocab_size'] = max(checkpoint['model_args'].get('vocab_size', 0), meta['vocab_size'])
     same = ['n_layer', 'n_head', 'n_embd', 'vocab_size', 'norm', 'bias', 'tied', *NORMS] + ['block_size'] * resume
     training.refuse_changes(path, checkpoint['model_args'], model_args, same)
     training.refuse_changes(path, checkpoint['data'], meta, ['tokenizer'])
     if resume:
-        training.refuse_changes(path, checkpoint['data'], meta, ['vocab_size', 'train_tokens', 'val_tokens'])
+        training.refuse_changes(path, checkpoint['data'], meta, ['vocab_size', 'train_tokens', 'val_tokens', 'source'])
         training.refuse_changes(path, checkpoint['config'], config, ['seed', 'global_batch_size', 'optimizer'])
         start_iter, best_val_loss = checkpoint['iter'], checkpoint['best_val_loss']
         if start_iter > max_iters:
@@ -198,14 +211,26 @@ elif init_from != 'scratch':
 model_config = GPTConfig(**model_args)
 try:
     raw_model = GPT(model_config).to(env.device)
-except (RuntimeError, MemoryError):  # what torch says when memory is short, and when a size overflows
-    fail(f'a model of {n_layer} layers, width {n_embd} and vocabulary {model_args["vocab_size"]} does not fit into memory')
+except (RuntimeError, MemoryError) as e:  # what torch says when memory is short, and when a size overflows
+    fail(f'a model of {n_layer} layers, width {n_embd} and vocabulary {model_args["vocab_size"]} does not fit into memory '
+         f'({str(e).splitlines()[0]})', any_rank=True)
 if checkpoint:
-    raw_model.load_state_dict(checkpoint['model'])
+    try:
+        raw_model.load_state_dict(checkpoint['model'])
+    except RuntimeError as e:
+        fail(f'{path} does not hold the weights of this model ({" ".join(str(e).split())[:200]}): use another file')
+elif eval_only:
+    fail('eval_only needs weights: --init_from=resume where out_dir holds a checkpoint, or --init_from=FILE')
 opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2)
 if start_iter:
+    flags = [{k: v for k, v in group.items() if k != 'params'} for group in opt.param_groups]
     opt.load_state_dict(checkpoint['optimizer'])
+    for group, values in zip(opt.param_groups, flags):
+        group.update(values)  # the momentum is the checkpoint's, the numbers are those of the config
 checkpoint = None  # free the memory
+total, squares = training.all_sum([start_iter, start_iter**2], env)
+if squares * env.world_size != total**2:
+    fail(f'the processes found different checkpoints in {out_dir}: it must lie on a disk that all machines share')
 params = [p for p in raw_model.parameters() if p.requires_grad]
 n_params = sum(p.numel() for p in params)
 
@@ -213,7 +238,7 @@ n_params = sum(p.numel() for p in params)
 model = ddp = raw_model
 if env.world_size > 1:
     model = ddp = DDP(raw_model, device_ids=[env.device] if env.device_type == 'cuda' else None,
-                      broadcast_buffers=False, gradient_as_bucket_view=True)
+                      gradient_as_bucket_view=True)
 if env.compile:
     model = torch.compile(model)
 
@@ -241,10 +266,18 @@ def evaluate():
 
 
 def save(name):
-    if env.master:
-        training.save_checkpoint(os.path.join(out_dir, name), {
-            'model': raw_model.state_dict(), 'optimizer': opt.state_dict(), 'iter': iter_num,
-            'best_val_loss': best_val_loss, 'model_args': model_args, 'data': meta, 'config': config})
+    path = os.path.join(out_dir, name)
+    training.on_master(lambda: training.save_checkpoint(path, {
+        'model': raw_model.state_dict(), 'optimizer': opt.state_dict(), 'iter': iter_num,
+        'best_val_loss': best_val_loss, 'model_args': model_args, 'data': meta, 'config': config}), env)
+
+
+def stop_if_not_finite(what, *numbers):
+    """All processes have the same numbers, so all stop."""
+    if not np.isfinite(numbers).all():
+        good = f'that of iteration {saved_iter} in {out_dir}' if saved_iter else 'none'
+        fail(f'iteration {iter_num}: {what} at learning rate {lr:.3g}, so no step was made. The last good checkpoint is '
+             f'{good}. Try a lower learning_rate, a longer warmup_iters, grad_clip=1.0 or --flash=False')
 
 
 def leave(code):
@@ -258,8 +291,24 @@ signals = training.catch_signals()
 if eval_only:
     say(f'val loss {evaluate()} nats per token')
     leave(0)
+
+# one micro batch before anything is written or thrown away: memory is there, and the compiler works
 X, Y = get_batch(start_iter, 0)
-log = training.open_out_dir(out_dir, config, env, start_iter, overwrite, init_from == 'resume')
+try:
+    with env.autocast:
+        model(X, Y)[1].backward()
+except torch._dynamo.exc.TorchDynamoException as e:
+    fail(f'torch.compile fails here ({str(e).splitlines()[0][:200]}): use --compile=False', any_rank=True)
+except (torch.OutOfMemoryError, RuntimeError) as e:
+    if not isinstance(e, torch.OutOfMemoryError) and 'allocate' not in str(e):
+        raise
+    fail(f'{micro} sequences of {block_size} tokens do not fit into memory: use a smaller micro_batch_size', any_rank=True)
+opt.zero_grad(set_to_none=env.world_size == 1)  # DDP keeps gradients as views into its buckets
+
+opened = training.on_master(lambda: training.open_out_dir(
+    out_dir, config, env, start_iter, overwrite, init_from == 'resume'), env)
+log, evaluated = opened or (lambda row: None, False)
+evaluated = training.all_sum([int(evaluated)], env)[0] > 0
 tokens_per_iter = global_batch_size * block_size
 # forward and backward: 6 FLOPs per weight and 12 L C T for attention, per token (PaLM, arXiv:2204.02311, appendix B)
 flops_per_token = 6 * (n_params - raw_model.wpe.weight.numel()) + 12 * n_layer * n_embd * block_size
@@ -270,34 +319,28 @@ say(f'{n_params / 1e6:.2f}M parameters, setting {setting}, {optimizer} | {meta["
 
 # -----------------------------------------------------------------------------
 # loop
-saved_iter, stopping, t0, timed = start_iter, False, time.time(), 0
-for iter_num in range(start_iter, max_iters + 1):  # the last turn saves and evaluates the final weights
-    last = iter_num == max_iters
+saved_iter, lr, t0, timed = start_iter, 0.0, time.time(), 0
+for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and saves the final weights
+    last, interrupted = iter_num == max_iters, False
+    names = ['ckpt.pt'] + [f'ckpt_{iter_num:06d}.pt'] * bool(keep_interval and iter_num % keep_interval == 0)
 
-    # save before evaluating: an evaluation is the longer of the two
-    pause = time.time()
-    if iter_num > start_iter and (last or stopping or ckpt_interval and iter_num % ckpt_interval == 0):
-        save('ckpt.pt')
-        saved_iter = iter_num
-    if iter_num > start_iter and keep_interval and iter_num % keep_interval == 0:
-        save(f'ckpt_{iter_num:06d}.pt')
-    if not stopping and (last or eval_interval and iter_num % eval_interval == 0):
+    due = eval_interval and iter_num % eval_interval == 0
+    if (due or last) and not (evaluated and iter_num == start_iter):
+        pause = time.time()
         val_loss = evaluate()
-        stopping = val_loss is None
-        if not stopping:
+        interrupted = val_loss is None
+        if not interrupted:
+            stop_if_not_finite(f'validation loss {val_loss}', val_loss)
             better, best_val_loss = val_loss < best_val_loss, min(val_loss, best_val_loss)
             log({'iter': iter_num, 'split': 'val', 'loss': val_loss, 'tokens': iter_num * tokens_per_iter})
             say(f'val  {iter_num:6d}/{max_iters} | loss {val_loss:.4f}' + ' | best so far' * better)
             if better and iter_num > 0:
                 save('best.pt')
-        elif saved_iter < iter_num:
-            save('ckpt.pt')
-    if stopping:
-        say(f'stopped by a signal at iteration {iter_num}; --init_from=resume goes on from there')
-        leave(128 + (signals or [15])[0])
-    if last:
+        t0 += time.time() - pause
+    if last and not interrupted:
+        for name in names if iter_num > start_iter else ():
+            save(name)
         break
-    t0 += time.time() - pause
 
     lr = training.lr_at(iter_num, learning_rate, min_lr, warmup_iters, max_iters)
     for group in opt.param_groups:
@@ -319,23 +362,30 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn saves and eva
     # what all processes must agree on before the step: the loss, and whether somebody is to stop
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     loss_mean, stops = training.all_sum([loss_sum.item() / env.world_size, len(signals)], env)
-    grad_norm_value, stopping = grad_norm.item(), stops > 0
-    if not np.isfinite([loss_mean, grad_norm_value]).all():
-        fail(f'iteration {iter_num}: loss {loss_mean}, gradient norm {grad_norm_value} at learning rate {lr:.3g}, so no '
-             f'step was made. The last good checkpoint is ' + (f'{ckpt_path} of iteration {saved_iter}' if saved_iter
-             else 'none') + '. Try a lower learning_rate, a longer warmup_iters, grad_clip=1.0 or --flash=False')
+    norm_value = grad_norm.item()
+    stop_if_not_finite(f'loss {loss_mean}, gradient norm {norm_value}', loss_mean, norm_value)
+
+    # weights are saved once their own loss and gradient were seen to be finite: nothing bad is saved
+    if iter_num > start_iter and (stops or len(names) > 1 or ckpt_interval and iter_num % ckpt_interval == 0):
+        for name in names:
+            save(name)
+        saved_iter = iter_num
+    if stops:
+        say(f'stopped by a signal at iteration {iter_num}; --init_from=resume goes on from there')
+        leave(128 + (signals or [15])[0])
+
     if grad_clip:
         torch.nn.utils.clip_grads_with_norm_(params, grad_clip, grad_norm)
     opt.step()
-    opt.zero_grad(set_to_none=True)
+    opt.zero_grad(set_to_none=env.world_size == 1)
 
     timed += 1
     if log_interval and iter_num % log_interval == 0:
         dt, t0, timed = (time.time() - t0) / timed, time.time(), 0
         speed = tokens_per_iter / dt
-        row = {'iter': iter_num, 'split': 'train', 'loss': loss_mean, 'lr': lr, 'grad_norm': grad_norm_value,
+        row = {'iter': iter_num, 'split': 'train', 'loss': loss_mean, 'lr': lr, 'grad_norm': norm_value,
                'tokens': (iter_num + 1) * tokens_per_iter, 'tokens_per_s': round(speed, 1)}
-        line = (f'iter {iter_num:6d}/{max_iters} | loss {loss_mean:.4f} | lr {lr:.2e} | norm {grad_norm_value:.3f} | '
+        line = (f'iter {iter_num:6d}/{max_iters} | loss {loss_mean:.4f} | lr {lr:.2e} | norm {norm_value:.3f} | '
                 f'{speed:,.0f} tok/s | {training.duration((max_iters - iter_num - 1) * dt)} left')
         if peak:
             row['mfu'] = round(speed * flops_per_token / (peak * env.world_size), 4)

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
+from torch.utils._triton import has_triton
 
 from configurator import fail
 from model import SETTINGS
@@ -33,17 +34,17 @@ def start(device, dtype, compile, seed, deterministic):
     device, dtype = str(device), str(dtype)
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    device_type = device.split(':')[0]
-    if device_type not in ('cuda', 'mps', 'cpu'):
+    if not re.fullmatch(r'cpu|mps|cuda(:\d+)?', device):
         fail(f'device={device} is unknown: use auto, cpu, cuda, cuda:N or mps')
+    device_type = device.split(':')[0]
     if device_type == 'cuda':
         if not torch.cuda.is_available():
             fail(f'device={device}, but torch {torch.__version__} finds no CUDA GPU here: use --device=auto')
         if device == 'cuda' or world_size > 1:
             device = f'cuda:{local_rank}'
-        number, count = device.split(':')[1], torch.cuda.device_count()
-        if not number.isdigit() or int(number) >= count:
-            fail(f'device={device}, but this machine has {count} GPUs: start at most {count} processes on it')
+        count = torch.cuda.device_count()
+        if int(device.split(':')[1]) >= count:
+            fail(f'device={device}, but this machine has {count} GPUs: start at most so many processes', any_rank=True)
         torch.cuda.set_device(device)
     elif device_type == 'mps' and (world_size > 1 or not torch.backends.mps.is_available()):
         fail('device=mps needs a Mac with Metal and a single process: use --device=auto, without torchrun')
@@ -57,14 +58,14 @@ def start(device, dtype, compile, seed, deterministic):
     if dtype not in ('float32', 'bfloat16'):
         fail(f'dtype={dtype} is not one of auto, float32, bfloat16 (float16 is left out on purpose)')
     if dtype == 'bfloat16' and device_type == 'cuda' and not bf16:
-        fail(f'dtype=bfloat16, but {torch.cuda.get_device_name()} has no bfloat16: use --dtype=float32')
+        fail(f'dtype=bfloat16, but {torch.cuda.get_device_name()} has no bfloat16: use --dtype=float32', any_rank=True)
     if compile not in ('auto', True, False):
         fail(f'compile={compile} is not one of auto, True, False')
     if compile == 'auto':
-        compile = device_type == 'cuda' and torch.utils._triton.has_triton()
+        compile = device_type == 'cuda' and has_triton()
         if rank == 0 and not compile:
             print(f'compile is off: it does not pay on {device_type}' if device_type != 'cuda' else
-                  'compile is off: Triton is missing or does not support this GPU')
+                  'compile is off: Triton is missing or does not support this GPU', flush=True)
 
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -96,6 +97,19 @@ def all_sum(values, env):
     total = torch.tensor(values, dtype=torch.float64, device=env.device)
     dist.all_reduce(total)
     return total.tolist()
+
+
+def on_master(action, env):
+    """What action() returns on rank 0, None elsewhere; where it ends the program there, all processes leave."""
+    result = ended = None
+    if env.master:
+        try:
+            result = action()
+        except SystemExit as e:
+            ended = e
+    if all_sum([ended is not None], env)[0]:
+        raise ended or SystemExit(1)
+    return result
 
 
 def split_batch(global_batch_size, micro_batch_size, world_size):
@@ -144,9 +158,9 @@ def make_optimizer(model, optimizer, learning_rate, weight_decay, momentum, beta
 # speed
 
 # dense bf16 peaks in TFLOP/s from the makers' data sheets (not the sparse figures, which are twice as high)
-PEAK_TFLOPS = (('H100 PCIe', 756), ('H100 NVL', 835), ('H100', 989), ('H200', 989), ('H800', 989), ('GH200', 989),
-               ('B200', 2250), ('A100', 312), ('A800', 312), ('L40S', 362), ('L4', 121), ('RTX 4090', 165),
-               ('RTX 3090', 71))
+PEAK_TFLOPS = (('H100 PCIe', 756), ('H100 NVL', 835), ('H100', 989), ('H200 NVL', 835), ('H200', 989),
+               ('H800 PCIe', 756), ('H800', 989), ('GH200', 989), ('B200', 2250), ('A100', 312), ('A800', 312),
+               ('L40S', 362), ('L4', 121), ('RTX 4090 D', 147), ('RTX 4090', 165), ('RTX 3090', 71))
 
 
 def peak_flops(device_type):
@@ -179,7 +193,8 @@ def replace_file(path, write):
         if os.path.exists(tmp):
             os.remove(tmp)
         kept = f'; the last good one, {path}, is untouched' if os.path.exists(path) else ''
-        fail(f'cannot write {path}: {str(e).splitlines()[0]}{kept}. Make room, then --init_from=resume')
+        why = getattr(e, 'strerror', None) or str(e).splitlines()[0]
+        fail(f'cannot write {path} ({why}){kept}: mend that, then --init_from=resume')
 
 
 def replace_text(path, text):
@@ -190,20 +205,15 @@ def replace_text(path, text):
 
 
 def open_out_dir(out_dir, config, env, start_iter, overwrite, resume):
-    """Make out_dir, refuse one that holds another run, write config.json; returns log(row), which appends to log.jsonl."""
+    """
+    Make out_dir, clear what is to be overwritten, write config.json, and cut the log where the run starts. Returns the
+    function that appends a row to log.jsonl, and whether the log has the evaluation of start_iter already.
+    """
     path = os.path.join(out_dir, 'log.jsonl')
-    if not env.master:
-        return lambda row: None
-    ours = [f for f in (os.listdir(out_dir) if os.path.isdir(out_dir) else [])
-            if re.fullmatch(r'config\.json|log\.jsonl|(best|ckpt|ckpt_\d+)\.pt', f)]
-    if ours and not resume and not overwrite:
-        fail(f'{out_dir} holds a run: go on with it (--init_from=resume), replace it (--overwrite=True) or choose '
-             'another --out_dir')
     try:
         os.makedirs(out_dir, exist_ok=True)
-        if ours and not resume:
-            for f in ours:
-                os.remove(os.path.join(out_dir, f))
+        for f in our_files(out_dir) if overwrite and not resume else ():
+            os.remove(os.path.join(out_dir, f))
     except OSError as e:
         fail(f'cannot use out_dir={out_dir}: {e.strerror}')
     try:
@@ -215,21 +225,31 @@ def open_out_dir(out_dir, config, env, start_iter, overwrite, resume):
     replace_text(os.path.join(out_dir, 'config.json'), json.dumps(
         {**config, 'torch': torch.__version__, 'git': git, 'gpu': gpu, 'world_size': env.world_size}, indent=2))
     # what lies past the checkpoint comes again; a line that a kill cut short goes too
-    rows = []
-    for line in (open(path, encoding='utf-8') if os.path.exists(path) else ()):
+    kept, evaluated = [], False
+    for line in (open(path, encoding='utf-8', errors='replace') if os.path.exists(path) else ()):
         try:
-            rows += [line] if json.loads(line)['iter'] < start_iter else []
+            row = json.loads(line)
+            at_start = row['split'] == 'val' and row['iter'] == start_iter
+            if row['iter'] < start_iter or at_start:
+                kept.append(line.rstrip('\n') + '\n')
+                evaluated |= at_start
         except (ValueError, KeyError, TypeError):
             continue
-    replace_text(path, ''.join(rows))
+    replace_text(path, ''.join(kept))
 
     def log(row):
         try:
             with open(path, 'a', encoding='utf-8') as f:
                 f.write(json.dumps(row) + '\n')
         except OSError as e:
-            fail(f'cannot write {path}: {e.strerror}. Make room, then --init_from=resume')
-    return log
+            fail(f'cannot write {path} ({e.strerror}): mend that, then --init_from=resume')
+    return log, evaluated
+
+
+def our_files(out_dir):
+    """The files of a run in out_dir, the log last."""
+    files = os.listdir(out_dir) if os.path.isdir(out_dir) else []
+    return sorted(f for f in files if re.fullmatch(r'config\.json|log\.jsonl|(best|ckpt|ckpt_\d+)\.pt', f))
 
 
 def save_checkpoint(path, checkpoint):
@@ -241,7 +261,7 @@ def load_checkpoint(path):
     """The dict of a checkpoint file, on the CPU; ends with one sentence where the file is not one."""
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-        missing = {'model', 'optimizer', 'iter', 'config', 'model_args'} - set(checkpoint)
+        missing = {'model', 'optimizer', 'iter', 'config', 'model_args', 'data'} - set(checkpoint)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
         fail(f'cannot read the checkpoint {path}: {e.strerror}')
     except Exception as e:  # a zip that is cut short, a pickle of classes, a file of something else

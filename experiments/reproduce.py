@@ -11,6 +11,7 @@ to results/STUDY.jsonl.
 
 import json
 import os
+import runpy
 import statistics
 import subprocess
 import sys
@@ -22,36 +23,38 @@ processes = 2  # runs at the same time, one thread each
 table = False  # True: only print the table of results/STUDY.jsonl
 
 TINY = ('dnt_tiny', 'dnt_tiny_adamw', 'gpt2_tiny', 'gpt2_tiny_sgdw')
-LRS = {'sgdw': (0.1, 0.2, 0.4, 0.8, 1.6), 'adamw': (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)}
-WARMUPS = (0.02, 0.1, 0.3, 0.5)  # shares of the run
+LRS = {'sgdw': (0.1, 0.2, 0.4, 0.8, 1.6, 3.2), 'adamw': (1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3)}
+WARMUPS = (0.02, 0.1, 0.3, 0.5, 0.7)  # shares of the run
 
 
-def optimizer_of(config):
-    names = {}
-    with open(f'config/{config}.py', encoding='utf-8') as f:
-        exec(f.read(), names)
-    return names['optimizer']
+def read_config(config):
+    return runpy.run_path(f'config/{config}.py')
 
 
 def tiny_grid(done):
-    """A third of the length. First all learning rates at warmup 0.1, then all warmups at the best and its neighbours."""
+    """
+    A third of the length, one grid for every arm: first the learning rates (but the highest) at warmup 0.1, then from
+    the best so far to its eight neighbours in rate and warmup, until none of them is better.
+    """
     iters = 1500
     for config in TINY:
-        lrs = LRS[optimizer_of(config)]
-        runs = {(lr, w): {'config': config, 'learning_rate': lr, 'warmup_iters': int(w * iters), 'max_iters': iters}
-                for lr in lrs for w in WARMUPS}
-        yield from (runs[lr, WARMUPS[1]] for lr in lrs)
-        first = {lr: done.get(key(runs[lr, WARMUPS[1]])) for lr in lrs}
-        if all(first.values()):
-            best = min(range(len(lrs)), key=lambda i: first[lrs[i]]['val_loss'])
-            yield from (run for (lr, w), run in runs.items() if lr in lrs[max(0, best - 1):best + 2])
+        lrs = LRS[read_config(config)['optimizer']]
+        runs = {(i, j): {'config': config, 'learning_rate': lr, 'warmup_iters': int(w * iters), 'max_iters': iters}
+                for i, lr in enumerate(lrs) for j, w in enumerate(WARMUPS)}
+        start = [(i, 1) for i in range(len(lrs) - 1)]
+        yield from (runs[k] for k in start)
+        losses = {k: done[key(run)]['val_loss'] for k, run in runs.items() if key(run) in done}
+        if all(k in losses for k in start):
+            i, j = min(losses, key=losses.get)
+            yield from (run for (k, l), run in runs.items() if abs(k - i) <= 1 and abs(l - j) <= 1)
 
 
 def tiny(done):
     """As the configs stand, three seeds."""
     for config in TINY:
+        stated = read_config(config)
         for seed in (1, 2, 3):
-            yield {'config': config, 'seed': seed}
+            yield {'config': config, **{k: stated[k] for k in ('learning_rate', 'warmup_iters', 'max_iters')}, 'seed': seed}
 
 
 STUDIES = {'tiny_grid': tiny_grid, 'tiny': tiny}
@@ -86,7 +89,9 @@ def train(run, study):
     vals = [r for r in rows if r['split'] == 'val']
     if code == 0:
         return {'run': run, 'iter': vals[-1]['iter'], 'val_loss': vals[-1]['loss'], 'ended': 'finished'}
-    if code == 1 and rows:  # stopped by a loss that was not finite: that is a result too
+    with open(os.path.join('out', study, f'{name}.txt'), encoding='utf-8') as console:
+        diverged = 'so no step was made' in console.read()[-2000:]
+    if code == 1 and diverged:  # that is a result too
         return {'run': run, 'iter': rows[-1]['iter'], 'val_loss': 99.0, 'ended': 'diverged'}
     fail(f'{out_dir} ended with exit code {code}: see {out_dir}.txt')
 
