@@ -1,5 +1,5 @@
 """
-The networks: GPT-2 and L-DNT in one class, every normalization a flag.
+The networks: GPT-2 and L-DNT in one class, ViT and V-DNT in another, every normalization a flag.
 
 Paper: "DNT: a Deeply Normalized Transformer that can be trained by Momentum SGD", arXiv:2507.17501.
 
@@ -120,10 +120,24 @@ class FFN(nn.Module):
         return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv:1603.09382): drops x of a sample with probability p, scales what is kept by 1 / (1 - p)."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        keep = torch.rand(x.size(0), 1, 1, device=x.device) >= self.p  # (B, 1, 1): all of a sample or nothing
+        return x * keep.to(x.dtype) / (1 - self.p)
+
+
 class Block(nn.Module):
     """Attention and FFN, each with its norms and its residual connection (figures 2 and 3)."""
 
-    def __init__(self, config):
+    def __init__(self, config, drop_path=0.0):
         super().__init__()
         C = config.n_embd
         self.pre_norm = make_norm(config, config.pre_norm, C)
@@ -134,11 +148,20 @@ class Block(nn.Module):
         self.ffn = FFN(config)
         self.ffn_mid_norm = make_norm(config, config.mid_norm, C)
         self.ffn_post_norm = make_norm(config, config.post_norm, C)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x):
-        x = self.post_norm(x + self.mid_norm(self.attn(self.pre_norm(x))))
-        x = self.ffn_post_norm(x + self.ffn_mid_norm(self.ffn(self.ffn_pre_norm(x))))
+        x = self.post_norm(x + self.drop_path(self.mid_norm(self.attn(self.pre_norm(x)))))
+        x = self.ffn_post_norm(x + self.drop_path(self.ffn_mid_norm(self.ffn(self.ffn_pre_norm(x)))))
         return x
+
+    def init_weights(self, init):
+        """Apply init to each matrix: W_q, W_k and W_v count as three. Biases are 0."""
+        for linear in (self.attn.c_attn, self.attn.c_proj, self.ffn.c_fc, self.ffn.c_proj):
+            for w in linear.weight.chunk(3 if linear is self.attn.c_attn else 1):  # views: the weight itself is filled
+                init(w)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
 
 # -----------------------------------------------------------------------------
 # language
@@ -207,12 +230,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def init_weights(self):
         for block in self.blocks:
-            for linear in (block.attn.c_attn, block.attn.c_proj, block.ffn.c_fc, block.ffn.c_proj):
-                # c_attn is split into its three (C, C) matrices; chunk gives views, so the weight itself is filled
-                for w in linear.weight.chunk(3 if linear is block.attn.c_attn else 1):
-                    nn.init.xavier_normal_(w)
-                if linear.bias is not None:
-                    nn.init.zeros_(linear.bias)
+            block.init_weights(nn.init.xavier_normal_)
         nn.init.normal_(self.wte.weight, std=0.02)
         nn.init.normal_(self.wpe.weight, std=0.02)
         if not self.config.tied:
@@ -255,3 +273,87 @@ class GPT(nn.Module):
                 idx_next = torch.multinomial(logits.softmax(-1), num_samples=1)  # (B, 1)
             idx = torch.cat((idx, idx_next), dim=1)
         return idx
+
+# -----------------------------------------------------------------------------
+# vision
+
+@dataclass
+class ViTConfig:
+    """V-DNT-Large as it stands (setting S5). ViTConfig(**SETTINGS['S1'], norm='layer') is ViT-L/16."""
+    image_size: int = 224
+    patch_size: int = 16
+    n_classes: int = 1000
+    n_layer: int = 24
+    n_head: int = 16
+    n_embd: int = 1024
+    dropout: float = 0.0
+    drop_path: float = 0.0  # of the last block; it grows linearly from 0 in the first, as in timm
+    bias: bool = True  # in the linear layers and in LayerNorm; patch embedding and head always have one
+    norm: str = 'rms'  # 'rms' or 'layer'
+    flash: bool = True  # False: attention written out by hand
+    input_norm: bool = True
+    pre_norm: bool = True
+    ffn_pre_norm: bool = False
+    mid_norm: bool = True
+    qk_norm: bool = True
+    post_norm: bool = False
+    final_norm: bool = True
+    causal = False  # no field: a patch sees all others
+
+
+def truncated_xavier_(w):
+    """
+    Table 4's 'Truncated Xavier', of which the paper says no more: here a normal distribution cut at two of its standard
+    deviations, widened so that what is left has Xavier's, sqrt(2 / (fan_in + fan_out)). fan_in of a patch embedding
+    (C, 3, P, P) is 3 P P, its fan_out C.
+    """
+    std = math.sqrt(2 / (w[0].numel() + w.size(0))) / 0.87962566  # the deviation of N(0, 1) within [-2, 2]
+    return nn.init.trunc_normal_(w, std=std, a=-2 * std, b=2 * std)
+
+
+class ViT(nn.Module):
+    """
+    ViT and V-DNT (Dosovitskiy et al., arXiv:2010.11929): forward(images) gives logits; images (B, 3, image_size,
+    image_size), logits (B, n_classes). Class token, learned positions, InputNorm behind them, the blocks of GPT
+    without the causal mask, the head on the class token. Matrices start as truncated Xavier, the class token and
+    the positions with deviation 0.02, biases with 0.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        if config.image_size % config.patch_size:
+            raise ValueError(f'patch_size={config.patch_size} does not divide image_size={config.image_size}')
+        self.config = config
+        C, n = config.n_embd, (config.image_size // config.patch_size) ** 2
+        self.patch_embed = nn.Conv2d(3, C, config.patch_size, stride=config.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, C))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + n, C))
+        self.input_norm = make_norm(config, config.input_norm, C)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, config.drop_path * i / max(1, config.n_layer - 1))
+                                    for i in range(config.n_layer))
+        self.final_norm = make_norm(config, config.final_norm, C)
+        self.head = nn.Linear(C, config.n_classes)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        for block in self.blocks:
+            block.init_weights(truncated_xavier_)
+        for layer in (self.patch_embed, self.head):
+            truncated_xavier_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.pos_embed, std=0.02)
+
+    def no_weight_decay(self):
+        """Names that a rule by shape would decay: they are not matrices."""
+        return {'cls_token', 'pos_embed'}
+
+    def forward(self, images):
+        x = self.patch_embed(images).flatten(2).transpose(1, 2)  # (B, n, C), patches row by row
+        x = torch.cat((self.cls_token.expand(x.size(0), -1, -1).to(x.dtype), x), dim=1)  # (B, T, C), T = 1 + n
+        x = self.dropout(self.input_norm(x + self.pos_embed))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.final_norm(x[:, 0]))  # (B, n_classes)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -24,10 +25,14 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
 
+import augment
+import prepare_imagenet
 import training
 from configurator import configure
-from model import GPT, NORMS, SETTINGS, GPTConfig, LayerNorm, RMSNorm
+from model import GPT, NORMS, SETTINGS, DropPath, GPTConfig, LayerNorm, RMSNorm, ViT, ViTConfig
 from sgdw import SGDW
 
 ROOT = Path(__file__).resolve().parent
@@ -92,13 +97,17 @@ def np_ffn(x, w, name):
 
 def reference(idx, w, setting, n_layer, n_head, kind):
     """The network of a setting as a straight line, each spelled out from section 4.4 and figures 2, 3 and 7."""
+    return np_trunk(w['wte.weight'][idx] + w['wpe.weight'][:len(idx)], w, setting, n_layer, n_head, kind) @ w['lm_head.weight'].T
+
+
+def np_trunk(x, w, setting, n_layer, n_head, kind, causal=True):
+    """From the sum of embeddings and positions to what the head reads."""
     N = lambda x, name: np_norm(x, w, name, kind)  # noqa: E731
-    x = w['wte.weight'][idx] + w['wpe.weight'][:len(idx)]
     if setting in ('S3', 'S4', 'S5'):
         x = N(x, 'input_norm')
     for i in range(n_layer):
         b = f'blocks.{i}.'
-        att = lambda x: np_attention(x, w, b + 'attn', n_head, kind)  # noqa: B023, E731
+        att = lambda x: np_attention(x, w, b + 'attn', n_head, kind, causal)  # noqa: B023, E731
         ffn = lambda x: np_ffn(x, w, b + 'ffn')  # noqa: B023, E731
         if setting in ('S1', 'S2', 'S3'):
             x = x + att(N(x, b + 'pre_norm'))
@@ -117,7 +126,7 @@ def reference(idx, w, setting, n_layer, n_head, kind):
             x = x + ffn(x)
     if setting in ('S1', 'S2', 'S3', 'S4', 'S5'):
         x = N(x, 'final_norm')
-    return x @ w['lm_head.weight'].T
+    return x
 
 
 IDX = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
@@ -144,6 +153,51 @@ def test_each_setting_is_its_equations(setting, kind, bias):
     np.testing.assert_allclose(logits[0].detach().numpy(), expected, atol=1e-10)
     nll = -np.log(np_softmax(expected))[np.arange(len(IDX) - 1), IDX[1:]].mean()
     assert abs(loss.item() - nll) < 1e-6  # the loss is computed in float32
+
+
+@pytest.mark.parametrize('setting', list(SETTINGS))
+@pytest.mark.parametrize('kind,bias', [('layer', True), ('rms', False)])
+def test_each_vision_setting_is_its_equations(setting, kind, bias):
+    """S1 with LayerNorm and bias is the original ViT: equations 1 to 4 of Dosovitskiy et al."""
+    torch.manual_seed(0)
+    model = ViT(ViTConfig(**SETTINGS[setting], norm=kind, bias=bias, image_size=12, patch_size=4, n_classes=5, n_layer=3,
+                          n_head=2, n_embd=16, drop_path=0.3)).double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    w, images = weights(model), np.random.default_rng(0).normal(size=(2, 3, 12, 12))
+    for image, logits in zip(images, model(torch.tensor(images)).detach().numpy()):
+        patches = [image[:, r:r + 4, c:c + 4].reshape(-1) for r in (0, 4, 8) for c in (0, 4, 8)]
+        E, b = w['patch_embed.weight'].reshape(16, -1), w['patch_embed.bias']
+        x = np.stack([w['cls_token'][0, 0]] + [E @ patch + b for patch in patches]) + w['pos_embed'][0]
+        x = np_trunk(x, w, setting, 3, 2, kind, causal=False)
+        np.testing.assert_allclose(logits, w['head.weight'] @ x[0] + w['head.bias'], atol=1e-10)
+
+
+def test_vision_counts_init_and_stochastic_depth():
+    for patch, C, H, L, count in ((16, 1024, 16, 24, 304_326_632), (14, 1280, 16, 32, 632_045_800)):
+        with torch.device('meta'):  # the published ViT-L/16 and ViT-H/14 at 1000 classes
+            twin = ViT(ViTConfig(**SETTINGS['S1'], norm='layer', patch_size=patch, n_embd=C, n_head=H, n_layer=L))
+            ours = ViT(ViTConfig(patch_size=patch, n_embd=C, n_head=H, n_layer=L))
+        assert sum(p.numel() for p in twin.parameters()) == count
+        assert abs(sum(p.numel() for p in ours.parameters()) - count) < 0.001 * count
+    model = ViT(ViTConfig(image_size=32, patch_size=8, n_embd=256, n_head=4, n_layer=3, drop_path=0.2))
+    assert [getattr(b.drop_path, 'p', 0) for b in model.blocks] == [0, 0.1, 0.2]
+    for w, std in ((model.blocks[0].attn.c_attn.weight[256:512], (2 / 512) ** 0.5),
+                   (model.blocks[1].ffn.c_fc.weight, (2 / 1280) ** 0.5),
+                   (model.patch_embed.weight, (2 / (192 + 256)) ** 0.5), (model.head.weight, (2 / 1256) ** 0.5)):
+        assert abs(w.std().item() / std - 1) < 0.02 and w.abs().max() < 2.3 * std
+    drop, x = DropPath(0.25), torch.ones(40000, 1, 2)
+    y = drop(x)
+    assert y.unique().tolist() == pytest.approx([0.0, 1 / 0.75]) and torch.equal(y[..., 0], y[..., 1])
+    assert abs(y.mean().item() - 1) < 0.02 and torch.equal(drop.eval()(x), x)
+    names = {id(p): n for n, p in model.named_parameters()}
+    decay, rest = ([names[id(p)] for p in group['params']] for group in training.param_groups(model, 0.1))
+    assert len(decay) + len(rest) == len(names) and {'cls_token', 'pos_embed'} <= set(rest)
+    assert all(n.endswith('.weight') and 'norm' not in n for n in decay)
+    assert all(n.endswith('bias') or 'norm' in n for n in set(rest) - {'cls_token', 'pos_embed'})
+    with pytest.raises(ValueError, match='patch_size=5 does not divide image_size=32'):
+        ViT(ViTConfig(image_size=32, patch_size=5))
 
 
 @pytest.mark.parametrize('qk_norm', [True, False])
@@ -514,9 +568,9 @@ def test_batches_are_windows_of_the_data_and_change_with_iteration_and_seed(tmp_
     """A rate of 0 leaves the weights alone, so the losses of a run tell which windows it saw."""
     n = 60
     write_tokens(tmp_path / 'tokens', n_train=n)
-    for name, seed in (('a', 5), ('b', 6)):
-        train(tmp_path / 'tokens', tmp_path / name, '--learning_rate=0', '--min_lr=0', '--weight_decay=0', f'--seed={seed}',
-              '--global_batch_size=1', '--setting=S1')
+    in_parallel([lambda name=name, seed=seed: train(
+        tmp_path / 'tokens', tmp_path / name, '--learning_rate=0', '--min_lr=0', '--weight_decay=0', f'--seed={seed}',
+        '--global_batch_size=1', '--setting=S1') for name, seed in (('a', 5), ('b', 6))])
     model = GPT(GPTConfig(**final(tmp_path / 'a')['model_args']))
     model.load_state_dict(final(tmp_path / 'a')['model'])
     ids = torch.from_numpy(np.fromfile(tmp_path / 'tokens/train.bin', np.uint16).astype(np.int64))
@@ -557,6 +611,7 @@ def test_repeats_and_resumes_bit_for_bit(straight, tokens, tmp_path):
     in_parallel([again, interrupted, too_early])
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_leaves(straight, tokens, tmp_path):
     out = tmp_path / 'out'
     process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', '--dropout=0.1', '--ckpt_interval=0')
@@ -583,24 +638,40 @@ def test_one_process_or_two_micro_batches_and_evaluation_change_nothing(tokens, 
     assert len({r['loss'] for r in trained[0]}) == 20
 
 
-@pytest.mark.parametrize('optimizer', ['adamw', 'sgd'])
-def test_other_optimizers_learn(tokens, tmp_path, optimizer):
-    train(tokens, tmp_path, f'--optimizer={optimizer}', '--learning_rate=0.01', '--setting=S1', '--norm=layer', '--bias=True',
-          '--tied=False', '--log_interval=0')
-    log = rows(tmp_path)
-    assert log[-1]['loss'] < log[0]['loss'] - 0.05 and {r['split'] for r in log} == {'val'}
+def test_other_optimizers_learn(tokens, tmp_path):
+    in_parallel([lambda optimizer=optimizer: train(
+        tokens, tmp_path / optimizer, f'--optimizer={optimizer}', '--learning_rate=0.01', '--setting=S1', '--norm=layer',
+        '--bias=True', '--tied=False', '--log_interval=0') for optimizer in ('adamw', 'sgd')])
+    for log in (rows(tmp_path / 'adamw'), rows(tmp_path / 'sgd')):
+        assert log[-1]['loss'] < log[0]['loss'] - 0.05 and {r['split'] for r in log} == {'val'}
 
 
+@pytest.mark.slow
 def test_weights_of_another_run_and_samples(straight, tokens, tmp_path):
     said, _ = train(tokens, tmp_path / 'tuned', f'--init_from={straight}/ckpt.pt', '--eval_interval=20', '--seed=9')
     assert 'with a fresh optimizer' in said
     assert rows(tmp_path / 'tuned')[0]['loss'] == pytest.approx(rows(straight)[-1]['loss'], abs=1e-6)
     out, _ = train(tokens, straight, '--init_from=resume', '--eval_only=True', '--dropout=0.1')
     assert f'val loss {rows(straight)[-1]["loss"]}' in out
-    texts = [finish(python('sample.py', f'--out_dir={straight}', '--device=cpu', '--max_new_tokens=40', '--prompt=ab',
-                           '--num_samples=2', f'--seed={s}', '--top_k=30'))[0] for s in (1, 1, 2)]
+    texts = in_parallel([lambda s=s: finish(python(
+        'sample.py', f'--out_dir={straight}', '--device=cpu', '--max_new_tokens=40', '--prompt=ab', '--num_samples=2',
+        f'--seed={s}', '--top_k=30'))[0] for s in (1, 1, 2)])
     assert texts[0] == texts[1] != texts[2] and texts[0].count('-' * 80) == 2
     assert all(t.startswith('ab') for t in texts)
+
+
+ONE_AFTER_THE_OTHER = '''
+import contextlib, io, json, runpy, sys
+for argv in json.loads(sys.argv[1]):
+    sys.argv = ['train_gpt.py', *argv]
+    message = 'it ended without a word'
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            runpy.run_path('train_gpt.py', run_name='__main__')
+    except SystemExit as e:
+        message = e.code
+    print(json.dumps(message))
+'''
 
 
 def bad_data(folder, **change):
@@ -667,16 +738,23 @@ def test_mistakes_get_one_sentence(straight, tokens, tmp_path):
         ([f'--init_from={cut}'], 'is not a whole checkpoint of this project'),
         ([f'--init_from={foreign}'], 'it has no config, data, iter'), (['--init_from=absent.pt'], 'cannot read the checkpoint'),
         ([f'--out_dir={file}'], 'cannot use out_dir='),
-        (['--learning_rate=1e30', '--grad_clip=0', '--overwrite=True', f'--out_dir={tmp_path}/nan'],
+        (['--learning_rate=1e30', '--grad_clip=0'],
          'The last good checkpoint is none. Try a lower learning_rate'),
     ]
     before = {p.name: p.read_bytes() for p in straight.iterdir()}
+    # all in one process, since it is the start that takes the time; two of them as people meet them
+    def where(args):  # in the run's own out_dir or in a new one
+        ours = not args or args[0] == '--init_from=resume' or 'best.pt' in args[0]
+        return [*SIZE, f'--dataset={tokens}', f'--out_dir={straight if ours else tmp_path / "new"}', '--dropout=0.1', *args]
 
-    def check(args, text):
-        out, err = train(tokens, straight, '--dropout=0.1', *args, code=1)
-        assert text in err and len(err.strip().splitlines()) == 1, (args, out, err)
-
-    in_parallel([lambda row=row: check(*row) for row in table])
+    driver = python('-c', ONE_AFTER_THE_OTHER, json.dumps([where(args) for args, _ in table]))
+    said = [json.loads(line) for line in finish(driver)[0].splitlines()]
+    assert len(said) == len(table)
+    for (args, text), message in zip(table, said):
+        assert text in str(message) and '\n' not in message, (args, message)
+    for args, text in table[:2]:
+        _, err = finish(python('train_gpt.py', *where(args)), 1)
+        assert text in err and len(err.strip().splitlines()) == 1, (args, err)
     assert {p.name: p.read_bytes() for p in straight.iterdir()} == before  # nothing was lost
 
 
@@ -719,6 +797,7 @@ def test_gpt2_weights_from_a_hugging_face_folder(tmp_path):
         training.load_gpt2(tmp_path)
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_a_run(tokens, tmp_path):
     for extra in ([], ['--overwrite=True', '--seed=3']):
         train(tokens, tmp_path, '--keep_interval=10', *extra)
@@ -775,6 +854,7 @@ def test_help_lists_every_key_with_its_comment():
     assert out.count('\n  ') >= 45
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(tokens, tmp_path):
     """Files cannot grow past a limit that the network of the first run keeps, and that of the second does not."""
     import resource
@@ -1319,3 +1399,599 @@ def test_prepare_says_that_there_is_no_network(tmp_path):
         sentence = end_prepare(process, code=1)
         assert 'cannot be reached' in sentence and 'check the network' in sentence
     assert not (tmp_path / 'data').exists()
+
+# -----------------------------------------------------------------------------
+# augmentation
+
+
+def stream(*seed):
+    return np.random.default_rng(seed)
+
+
+def noise_picture(w, h, seed=0):
+    return Image.fromarray(stream(seed).integers(0, 256, (h, w, 3), dtype=np.uint8))
+
+
+def smooth_picture(w, h, seed=0):
+    """A picture that survives JPEG: a few random colours, enlarged."""
+    return noise_picture(4, 4, seed).resize((w, h), Image.Resampling.BICUBIC)
+
+
+def test_rand_augment_arguments_at_magnitude_9():
+    expected = {'AutoContrast': (None, None), 'Equalize': (None, None), 'Invert': (None, None), 'Rotate': (27, -27),
+                'ShearX': (0.27, -0.27), 'ShearY': (0.27, -0.27), 'TranslateX': (0.405, -0.405),
+                'TranslateY': (0.405, -0.405), 'Color': (1.81, 0.19), 'Contrast': (1.81, 0.19), 'Brightness': (1.81, 0.19),
+                'Sharpness': (1.81, 0.19), 'Posterize': (1, 1), 'Solarize': (26, 26), 'SolarizeAdd': (99, 99)}
+    assert set(augment.OPS) == set(expected)
+    for name, values in expected.items():
+        got = tuple(augment.OPS[name][0](0.9, sign) for sign in (1, -1))
+        assert got == values if values[0] is None else got == pytest.approx(values), name
+    # the ends of the range: nothing at 0, and at 10 a factor not below 0.1, no bits left, everything inverted
+    at = {name: (op[0](0.0, -1), op[0](1.0, -1)) for name, op in augment.OPS.items()}
+    assert at['Color'] == (1.0, pytest.approx(0.1)) and at['Rotate'] == (0, -30) and at['SolarizeAdd'] == (0, 110)
+    assert at['Posterize'] == (4, 0) and at['Solarize'] == (256, 0)
+
+
+def apply_op(name, image, value):
+    return np.asarray(augment.OPS[name][1](image, value)).astype(int)
+
+
+def test_rand_augment_operations_on_colours():
+    image = noise_picture(40, 30)
+    x = np.asarray(image).astype(int)
+    assert (apply_op('Invert', image, None) == 255 - x).all()
+    assert (apply_op('Posterize', image, 1) == x // 128 * 128).all() and not apply_op('Posterize', image, 0).any()
+    assert (apply_op('Solarize', image, 26) == np.where(x < 26, x, 255 - x)).all()
+    assert (apply_op('SolarizeAdd', image, 99) == np.where(x < 128, np.minimum(x + 99, 255), x)).all()
+    grey = np.round(x @ [0.299, 0.587, 0.114])[..., None]
+    smoothed = np.asarray(image.filter(ImageFilter.SMOOTH)).astype(int)
+    for name, degenerate in (('Brightness', 0), ('Color', grey), ('Contrast', round(grey.mean())), ('Sharpness', smoothed)):
+        for value in (0.19, 1.81):
+            wanted = np.clip(degenerate + value * (x - degenerate), 0, 255)
+            assert abs(apply_op(name, image, value) - wanted).max() < 3, (name, value)
+    narrow = Image.fromarray((x // 4 + 50).astype(np.uint8))
+    stretched = apply_op('AutoContrast', narrow, None)
+    assert stretched.min() == 0 and stretched.max() >= 254
+    equal = np.bincount(apply_op('Equalize', Image.fromarray((x ** 2 // 255).astype(np.uint8)), None)[..., 0].ravel() // 64)
+    assert (abs(equal / 1200 - 0.25) < 0.12).all()  # the lowest quarter had half of the pixels
+
+
+@pytest.mark.parametrize('name, value', [('Rotate', 27), ('Rotate', -27), ('ShearX', 0.27), ('ShearY', -0.27),
+                                         ('TranslateX', 0.405), ('TranslateX', -0.405), ('TranslateY', 0.405)])
+def test_rand_augment_geometry(name, value):
+    """On a ramp each output pixel tells which input point it shows."""
+    W, H = 120, 100
+    Y, X = np.mgrid[0:H, 0:W] + 0.5
+    ramp = np.stack([2 * X, 2 * Y, 100 + 0 * X], -1)
+    a = math.radians(value)
+    x, y = {'Rotate': (W / 2 + math.cos(a) * (X - W / 2) - math.sin(a) * (Y - H / 2),
+                       H / 2 + math.sin(a) * (X - W / 2) + math.cos(a) * (Y - H / 2)),
+            'ShearX': (X + value * Y, Y), 'ShearY': (X, Y + value * X),
+            'TranslateX': (X + value * W, Y), 'TranslateY': (X, Y + value * H)}[name]
+    got = apply_op(name, Image.fromarray(ramp.astype(np.uint8)), value)
+    inside = (x > 3) & (x < W - 3) & (y > 3) & (y < H - 3)
+    outside = (x < -1) | (x > W + 1) | (y < -1) | (y > H + 1)
+    assert inside.mean() > 0.4 and outside.mean() > 0.04
+    assert abs(got - np.stack([2 * x, 2 * y, 100 + 0 * x], -1))[inside].max() < 3
+    assert (got[outside] == (124, 116, 104)).all()
+
+
+def test_rand_augment_draws(monkeypatch):
+    drawn, applied = [], []
+    monkeypatch.setattr(augment, 'OPS', {
+        name: (lambda f, s, name=name: (name, f, s), lambda image, v: (applied.append(v), image)[1])
+        for name in augment.OPS})
+    for i in range(4000):
+        before = len(applied)
+        augment.rand_augment(None, stream(0, i))
+        drawn.append(len(applied) - before)
+    assert np.bincount(drawn) / 4000 == pytest.approx([0.25, 0.5, 0.25], abs=0.03)  # two, each with p = 0.5
+    names, f, sign = zip(*applied)
+    assert set(sign) == {-1, 1} and abs(np.mean(sign)) < 0.06
+    share = np.array([names.count(name) for name in set(names)]) / len(names)
+    assert len(share) == 15 and abs(share - 1 / 15).max() < 0.02
+    assert np.mean(f) == pytest.approx(0.9, abs=0.005) and np.std(f) == pytest.approx(0.05, abs=0.005)
+    assert max(f) == 1.0 and np.mean(np.array(f) == 1.0) == pytest.approx(0.0228, abs=0.01)  # P(N(9, 0.5) > 10)
+
+
+class OpRecorder:
+    """Stands for a picture and remembers the crop."""
+
+    def __init__(self, *size):
+        self.size = size
+
+    def crop(self, box):
+        self.box = box
+        return self
+
+    def resize(self, size, _):
+        assert size == (224, 224)
+        return self
+
+
+def test_random_resized_crop():
+    boxes = np.array([augment.random_resized_crop(OpRecorder(1000, 1000), stream(i), scale=(0.08, 0.5)).box
+                      for i in range(3000)])
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert (boxes >= 0).all() and (boxes <= 1000).all()
+    area, ratio = w * h / 1e6, np.log(w / h)
+    assert area.min() > 0.079 and area.max() < 0.501 and area.mean() == pytest.approx(0.29, abs=0.01)  # uniform
+    assert area.std() == pytest.approx(0.42 / math.sqrt(12), abs=0.006)
+    assert abs(ratio).max() < math.log(4 / 3) + 0.01 and abs(ratio.mean()) < 0.01  # uniform in the logarithm
+    assert ratio.std() == pytest.approx(2 * math.log(4 / 3) / math.sqrt(12), abs=0.006)
+    assert (boxes[:, 0] / (1000 - w)).mean() == pytest.approx(0.5, abs=0.02)  # anywhere
+    area = [np.prod(augment.random_resized_crop(OpRecorder(1000, 1000), stream(i)).box[2:]) for i in range(500)]
+    assert max(area) > 0.8e6
+    assert augment.random_resized_crop(OpRecorder(1000, 30), stream(0)).box == (480, 0, 520, 30)  # nothing fits: the middle
+    assert augment.random_resized_crop(OpRecorder(30, 1000), stream(0)).box == (0, 480, 30, 520)
+    for i in range(50):
+        assert augment.random_resized_crop(noise_picture(5, 3), stream(i), 8).size == (8, 8)
+
+
+def test_eval_crop():
+    x = np.asarray(image := noise_picture(341, 256))
+    assert (np.asarray(augment.eval_crop(image)) == x[16:240, 58:282]).all()  # the short side is 256 already
+    x = np.asarray(image := noise_picture(256, 300))
+    assert (np.asarray(augment.eval_crop(image)) == x[38:262, 16:240]).all()
+    for size, short in ((224, 256), (160, 182), (32, 36)):  # the centre stays, and the scale is short / short side
+        X = np.mgrid[0:300, 0:450][1] + 0.5
+        image = Image.fromarray(np.stack([X / 2] * 3, -1).astype(np.uint8))
+        row = np.asarray(augment.eval_crop(image, size)).astype(int)[size // 2, :, 0]
+        wanted = (225 + (np.arange(size) + 0.5 - size / 2) * 300 / short) / 2
+        assert augment.eval_crop(image, size).size == (size, size) and abs(row - wanted).max() < 3
+    assert augment.eval_crop(noise_picture(20, 90)).size == (224, 224)  # smaller than the crop: enlarged
+
+
+def test_one_sample_is_a_function_of_its_key():
+    image = noise_picture(80, 60)
+    views = {key: augment.train_view(image, stream(*key), 32).tobytes() for key in np.ndindex(2, 2, 4)}
+    assert all(augment.train_view(image, stream(*key), 32).tobytes() == view for key, view in views.items())
+    assert len(set(views.values())) == len(views)
+    flips = [augment.hflip(image, stream(i)).tobytes() for i in range(400)]
+    mirrored = np.asarray(image)[:, ::-1].tobytes()
+    assert set(flips) == {image.tobytes(), mirrored} and abs(flips.count(mirrored) - 200) < 40
+    assert torch.equal(augment.to_tensor(image), torch.tensor(np.asarray(image).transpose(2, 0, 1).copy()))
+
+
+def test_pad_crop_flip():
+    images = torch.randint(0, 256, (40, 3, 9, 11), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    offsets = augment.small_offsets(stream(0), 40)
+    got = augment.pad_crop_flip(images, offsets)
+    for x, (dy, dx, flip), y in zip(images.numpy(), offsets.tolist(), got.numpy()):
+        padded = np.pad(x, ((0, 0), (4, 4), (4, 4)), mode='reflect')[:, 4 + dy:13 + dy, 4 + dx:15 + dx]
+        assert (y == (padded[:, :, ::-1] if flip else padded)).all()
+    assert torch.equal(augment.pad_crop_flip(images.float(), offsets), got.float())
+    assert torch.equal(augment.pad_crop_flip(images[8:16], offsets[8:16]), got[8:16])  # a slice of the batch
+    dy, dx, flip = augment.small_offsets(stream(1), 20_000).T
+    for values, n in ((dy + 4, 9), (dx + 4, 9), (flip, 2)):
+        assert abs(torch.bincount(values) / 20_000 - 1 / n).max() < 0.015
+    assert torch.equal(augment.small_offsets(stream(1), 20_000), augment.small_offsets(stream(1), 20_000))
+
+
+def test_normalize():
+    images = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
+    wanted = (images.numpy() / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    assert np.allclose(augment.normalize(images, mean, std), wanted, atol=1e-6)
+
+
+def test_mixup_and_cutmix_distributions():
+    """Pictures of one value each, 0 and 1 by turns, show what was mixed and where."""
+    images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 64, 48)
+    labels = torch.tensor([5, 7])
+    lams = {True: [], False: []}
+    for i in range(3000):
+        mixed, partners, lam = augment.mix(images, labels, stream(0, i))
+        assert partners.tolist() == [7, 5] and 0 <= lam <= 1
+        cut = bool(((mixed == 0) | (mixed == 1)).all())
+        assert mixed[0].mean().item() == pytest.approx(1 - lam, abs=1e-5)  # the box's area after clipping, or the share
+        assert mixed[1].mean().item() == pytest.approx(lam, abs=1e-5)
+        if cut and 0 < lam < 1:  # one box
+            rows, cols = mixed[0, 0].nonzero().T
+            assert (rows.max() - rows.min() + 1) * (cols.max() - cols.min() + 1) == len(rows)
+        lams[cut].append(lam)
+    assert len(lams[True]) == pytest.approx(1500, abs=110)  # switch 0.5
+    assert np.mean(lams[False]) == pytest.approx(0.5, abs=0.025)
+    assert np.var(lams[False]) == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.008)  # Beta(a, a): 1 / (4 (2a + 1))
+    # a side of ratio r around a uniform centre keeps r - r^2 / 4 of its length, and r^2 = 1 - lam is uniform
+    assert np.mean(lams[True]) == pytest.approx(1 - (1 / 2 - 1 / 5 + 1 / 48), abs=0.025)
+
+
+def test_mix_does_not_depend_on_the_number_of_processes():
+    images = torch.rand(8, 3, 10, 12, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(8)
+    for i in range(20):
+        whole, partners, lam = augment.mix(images, labels, stream(3, i))
+        assert partners.tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
+        parts = [augment.mix(images[at:at + 2], labels[at:at + 2], stream(3, i)) for at in range(0, 8, 2)]
+        assert torch.equal(torch.cat([part[0] for part in parts]), whole) and {part[2] for part in parts} == {lam}
+    same, _, lam = augment.mix(images, labels, stream(0), mixup=0, cutmix=0)
+    assert lam == 1 and torch.equal(same, images)
+    with pytest.raises(ValueError, match='3 images cannot be mixed in pairs'):
+        augment.mix(images[:3], labels[:3], stream(0))
+
+
+def test_mixed_loss_is_soft_target_cross_entropy():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 10), torch.randint(10, (6,))
+    partners = labels[torch.arange(6) ^ 1]
+    soft = [0.1 / 10 + 0.9 * F.one_hot(y, 10) for y in (labels, partners)]
+    for lam in (0.0, 0.3, 1.0):
+        target = lam * soft[0] + (1 - lam) * soft[1]
+        wanted = -(target * logits.log_softmax(-1)).sum(-1).mean()
+        assert augment.mixed_loss(logits, labels, partners, lam).item() == pytest.approx(wanted.item(), abs=1e-6)
+
+
+def test_page_of_augmented_pictures(tmp_path, monkeypatch):
+    for i in range(6):
+        smooth_picture(40, 30, i).save(tmp_path / f'{i}.png')
+    monkeypatch.setattr(sys, 'argv', ['augment.py', str(tmp_path), str(tmp_path / 'page.png')])
+    runpy.run_path(str(ROOT / 'augment.py'), run_name='__main__')
+    assert Image.open(tmp_path / 'page.png').size == (8 * 114, 6 * 114)
+    monkeypatch.setattr(sys, 'argv', ['augment.py'])
+    with pytest.raises(SystemExit, match='at least 6 pictures'):
+        runpy.run_path(str(ROOT / 'augment.py'), run_name='__main__')
+
+# -----------------------------------------------------------------------------
+# prepared pictures
+
+
+IMAGE_DEFAULTS = dict(dataset='', out_dir='', val_from_train=0, seed=0, resize_short=256, quality=95, image_column='',
+                label_column='', num_proc=1, overwrite=False)
+
+
+def prepare_images(out, dataset, code=0, env=None, **keys):
+    """Run prepare_imagenet.py as a process -> what it says."""
+    flags = [f'--{key}={value}' for key, value in {'num_proc': 1, **keys, 'dataset': dataset, 'out_dir': out}.items()]
+    done = subprocess.run([sys.executable, ROOT / 'prepare_imagenet.py', *flags], capture_output=True, text=True,
+                          env={**os.environ, **(env or {})})
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+def refuse_images(**keys):
+    """The sentence with which it ends."""
+    with pytest.raises(SystemExit) as stop:
+        prepare_imagenet.main({**IMAGE_DEFAULTS, **{key: value if key in ('val_from_train', 'overwrite') else str(value)
+                                              for key, value in keys.items()}})
+    assert isinstance(stop.value.code, str)  # a string is exit code 1
+    return stop.value.code
+
+
+def load_images(out, split):
+    """-> pictures (arrays, or JPEG bytes), labels, meta"""
+    meta = json.loads((out / 'meta.json').read_text())
+    labels = np.load(out / f'{split}_labels.npy')
+    if meta['layout'] == 'arrays':
+        images = np.load(out / f'{split}_images.npy', mmap_mode='r')
+        assert images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
+    else:
+        offsets, blob = np.load(out / f'{split}_offsets.npy'), (out / f'{split}_jpeg.bin').read_bytes()
+        assert offsets.dtype == np.int64 and offsets[0] == 0 and offsets[-1] == len(blob) and (np.diff(offsets) > 0).all()
+        images = [blob[a:b] for a, b in zip(offsets, offsets[1:])]
+    assert labels.dtype == np.int64 and len(images) == len(labels) == meta[f'{split}_images']
+    return images, labels, meta
+
+
+def digest_images(out):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in out.iterdir()}
+
+
+def image_folder(root, classes=('ant', 'bee'), train=3, val=2, size=(40, 30)):
+    for split, n in (('train', train), ('val', val)):
+        for i, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for j in range(n):
+                smooth_picture(*size, seed=100 * i + j).save(root / split / name / f'{j}.jpg', quality=90)
+    return root
+
+
+def image_table(path, rows, image='image', label='label', names=None, kind='image'):
+    """A parquet file as the Hub stores pictures; the names of classes go into the metadata of `datasets`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    cells = []
+    for picture, _ in rows:
+        f = io.BytesIO()
+        picture.save(f, 'PNG')
+        cells.append({'bytes': f.getvalue(), 'path': None} if kind == 'image' else f.getvalue())
+    data = pa.table({image: cells, label: [y for _, y in rows]})
+    if names:
+        info = {'info': {'features': {image: {'_type': 'Image'}, label: {'names': names, '_type': 'ClassLabel'}}}}
+        data = data.replace_schema_metadata({'huggingface': json.dumps(info)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(data, path, row_group_size=50)
+
+
+def test_folder_of_odd_pictures(tmp_path):
+    """Every kind becomes an RGB JPEG, small ones keep their bytes, and broken ones are named, counted and left out."""
+    root = image_folder(tmp_path / 'set')
+    ant, big = root / 'train/ant', smooth_picture(400, 300)
+    big.convert('L').save(ant / 'a_grey.JPEG')
+    big.convert('CMYK').save(ant / 'b_cmyk.jpg')
+    big.quantize(16).save(ant / 'c_palette.png')
+    big.convert('RGBA').save(ant / 'd_png_named.JPEG', format='PNG')
+    Image.fromarray(np.asarray(big.convert('L')).astype(np.uint16) * 257).save(ant / 'e_16bit.png')
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    smooth_picture(60, 40).save(ant / 'f_turned.jpg', exif=turned, quality=90)
+    big.save(ant / 'g_big.jpg', quality=100)
+    (ant / 'h_broken.jpg').write_bytes((ant / 'g_big.jpg').read_bytes()[:3000])
+    (ant / 'i_text.jpg').write_text('no picture')
+    (ant / 'j_notes.txt').write_text('left out')
+    (ant / '.hidden.jpg').write_text('left out')
+    said = prepare_images(tmp_path / 'out', root)
+    images, labels, meta = load_images(tmp_path / 'out', 'train')
+    assert '2 pictures cannot be decoded' in said and 'h_broken.jpg' in said and 'i_text.jpg' in said
+    assert '1 files without the ending of a picture' in said and 'about' in said and 'are free' in said
+    assert [Path(name).name for name, _ in meta['skipped']] == ['h_broken.jpg', 'i_text.jpg']
+    assert labels.tolist() == [0] * 10 + [1] * 3 and meta['classes'] == ['ant', 'bee'] and meta['val_images'] == 4
+    assert images[:3] == [(ant / f'{i}.jpg').read_bytes() for i in range(3)]  # the bytes themselves
+    opened = [Image.open(io.BytesIO(raw)) for raw in images]
+    assert {(i.format, i.mode) for i in opened} == {('JPEG', 'RGB')}
+    shrunk = np.asarray(big.resize((341, 256), Image.Resampling.BICUBIC)).astype(float)
+    for i, name in ((3, 'grey'), (4, 'cmyk'), (5, 'palette'), (6, 'png'), (7, '16bit'), (9, 'big')):
+        assert opened[i].size == (341, 256), name
+        wanted = shrunk if name not in ('grey', '16bit') else (shrunk @ [0.299, 0.587, 0.114])[..., None]
+        if name == 'palette':
+            wanted = np.asarray(big.quantize(16).convert('RGB').resize((341, 256), Image.Resampling.BICUBIC)).astype(float)
+        assert abs(np.asarray(opened[i]) - wanted).mean() < 4, name
+    assert opened[8].size == (60, 40) and not opened[8].getexif()  # not turned, and nothing that says to turn it
+    pixels = np.concatenate([np.asarray(i).reshape(-1, 3) for i in opened]) / 255
+    assert np.allclose(meta['mean'], pixels.mean(0), atol=2e-3) and np.allclose(meta['std'], pixels.std(0), atol=2e-3)
+    assert not (tmp_path / 'out/unfinished').exists()
+
+    # the bytes do not depend on the number of workers; 0 keeps all sizes
+    before = digest_images(tmp_path / 'out')
+    assert 'holds a data set already' in refuse_images(dataset=root, out_dir=tmp_path / 'out')
+    prepare_images(tmp_path / 'out', root, num_proc=3, overwrite=True)
+    assert digest_images(tmp_path / 'out') == before
+    prepare_images(tmp_path / 'all', root, resize_short=0)
+    images = load_images(tmp_path / 'all', 'train')[0]
+    assert images[9] == (ant / 'g_big.jpg').read_bytes() and Image.open(io.BytesIO(images[3])).size == (400, 300)
+
+
+def test_pictures_of_one_small_size_become_arrays(tmp_path):
+    root = tmp_path / 'set'
+    for split, n in (('train', 70), ('validation', 3)):
+        for i, name in enumerate(('x', 'y')):
+            (root / split / name).mkdir(parents=True)
+            for j in range(n):
+                noise_picture(12, 8, seed=1000 * i + j).save(root / split / name / f'{j:03}.png')
+    prepare_images(tmp_path / 'out', root, num_proc=2)
+    images, labels, meta = load_images(tmp_path / 'out', 'train')
+    wanted = np.stack([np.asarray(noise_picture(12, 8, 1000 * i + j)) for i in range(2) for j in range(70)])
+    assert (images == wanted).all() and labels.tolist() == [0] * 70 + [1] * 70
+    assert np.allclose(meta['mean'], (wanted / 255).mean((0, 1, 2))) and np.allclose(meta['std'], (wanted / 255).std((0, 1, 2)))
+    noise_picture(13, 8).save(root / 'train/y/last.png')  # one of another size: JPEGs, and nothing stays of the arrays
+    assert 'not all of one size' in prepare_images(tmp_path / 'out', root, overwrite=True)
+    images, labels, meta = load_images(tmp_path / 'out', 'train')
+    assert meta['layout'] == 'jpeg' and len(images) == 141 and Image.open(io.BytesIO(images[-1])).size == (13, 8)
+    assert not (tmp_path / 'out/train_images.npy').exists()
+
+
+def test_parquet_and_the_splits(tmp_path):
+    """The three ways to get val and test; each training picture is in exactly one place."""
+    rows = [(noise_picture(6, 6, i), i % 3) for i in range(150)]
+    names = ['zebra', 'ant', 'bee']  # the Hub's order, not the alphabet's
+    root = tmp_path / 'set'
+    image_table(root / 'data/train-00000-of-00002.parquet', rows[:100], 'img', 'fine_label', names)
+    image_table(root / 'data/train-00001-of-00002.parquet', rows[100:130], 'img', 'fine_label', names)
+    image_table(root / 'data/test-00000-of-00001.parquet', rows[130:], 'img', 'fine_label', names)
+    pixels = [np.asarray(picture).tobytes() for picture, _ in rows]
+
+    def ids(out, split):
+        images, labels, meta = load_images(out, split)
+        found = [pixels.index(image.tobytes()) for image in images]
+        assert meta['classes'] == names and labels.tolist() == [i % 3 for i in found]
+        return found
+    assert 'test split becomes val' in prepare_images(tmp_path / 'plain', root)
+    assert ids(tmp_path / 'plain', 'train') == list(range(130)) and ids(tmp_path / 'plain', 'val') == list(range(130, 150))
+    assert not (tmp_path / 'plain/test_labels.npy').exists()
+    held = {}
+    for seed in (0, 1):
+        out = tmp_path / f'held{seed}'
+        prepare_images(out, root, val_from_train=20, seed=seed, num_proc=2)
+        held[seed] = ids(out, 'val')
+        assert len(held[seed]) == 20 and sorted(held[seed] + ids(out, 'train')) == list(range(130))
+        assert ids(out, 'test') == list(range(130, 150))
+    assert held[0] != held[1]
+
+    other = tmp_path / 'imagenet'  # a validation split and a test split without labels; names of classes as text
+    image_table(other / 'train.parquet', [(p, names[y]) for p, y in rows[:100]], kind='binary')
+    image_table(other / 'validation.parquet', [(p, names[y]) for p, y in rows[100:130]], kind='binary')
+    prepare_images(tmp_path / 'plain2', other)
+    assert load_images(tmp_path / 'plain2', 'val')[2]['classes'] == ['ant', 'bee', 'zebra']
+    numbers = tmp_path / 'numbers'
+    for name, part in (('train', rows[:100]), ('validation', rows[100:130]), ('test', [(p, -1) for p, _ in rows[130:]])):
+        image_table(numbers / f'{name}.parquet', part)
+    assert 'test has no labels, left out' in prepare_images(tmp_path / 'held2', numbers, val_from_train=10)
+    images, labels, meta = load_images(tmp_path / 'held2', 'test')
+    assert [pixels.index(image.tobytes()) for image in images] == list(range(100, 130)) and meta['classes'] == ['0', '1', '2']
+
+
+def test_synthetic(tmp_path, monkeypatch):
+    """Deterministic; balanced; and no linear function of the pixels tells the classes."""
+    monkeypatch.setattr(prepare_imagenet, 'SYNTHETIC', {'train': 2000, 'val': 500, 'test': 100})
+    prepare_imagenet.main({**IMAGE_DEFAULTS, 'dataset': 'synthetic', 'out_dir': str(tmp_path / 'out')})
+    images, labels, meta = load_images(tmp_path / 'out', 'train')
+    assert images.shape == (2000, 32, 32, 3) and (np.bincount(labels) == 200).all() and len(meta['classes']) == 10
+    assert (images[17] == np.asarray(prepare_imagenet.draw('train 17', None)[0])).all()
+    assert len({image.tobytes() for split in ('train', 'val', 'test') for image in load_images(tmp_path / 'out', split)[0]}) == 2600
+
+    def features(images):
+        return images.reshape(-1, 16, 2, 16, 2, 3).mean((2, 4)).reshape(len(images), -1) / 127.5 - 1
+    x, (v, u, _) = features(images), load_images(tmp_path / 'out', 'val')
+    w = np.linalg.solve(x.T @ x + 300 * np.eye(768), x.T @ np.eye(10)[labels])
+    assert ((features(v) @ w).argmax(1) == u).mean() < 0.25
+
+
+KILLED_IMAGES = '''
+import os, sys, time
+sys.path.insert(0, {root!r})
+import prepare_imagenet as p
+count, turn, replace = [0], iter(range(10**9)), os.replace
+p.time = type('', (), dict(monotonic=lambda: 10 * next(turn)))  # the state is saved after every job
+def killed_images(*args):
+    count[0] += 1
+    if count[0] == {at}:
+        os.kill(os.getpid(), 9)
+    replace(*args)
+os.replace = killed_images
+p.main(dict({config!r}))
+'''
+
+
+def test_killed_and_started_again(tmp_path):
+    """kill -9 at the n-th rename, which are the saves of the state, meta.json and the final ones, in that order."""
+    root = image_folder(tmp_path / 'set', train=150, val=5, size=(100, 90))
+    (root / 'train/ant/1.jpg').write_bytes(b'')
+    prepare_images(tmp_path / 'whole', root)
+    wanted, renames = digest_images(tmp_path / 'whole'), 6 + 1 + 1 + 7  # 5 jobs of train and one of val, each saved, and the end
+    for at in (1, 3, 5, renames - 7, renames - 4, renames):
+        out = tmp_path / f'out{at}'
+        config = {**IMAGE_DEFAULTS, 'dataset': str(root), 'out_dir': str(out)}
+        done = subprocess.run([sys.executable, '-c', KILLED_IMAGES.format(root=str(ROOT), at=at, config=config)], capture_output=True)
+        assert done.returncode == -9, (at, done.stderr)
+        assert not (out / 'meta.json').exists() and (out / 'unfinished').exists()  # nothing looks finished
+        (tmp_path / 'state.json').write_bytes((out / 'unfinished/state.json').read_bytes() if at > 1 else b'')
+        said = prepare_images(out, root)
+        assert ('going on after' in said) == (1 < at < renames - 6), (at, said)
+        assert digest_images(out) == wanted, at
+    # killed between the last rename and the end: finished, and it can be replaced
+    state = json.dumps({'mark': json.loads((tmp_path / 'state.json').read_text())['mark'], 'jobs': 6, 'size': None,
+                        'images': {'train': 299, 'val': 10}})
+    (tmp_path / 'whole/unfinished').mkdir()
+    (tmp_path / 'whole/unfinished/state.json').write_text(state)
+    prepare_images(tmp_path / 'whole', root, overwrite=True)
+    assert digest_images(tmp_path / 'whole') == wanted
+    # what another line had left is not gone on with
+    config = {**IMAGE_DEFAULTS, 'dataset': str(root), 'out_dir': str(tmp_path / 'other'), 'quality': 50}
+    subprocess.run([sys.executable, '-c', KILLED_IMAGES.format(root=str(ROOT), at=4, config=config)], capture_output=True)
+    assert 'going on' not in prepare_images(tmp_path / 'other', root) and digest_images(tmp_path / 'other') == wanted
+
+
+def test_killed_while_replacing_keeps_the_old_set(tmp_path):
+    root = image_folder(tmp_path / 'set', train=100)
+    prepare_images(tmp_path / 'out', root, val_from_train=5)
+    before = digest_images(tmp_path / 'out')
+    config = {**IMAGE_DEFAULTS, 'dataset': str(root), 'out_dir': str(tmp_path / 'out'), 'overwrite': True}
+    subprocess.run([sys.executable, '-c', KILLED_IMAGES.format(root=str(ROOT), at=3, config=config)], capture_output=True)
+    (tmp_path / 'out/unfinished').rename(tmp_path / 'unfinished')
+    assert digest_images(tmp_path / 'out') == before
+    (tmp_path / 'unfinished').rename(tmp_path / 'out/unfinished')
+    assert 'going on after' in prepare_images(tmp_path / 'out', root, overwrite=True)
+    assert load_images(tmp_path / 'out', 'train')[2]['val_from_train'] == 0 and not (tmp_path / 'out/test_labels.npy').exists()
+
+
+def test_mistakes_with_pictures_get_one_sentence(tmp_path):
+    def changed(name, change):
+        root = image_folder(tmp_path / name, train=2, val=1)
+        change(root)
+        return root
+
+    def empty_class(root):
+        for path in (root / 'train/bee').iterdir():
+            path.unlink()
+
+    def no_val(root):
+        (root / 'val').rename(root / 'other')
+
+    def flat(root):
+        for split in ('train', 'val'):
+            for name in ('ant', 'bee'):
+                for path in (root / split / name).iterdir():
+                    path.rename(root / split / f'{name}{path.name}')
+                (root / split / name).rmdir()
+    rows = [(noise_picture(4, 4, i), i % 2) for i in range(4)]
+    for name, train, val in (('range', rows, [(rows[0][0], 2)]), ('negative', [(rows[0][0], -1)], rows), ('one', rows, None),
+                             ('cut', rows, rows)):
+        image_table(tmp_path / name / ('partial-train' if name == 'cut' else 'train') / '0.parquet', train, names=['a', 'b'])
+        if val:
+            image_table(tmp_path / name / 'validation/0.parquet', val, names=['a', 'b'])
+    (tmp_path / 'torn').mkdir()
+    (tmp_path / 'torn/train.parquet').write_bytes(b'PAR1 and no more')
+    (tmp_path / 'nothing').mkdir()
+    image_table(tmp_path / 'two/a/train.parquet', rows)
+    image_table(tmp_path / 'two/b/train.parquet', rows)
+    image_table(tmp_path / 'float/train.parquet', [(rows[0][0], 0.5)])
+    cases = [
+        (dict(dataset=changed('a', empty_class)), 'a/train/bee holds no pictures'),
+        (dict(dataset=changed('b', lambda root: (root / 'train/bee').rename(root / 'train/wasp'))),
+         'the class bee is in'),
+        (dict(dataset=changed('c', no_val)), 'has no validation split: --val_from_train=1'),
+        (dict(dataset=tmp_path / 'one'), 'has no validation split'),
+        (dict(dataset=tmp_path / 'one', val_from_train=4), 'val_from_train=4 is out of range: train has 4 pictures'),
+        (dict(dataset=changed('d', flat)), 'd holds no images with classes'),
+        (dict(dataset=tmp_path / 'nothing'), 'nothing holds no images with classes'),
+        (dict(dataset=tmp_path / 'a/train/ant/0.jpg'), 'is not a folder'),
+        (dict(dataset=tmp_path / 'absent'), 'there is no folder'),
+        (dict(dataset='imagenet'), 'there is no folder imagenet: check the path, or use synthetic, cifar10'),
+        (dict(dataset=tmp_path / 'range'), 'val of'), (dict(dataset=tmp_path / 'negative'), 'has the label -1, which is none'),
+        (dict(dataset=tmp_path / 'cut'), 'is part of an export that the Hub cut short'),
+        (dict(dataset=tmp_path / 'torn'), 'torn/train.parquet cannot be read as parquet'),
+        (dict(dataset=tmp_path / 'two'), 'lies in several folders'),
+        (dict(dataset=tmp_path / 'float'), 'holds no labels'),
+        (dict(dataset=tmp_path / 'one', label_column='class'), 'has no column class: --label_column takes one of image, label'),
+    ]
+    for keys, sentence in cases:
+        said = refuse_images(out_dir=tmp_path / 'out', **keys)
+        assert sentence in said and '\n' not in said, said
+        assert not (tmp_path / 'out').exists()
+    text = image_folder(tmp_path / 'text', train=2, val=1)
+    for path in text.glob('train/*/*'):
+        path.write_text('no picture')
+    assert 'none of the pictures of train can be decoded' in prepare_images(tmp_path / 'out', text, code=1)
+    assert not (tmp_path / 'out/meta.json').exists()
+    assert 'quality=0 is out of range' in prepare_images(tmp_path / 'out', text, code=1, quality=0)
+
+
+@pytest.fixture
+def image_hub(tmp_path):
+    """As much of the Hub as a download needs, on this machine: one set that is there, a gated one, none else."""
+    image_table(tmp_path / 'hub/train.parquet', [(noise_picture(4, 4, i), i % 2) for i in range(6)], 'img', names=['a', 'b'])
+    image_table(tmp_path / 'hub/test.parquet', [(noise_picture(4, 4, i), i % 2) for i in range(2)], 'img', names=['a', 'b'])
+    sha = '0' * 40
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            path, body, code, error = self.path.partition('?')[0], b'', 200, None
+            if path.startswith('/api/datasets/uoft-cs/cifar10/'):
+                files = [{'rfilename': p.name, 'path': p.name, 'type': 'file', 'oid': sha, 'size': p.stat().st_size}
+                         for p in (tmp_path / 'hub').iterdir()]
+                body = json.dumps(files if '/tree/' in path else {'id': 'x', 'sha': sha, 'siblings': files}).encode()
+            elif path.startswith('/datasets/uoft-cs/cifar10/resolve/'):
+                body = (tmp_path / 'hub' / path.rpartition('/')[2]).read_bytes()
+            elif 'imagenet-1k' in path:
+                code, error = 403, 'GatedRepo'
+            else:
+                code, error = 401, 'RepoNotFound'
+            self.send_response(code)
+            for key, value in (('Content-Length', len(body)), ('ETag', hashlib.sha256(body).hexdigest()),
+                               ('X-Repo-Commit', sha), ('X-Error-Code', error)):
+                if value is not None:
+                    self.send_header(key, value)
+            self.end_headers()
+            if self.command == 'GET':
+                self.wfile.write(body)
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()
+
+
+def test_sets_on_the_hub(tmp_path, image_hub):
+    env = dict(HF_ENDPOINT=image_hub, HF_HOME=str(tmp_path / 'home'), HF_HUB_DISABLE_XET='1', NO_PROXY='127.0.0.1',
+               no_proxy='127.0.0.1')
+    said = prepare_images(tmp_path / 'out', 'cifar10', env=env)
+    assert 'uoft-cs/cifar10: 0.0 GB of download' in said and 'test split becomes val' in said
+    assert load_images(tmp_path / 'out', 'train')[1].tolist() == [0, 1, 0, 1, 0, 1] and len(load_images(tmp_path / 'out', 'val')[1]) == 2
+    assert 'ILSVRC/imagenet-1k is gated: accept its terms' in prepare_images(tmp_path / 'no', 'imagenet-1k', code=1, env=env)
+    assert 'nobody/nothing is not on the Hub' in prepare_images(tmp_path / 'no', 'nobody/nothing', code=1, env=env)
+    env['HF_ENDPOINT'] = 'http://127.0.0.1:9'
+    said = prepare_images(tmp_path / 'no', 'cifar100', code=1, env=env)
+    assert 'could not be had from the Hub' in said and 'Traceback' not in said

@@ -18,7 +18,6 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch._dynamo
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -297,12 +296,12 @@ X, Y = get_batch(start_iter, 0)
 try:
     with env.autocast:
         model(X, Y)[1].backward()
-except torch._dynamo.exc.TorchDynamoException as e:
-    fail(f'torch.compile fails here ({str(e).splitlines()[0][:200]}): use --compile=False', any_rank=True)
-except (torch.OutOfMemoryError, RuntimeError) as e:
-    if not isinstance(e, torch.OutOfMemoryError) and 'allocate' not in str(e):
-        raise
-    fail(f'{micro} sequences of {block_size} tokens do not fit into memory: use a smaller micro_batch_size', any_rank=True)
+except RuntimeError as e:
+    if type(e).__module__.startswith('torch._'):  # dynamo's and inductor's
+        fail(f'torch.compile fails here ({str(e).splitlines()[0][:200]}): use --compile=False', any_rank=True)
+    if isinstance(e, torch.OutOfMemoryError) or 'allocate' in str(e):
+        fail(f'{micro} sequences of {block_size} tokens do not fit into memory: use a smaller micro_batch_size', any_rank=True)
+    raise
 opt.zero_grad(set_to_none=env.world_size == 1)  # DDP keeps gradients as views into its buckets
 
 opened = training.on_master(lambda: training.open_out_dir(

@@ -23,7 +23,7 @@ learning_rate = 0.4
 min_lr = 0.0
 weight_decay = 3e-3
 momentum = 0.9
-warmup_iters = 450
+warmup_iters = 1350
 grad_clip = 1.0
 max_iters = 4500
 

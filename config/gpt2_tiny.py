@@ -19,12 +19,12 @@ block_size = 128
 global_batch_size = 8
 micro_batch_size = 8
 optimizer = 'adamw'
-learning_rate = 4e-3
+learning_rate = 0.008
 min_lr = 0.0
 weight_decay = 0.1
 beta1 = 0.9
 beta2 = 0.95
-warmup_iters = 450
+warmup_iters = 2250
 grad_clip = 1.0
 max_iters = 4500
 

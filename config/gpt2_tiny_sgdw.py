@@ -19,11 +19,11 @@ block_size = 128
 global_batch_size = 8
 micro_batch_size = 8
 optimizer = 'sgdw'
-learning_rate = 0.4
+learning_rate = 0.2
 min_lr = 0.0
 weight_decay = 3e-3
 momentum = 0.9
-warmup_iters = 450
+warmup_iters = 3150
 grad_clip = 1.0
 max_iters = 4500
 

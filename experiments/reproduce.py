@@ -24,7 +24,7 @@ table = False  # True: only print the table of results/STUDY.jsonl
 
 TINY = ('dnt_tiny', 'dnt_tiny_adamw', 'gpt2_tiny', 'gpt2_tiny_sgdw')
 LRS = {'sgdw': (0.1, 0.2, 0.4, 0.8, 1.6, 3.2), 'adamw': (1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3)}
-WARMUPS = (0.02, 0.1, 0.3, 0.5, 0.7)  # shares of the run
+WARMUPS = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the run
 
 
 def read_config(config):
@@ -127,10 +127,23 @@ def print_table(study):
         print(f'| {name} | {len(losses)} | {statistics.mean(losses):.4f} | {spread} |')
 
 
+def print_grid(study):
+    """For each config learning rate against warmup (a share of the run), the best in bold."""
+    results = list(read(f'results/{study}.jsonl').values())
+    for config in dict.fromkeys(row['run']['config'] for row in results):
+        cells = {(row['run']['learning_rate'], row['run']['warmup_iters'] / row['run']['max_iters']): row['val_loss']
+                 for row in results if row['run']['config'] == config}
+        print(f'\n`{config}`\n\n| learning rate | ' + ' | '.join(map(str, WARMUPS)) + ' |\n|---|' + '---|' * len(WARMUPS))
+        for lr in sorted({lr for lr, _ in cells}):
+            losses = [f'{cells[lr, w]:.4f}' if (lr, w) in cells else '' for w in WARMUPS]
+            losses = [f'**{x}**' if x == f'{min(cells.values()):.4f}' else x for x in losses]
+            print(f'| {lr:g} | ' + ' | '.join(losses) + ' |')
+
+
 if __name__ == '__main__':
     if len(sys.argv) < 2 or sys.argv[1] not in STUDIES:
         fail(f'which study? python -m experiments.reproduce [{"|".join(STUDIES)}]')
     configure(globals(), sys.argv[2:])
     if not table:
         run_study(sys.argv[1])
-    print_table(sys.argv[1])
+    (print_grid if sys.argv[1].endswith('_grid') else print_table)(sys.argv[1])
