@@ -20,8 +20,8 @@ from sgdw import SGDW
 from training import lr_at, param_groups
 
 dataset = 'data/openwebtext'  # a folder of gpt2 tokens
-iters = 100  # updates
-batch = 8  # sequences of 128 tokens each
+iters = 30  # updates
+batch = 4  # sequences of 128 tokens each
 learning_rate = 1.0  # table 5
 warmup_iters = 0  # table 5
 seed = 1337  # weights and batches
