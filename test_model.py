@@ -726,6 +726,7 @@ def test_mistakes_get_one_sentence(straight, tokens, tmp_path):
         ([f'--init_from={straight}/ckpt.pt', '--block_size=9', f'--out_dir={tmp_path}/x'], 'knows 8 positions, fewer than'),
         ([f'--init_from={tokens}'], 'is not a GPT-2 folder'),
         (['--eval_only=True'], 'eval_only needs weights'), (['--seed=4294967296'], 'seed=4294967296 is out of range'),
+        (['--vocab_size=1' + '0' * 30], 'use less than 4294967296'),
         ([f'--dataset={bad_data(tmp_path / "h", meta_json=json.dumps({**meta, "vocab_size": 257.5}).encode())}'],
          'meta.json is broken'),
         ([f'--dataset={bad_data(tmp_path / "i", meta_json=json.dumps({**meta, "tokenizer": "gpt3"}).encode())}'],

@@ -88,8 +88,9 @@ for key in ('eval_interval', 'eval_tokens', 'ckpt_interval', 'keep_interval', 'l
             'learning_rate', 'min_lr', 'warmup_iters', 'weight_decay', 'grad_clip'):
     if not 0 <= config[key] < float('inf'):
         fail(f'{key}={config[key]} is out of range: use 0 or more')
-if seed >= 2**32:
-    fail(f'seed={seed} is out of range: use less than {2**32}')
+for key in ('seed', 'vocab_size'):
+    if config[key] >= 2**32:
+        fail(f'{key}={config[key]} is out of range: use less than {2**32}')
 for key in ('dropout', 'momentum', 'beta1', 'beta2'):
     if not 0 <= config[key] < 1:
         fail(f'{key}={config[key]} is out of range: use 0 or more, less than 1')
