@@ -28,7 +28,7 @@ from model import GPT, NORMS, SETTINGS, GPTConfig
 # -----------------------------------------------------------------------------
 # config: the paper's L-DNT-Small with mSGDW (tables 3 and 5)
 out_dir = 'out/gpt'  # config.json, log.jsonl and the checkpoints of this run
-init_from = 'scratch'  # 'scratch', 'resume' (what out_dir holds, if anything), or a checkpoint file or GPT-2 folder: its weights
+init_from = 'scratch'  # 'scratch', 'resume' (what out_dir holds, if anything), or the weights of a file or GPT-2 folder
 overwrite = False  # True: throw away the run that out_dir holds
 eval_only = False  # True: print the validation loss and leave; nothing is written
 eval_interval = 1000  # iterations between evaluations, 0: only at the end
@@ -80,8 +80,8 @@ config = configure(globals())
 
 # -----------------------------------------------------------------------------
 # processes
-at_least_1 = dict.fromkeys(('max_iters', 'micro_batch_size', 'global_batch_size', 'block_size', 'n_embd'), 2**20)
-for key, most in {**at_least_1, 'max_iters': 2**40, 'n_layer': 1000, 'n_head': 1000}.items():
+for key, most in {'max_iters': 2**40, 'micro_batch_size': 2**20, 'global_batch_size': 2**20, 'block_size': 2**20,
+                  'n_embd': 2**20, 'n_layer': 1000, 'n_head': 1000}.items():
     if not 1 <= config[key] <= most:
         fail(f'{key}={config[key]} is out of range: use 1 to {most}')
 for key in ('eval_interval', 'eval_tokens', 'ckpt_interval', 'keep_interval', 'log_interval', 'vocab_size', 'seed',
@@ -301,7 +301,8 @@ except RuntimeError as e:
     if type(e).__module__.startswith('torch._'):  # dynamo's and inductor's
         fail(f'torch.compile fails here ({str(e).splitlines()[0][:200]}): use --compile=False', any_rank=True)
     if isinstance(e, torch.OutOfMemoryError) or 'allocate' in str(e):
-        fail(f'{micro} sequences of {block_size} tokens do not fit into memory: use a smaller micro_batch_size', any_rank=True)
+        fail(f'{micro} sequences of {block_size} tokens do not fit into memory: use a smaller micro_batch_size',
+             any_rank=True)
     raise
 opt.zero_grad(set_to_none=env.world_size == 1)  # DDP keeps gradients as views into its buckets
 
