@@ -75,6 +75,17 @@ def make_norm(config, on, ndim):
 # -----------------------------------------------------------------------------
 # the block
 
+def standardize(w, eps=1e-4):
+    """
+    Weight standardization, equation 1 of the second report: each output unit's fan-in weights w[i], N of them, as
+    (w[i] - mean) / (sqrt(N) std), so that the unit keeps the variance of inputs that are independent. eps, below
+    which N std^2 counts as eps, is NFNet's (Brock et al., arXiv:2102.06171).
+    """
+    flat = w.flatten(1)  # (units, N)
+    var, mean = torch.var_mean(flat, dim=1, correction=0, keepdim=True)
+    return ((flat - mean) * (var * flat.size(1)).clamp(min=eps).rsqrt()).view_as(w)
+
+
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(D)) v per head, causal or not; q and k normalized per head when qk_norm (eq. 9, 10)."""
 
@@ -130,7 +141,7 @@ class DropPath(nn.Module):
     def forward(self, x):
         if not self.training:
             return x
-        keep = torch.rand(x.size(0), 1, 1, device=x.device) >= self.p  # (B, 1, 1): all of a sample or nothing
+        keep = torch.rand(x.size(0), *[1] * (x.dim() - 1), device=x.device) >= self.p  # (B, 1, ...): a sample or nothing
         return x * keep.to(x.dtype) / (1 - self.p)
 
 
