@@ -106,9 +106,10 @@ def rand_augment(image, rng, magnitude=9.0, std=0.5, n=2, p=0.5):
     return image
 
 
-def train_view(image, rng, size=224):
-    """The recipe for one training sample."""
-    return rand_augment(hflip(random_resized_crop(image, rng, size), rng), rng)
+def train_view(image, rng, size=224, least=0.08, magnitude=9.0):
+    """The recipe for one training sample; least: the smallest share of the picture, magnitude 0: no RandAugment."""
+    image = hflip(random_resized_crop(image, rng, size, (least, 1.0)), rng)
+    return rand_augment(image, rng, magnitude) if magnitude else image
 
 
 def eval_crop(image, size=224):

@@ -18,12 +18,11 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import training
 from configurator import configure, fail
-from model import GPT, NORMS, SETTINGS, GPTConfig
+from model import GPT, NORMS, GPTConfig
 
 # -----------------------------------------------------------------------------
 # config: the paper's L-DNT-Small with mSGDW (tables 3 and 5)
@@ -80,29 +79,18 @@ config = configure(globals())
 
 # -----------------------------------------------------------------------------
 # processes
-for key, most in {'max_iters': 2**40, 'micro_batch_size': 2**20, 'global_batch_size': 2**20, 'block_size': 2**20,
-                  'n_embd': 2**20, 'n_layer': 1000, 'n_head': 1000}.items():
-    if not 1 <= config[key] <= most:
-        fail(f'{key}={config[key]} is out of range: use 1 to {most}')
-for key in ('eval_interval', 'eval_tokens', 'ckpt_interval', 'keep_interval', 'log_interval', 'vocab_size', 'seed',
-            'learning_rate', 'min_lr', 'warmup_iters', 'weight_decay', 'grad_clip'):
-    if not 0 <= config[key] < float('inf'):
-        fail(f'{key}={config[key]} is out of range: use 0 or more')
-for key in ('seed', 'vocab_size'):
-    if config[key] >= 2**32:
-        fail(f'{key}={config[key]} is out of range: use less than {2**32}')
-for key in ('dropout', 'momentum', 'beta1', 'beta2'):
-    if not 0 <= config[key] < 1:
-        fail(f'{key}={config[key]} is out of range: use 0 or more, less than 1')
+training.check_range(config, 1, 2**20, 'micro_batch_size', 'global_batch_size', 'block_size', 'n_embd')
+training.check_range(config, 1, 2**40, 'max_iters')
+training.check_range(config, 1, 1000, 'n_layer', 'n_head')
+training.check_range(config, 0, 2**32 - 1, 'seed', 'vocab_size')
+training.check_range(config, 0, 2**62, 'eval_interval', 'eval_tokens', 'ckpt_interval', 'keep_interval', 'log_interval',
+                     'warmup_iters', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip')
+training.check_share(config, 'dropout', 'momentum', 'beta1', 'beta2')
 env = training.start(device, dtype, compile, seed, deterministic)
 micro, accum = training.split_batch(global_batch_size, micro_batch_size, env.world_size)
 say = partial(print, flush=True) if env.master else lambda *args: None
 
-if training.our_files(out_dir) and init_from != 'resume' and not overwrite and not eval_only:
-    fail(f'{out_dir} holds a run: go on with it (--init_from=resume), replace it (--overwrite=True) or choose another '
-         '--out_dir')
-if overwrite and os.path.dirname(os.path.abspath(init_from)) == os.path.abspath(out_dir):
-    fail(f'{init_from} lies in the out_dir that is to be overwritten: choose another --out_dir')
+training.refuse_to_overwrite(out_dir, init_from, overwrite, eval_only)
 
 # -----------------------------------------------------------------------------
 # data: train.bin and val.bin of token ids, one document after another, and meta.json
@@ -166,25 +154,15 @@ meta = read_meta()
 
 # -----------------------------------------------------------------------------
 # model
-if setting not in SETTINGS:
-    fail(f'setting={setting} is unknown: use one of {", ".join(SETTINGS)}')
-if norm not in ('rms', 'layer'):
-    fail(f'norm={norm} is unknown: use rms or layer')
-for key in NORMS:
-    if config[key] not in ('auto', True, False):
-        fail(f'{key}={config[key]} is not one of auto, True, False')
-if n_embd % n_head:
-    fail(f'n_embd={n_embd} does not divide into n_head={n_head} heads')
-model_args = {f.name: config[f.name] for f in fields(GPTConfig)}
+norms = training.resolve_norms(config)
+model_args = {f.name: config[f.name] for f in fields(GPTConfig)} | norms
 model_args['vocab_size'] = vocab_size or -(-meta['vocab_size'] // 64) * 64
 if model_args['vocab_size'] < meta['vocab_size']:
     fail(f'vocab_size={vocab_size} is less than the {meta["vocab_size"]} of {data_dir}: leave it at 0')
-model_args.update({key: SETTINGS[setting][key] for key in NORMS if config[key] == 'auto'})
 
 start_iter, best_val_loss, checkpoint = 0, float('inf'), None
-there = [f for f in training.our_files(out_dir) if f.startswith('ckpt')]  # ckpt.pt sorts first, the kept ones follow
-ckpt_path = os.path.join(out_dir, there[-1] if there and 'ckpt.pt' not in there else 'ckpt.pt')
-if init_from == 'resume' and not there:
+ckpt_path = training.latest_checkpoint(out_dir)
+if init_from == 'resume' and not ckpt_path:
     say(f'{out_dir} has no checkpoint yet: starting at iteration 0')
 elif init_from != 'scratch':
     resume = init_from == 'resume'
@@ -223,14 +201,9 @@ elif eval_only:
     fail('eval_only needs weights: --init_from=resume where out_dir holds a checkpoint, or --init_from=FILE')
 opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2)
 if start_iter:
-    flags = [{k: v for k, v in group.items() if k != 'params'} for group in opt.param_groups]
-    opt.load_state_dict(checkpoint['optimizer'])
-    for group, values in zip(opt.param_groups, flags):
-        group.update(values)  # the momentum is the checkpoint's, the numbers are those of the config
+    training.load_optimizer(opt, checkpoint['optimizer'])
 checkpoint = None  # free the memory
-total, squares = training.all_sum([start_iter, start_iter**2], env)
-if squares * env.world_size != total**2:
-    fail(f'the processes found different checkpoints in {out_dir}: it must lie on a disk that all machines share')
+training.same_everywhere(start_iter, out_dir, env)
 params = [p for p in raw_model.parameters() if p.requires_grad]
 n_params = sum(p.numel() for p in params)
 
@@ -273,24 +246,13 @@ def save(name):
 
 
 def stop_if_not_finite(what, *numbers):
-    """All processes have the same numbers, so all stop."""
-    if not np.isfinite(numbers).all():
-        good = f'that of iteration {saved_iter} in {out_dir}' if saved_iter else 'none'
-        fail(f'iteration {iter_num}: {what} at learning rate {lr:.3g}, so no step was made. The last good checkpoint is '
-             f'{good}. Try a lower learning_rate, a longer warmup_iters, grad_clip=1.0 or --flash=False')
-
-
-def leave(code):
-    if env.world_size > 1:
-        dist.barrier()  # nobody goes while rank 0 still writes: torchrun would end it
-        dist.destroy_process_group()
-    raise SystemExit(code)
+    training.stop_if_not_finite(what, numbers, iter_num, lr, saved_iter, out_dir)
 
 
 signals = training.catch_signals()
 if eval_only:
     say(f'val loss {evaluate()} nats per token')
-    leave(0)
+    training.leave(0, env)
 
 # one micro batch before anything is written or thrown away: memory is there, and the compiler works
 X, Y = get_batch(start_iter, 0)
@@ -298,12 +260,7 @@ try:
     with env.autocast:
         model(X, Y)[1].backward()
 except RuntimeError as e:
-    if type(e).__module__.startswith('torch._'):  # dynamo's and inductor's
-        fail(f'torch.compile fails here ({str(e).splitlines()[0][:200]}): use --compile=False', any_rank=True)
-    if isinstance(e, torch.OutOfMemoryError) or 'allocate' in str(e):
-        fail(f'{micro} sequences of {block_size} tokens do not fit into memory: use a smaller micro_batch_size',
-             any_rank=True)
-    raise
+    training.explain(e, f'{micro} sequences of {block_size} tokens do not fit into memory: use a smaller micro_batch_size')
 opt.zero_grad(set_to_none=env.world_size == 1)  # DDP keeps gradients as views into its buckets
 
 opened = training.on_master(lambda: training.open_out_dir(
@@ -373,7 +330,7 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
         saved_iter = iter_num
     if stops:
         say(f'stopped by a signal at iteration {iter_num}; --init_from=resume goes on from there')
-        leave(128 + (signals or [15])[0])
+        training.leave(128 + (signals or [15])[0], env)
 
     if grad_clip:
         torch.nn.utils.clip_grads_with_norm_(params, grad_clip, grad_norm)
@@ -394,4 +351,4 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
         log(row)
         say(line)
 
-leave(0)
+training.leave(0, env)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.utils._triton import has_triton
 
 from configurator import fail
-from model import SETTINGS
+from model import NORMS, SETTINGS
 from sgdw import SGDW
 
 # -----------------------------------------------------------------------------
@@ -82,6 +82,34 @@ def start(device, dtype, compile, seed, deterministic):
                            device_type=device_type, dtype=dtype, autocast=autocast, compile=compile)
 
 
+def check_range(config, low, high, *keys):
+    """Ends with one sentence where a key is not a number from low to high."""
+    for key in keys:
+        if not low <= config[key] <= high:  # nan is not either
+            fail(f'{key}={config[key]} is out of range: use ' + (f'{low} to {high}' if high < 2**62 else f'{low} or more'))
+
+
+def check_share(config, *keys):
+    for key in keys:
+        if not 0 <= config[key] < 1:
+            fail(f'{key}={config[key]} is out of range: use 0 or more, less than 1')
+
+
+def resolve_norms(config):
+    """The seven norm flags of a config: the row of its setting, where a flag is 'auto'."""
+    setting = config['setting']
+    if setting not in SETTINGS:
+        fail(f'setting={setting} is unknown: use one of {", ".join(SETTINGS)}')
+    if config['norm'] not in ('rms', 'layer'):
+        fail(f'norm={config["norm"]} is unknown: use rms or layer')
+    for key in NORMS:
+        if config[key] not in ('auto', True, False):
+            fail(f'{key}={config[key]} is not one of auto, True, False')
+    if config['n_embd'] % config['n_head']:
+        fail(f'n_embd={config["n_embd"]} does not divide into n_head={config["n_head"]} heads')
+    return {key: SETTINGS[setting][key] if config[key] == 'auto' else config[key] for key in NORMS}
+
+
 def catch_signals():
     """A list that SIGINT (Ctrl-C) and SIGTERM append their number to, instead of ending the process."""
     caught = []
@@ -112,12 +140,49 @@ def on_master(action, env):
     return result
 
 
-def split_batch(global_batch_size, micro_batch_size, world_size):
-    """(samples per forward, forwards per update) of one process: the largest divisor that micro_batch_size allows."""
-    if global_batch_size % world_size:
-        fail(f'global_batch_size={global_batch_size} does not divide over {world_size} processes: use a multiple')
+def leave(code, env):
+    if env.world_size > 1:
+        dist.barrier()  # nobody goes while rank 0 still writes: torchrun would end it
+        dist.destroy_process_group()
+    raise SystemExit(code)
+
+
+def same_everywhere(start_iter, out_dir, env):
+    """Ends with one sentence where the processes do not start at one iteration."""
+    total, squares = all_sum([start_iter, start_iter**2], env)
+    if squares * env.world_size != total**2:
+        fail(f'the processes found different checkpoints in {out_dir}: it must lie on a disk that all machines share')
+
+
+def explain(e, too_large):
+    """What went wrong in the first forward and backward pass, in a sentence, where it is the compiler or memory."""
+    if type(e).__module__.startswith('torch._'):  # dynamo's and inductor's
+        fail(f'torch.compile fails here ({str(e).splitlines()[0][:200]}): use --compile=False', any_rank=True)
+    if isinstance(e, torch.OutOfMemoryError) or 'allocate' in str(e):
+        fail(too_large, any_rank=True)
+    raise e
+
+
+def stop_if_not_finite(what, numbers, iter_num, lr, saved_iter, out_dir):
+    """Ends with one sentence where a number is not finite. All processes have the same numbers, so all stop."""
+    if not all(map(math.isfinite, numbers)):
+        good = f'that of iteration {saved_iter} in {out_dir}' if saved_iter else 'none'
+        fail(f'iteration {iter_num}: {what} at learning rate {lr:.3g}, so no step was made. The last good checkpoint is '
+             f'{good}. Try a lower learning_rate, a longer warmup, grad_clip=1.0 or --flash=False')
+
+
+def split_batch(global_batch_size, micro_batch_size, world_size, multiple=1):
+    """
+    (samples per forward, forwards per update) of one process: the largest divisor that micro_batch_size allows. The
+    samples per forward are a multiple of 2 where they are mixed in pairs.
+    """
+    if global_batch_size % (world_size * multiple):
+        fail(f'global_batch_size={global_batch_size} does not divide over {world_size} processes'
+             + ' in pairs, which mixup and cutmix need' * (multiple > 1) + ': use a multiple')
+    if micro_batch_size < multiple:
+        fail(f'micro_batch_size={micro_batch_size} is too small: mixup and cutmix need pairs')
     per_process = global_batch_size // world_size
-    micro = max(n for n in range(1, min(micro_batch_size, per_process) + 1) if per_process % n == 0)
+    micro = max(n for n in range(multiple, min(micro_batch_size, per_process) + 1, multiple) if per_process % n == 0)
     return micro, per_process // micro
 
 # -----------------------------------------------------------------------------
@@ -153,6 +218,14 @@ def make_optimizer(model, optimizer, learning_rate, weight_decay, momentum, beta
     if optimizer == 'sgd':
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
     fail(f'optimizer={optimizer} is unknown: use sgdw, adamw or sgd')
+
+
+def load_optimizer(opt, state):
+    """The momentum is the checkpoint's, the numbers (rates, decay) are those of the config."""
+    flags = [{k: v for k, v in group.items() if k != 'params'} for group in opt.param_groups]
+    opt.load_state_dict(state)
+    for group, values in zip(opt.param_groups, flags):
+        group.update(values)
 
 # -----------------------------------------------------------------------------
 # speed
@@ -250,6 +323,20 @@ def our_files(out_dir):
     """The files of a run in out_dir, the log last."""
     files = os.listdir(out_dir) if os.path.isdir(out_dir) else []
     return sorted(f for f in files if re.fullmatch(r'config\.json|log\.jsonl|(best|ckpt|ckpt_\d+)\.pt', f))
+
+
+def refuse_to_overwrite(out_dir, init_from, overwrite, reads_only):
+    if our_files(out_dir) and init_from != 'resume' and not overwrite and not reads_only:
+        fail(f'{out_dir} holds a run: go on with it (--init_from=resume), replace it (--overwrite=True) or choose another '
+             '--out_dir')
+    if overwrite and os.path.dirname(os.path.abspath(init_from)) == os.path.abspath(out_dir):
+        fail(f'{init_from} lies in the out_dir that is to be overwritten: choose another --out_dir')
+
+
+def latest_checkpoint(out_dir):
+    """Path of ckpt.pt, or of the last kept one where that is gone, or None."""
+    there = [f for f in our_files(out_dir) if f.startswith('ckpt')]  # ckpt.pt sorts first, the kept ones follow
+    return os.path.join(out_dir, 'ckpt.pt' if 'ckpt.pt' in there else there[-1]) if there else None
 
 
 def save_checkpoint(path, checkpoint):
