@@ -523,7 +523,7 @@ def train(tokens, out, *extra, code=0, torchrun=0):
 def rows(out):
     """The log without times and speeds."""
     lines = [json.loads(line) for line in (out / 'log.jsonl').read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.endswith('_per_s')} for row in lines]
+    return [{k: v for k, v in row.items() if not k.endswith('_per_s') and k != 'data_wait'} for row in lines]
 
 
 def final(out, name='ckpt.pt'):
@@ -663,11 +663,11 @@ def test_weights_of_another_run_and_samples(straight, tokens, tmp_path):
 ONE_AFTER_THE_OTHER = '''
 import contextlib, io, json, runpy, sys
 for argv in json.loads(sys.argv[1]):
-    sys.argv = ['train_gpt.py', *argv]
+    sys.argv = argv
     message = 'it ended without a word'
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            runpy.run_path('train_gpt.py', run_name='__main__')
+            runpy.run_path(argv[0], run_name='__main__')
     except SystemExit as e:
         message = e.code
     print(json.dumps(message))
@@ -726,7 +726,7 @@ def test_mistakes_get_one_sentence(straight, tokens, tmp_path):
         ([f'--init_from={straight}/ckpt.pt', '--block_size=9', f'--out_dir={tmp_path}/x'], 'knows 8 positions, fewer than'),
         ([f'--init_from={tokens}'], 'is not a GPT-2 folder'),
         (['--eval_only=True'], 'eval_only needs weights'), (['--seed=4294967296'], 'seed=4294967296 is out of range'),
-        (['--vocab_size=1' + '0' * 30], 'use less than 4294967296'),
+        (['--vocab_size=1' + '0' * 30], 'use 0 to 4294967295'),
         ([f'--dataset={bad_data(tmp_path / "h", meta_json=json.dumps({**meta, "vocab_size": 257.5}).encode())}'],
          'meta.json is broken'),
         ([f'--dataset={bad_data(tmp_path / "i", meta_json=json.dumps({**meta, "tokenizer": "gpt3"}).encode())}'],
@@ -746,7 +746,7 @@ def test_mistakes_get_one_sentence(straight, tokens, tmp_path):
     # all in one process, since it is the start that takes the time; two of them as people meet them
     def where(args):  # in the run's own out_dir or in a new one
         ours = not args or args[0] == '--init_from=resume' or 'best.pt' in args[0]
-        return [*SIZE, f'--dataset={tokens}', f'--out_dir={straight if ours else tmp_path / "new"}', '--dropout=0.1', *args]
+        return ['train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={straight if ours else tmp_path / "new"}', '--dropout=0.1', *args]
 
     driver = python('-c', ONE_AFTER_THE_OTHER, json.dumps([where(args) for args, _ in table]))
     said = [json.loads(line) for line in finish(driver)[0].splitlines()]
@@ -754,7 +754,7 @@ def test_mistakes_get_one_sentence(straight, tokens, tmp_path):
     for (args, text), message in zip(table, said):
         assert text in str(message) and '\n' not in message, (args, message)
     for args, text in table[:2]:
-        _, err = finish(python('train_gpt.py', *where(args)), 1)
+        _, err = finish(python(*where(args)), 1)
         assert text in err and len(err.strip().splitlines()) == 1, (args, err)
     assert {p.name: p.read_bytes() for p in straight.iterdir()} == before  # nothing was lost
 
@@ -1996,3 +1996,229 @@ def test_sets_on_the_hub(tmp_path, image_hub):
     env['HF_ENDPOINT'] = 'http://127.0.0.1:9'
     said = prepare_images(tmp_path / 'no', 'cifar100', code=1, env=env)
     assert 'could not be had from the Hub' in said and 'Traceback' not in said
+
+# -----------------------------------------------------------------------------
+# train_vit.py as people run it
+
+VIT = ['--image_size=8', '--patch_size=4', '--n_layer=2', '--n_head=2', '--n_embd=16', '--global_batch_size=4',
+       '--epochs=3', '--warmup_epochs=0.5', '--learning_rate=0.1', '--grad_clip=1', '--log_interval=1', '--eval_interval=3',
+       '--ckpt_interval=2', '--device=cpu', '--dtype=float32', '--compile=False', '--num_workers=0']
+
+
+def write_images(folder, layout='arrays', size=8, flat=False, **counts):
+    """A data set as prepare_imagenet.py leaves it; flat: each picture has one colour, which no shift or flip changes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    counts, rng = counts or {'train': 23, 'val': 7, 'test': 5}, np.random.default_rng(0)
+    for split, n in counts.items():
+        pictures = rng.integers(0, 256, (n, 1, 1, 3) if flat else (n, size, size, 3), dtype=np.uint8)
+        pictures = np.broadcast_to(pictures, (n, size, size, 3))
+        np.save(folder / f'{split}_labels.npy', np.arange(n) % 6)
+        if layout == 'arrays':
+            np.save(folder / f'{split}_images.npy', pictures)
+            continue
+        blobs = []
+        for picture in pictures:
+            f = io.BytesIO()
+            Image.fromarray(picture).save(f, 'JPEG')
+            blobs.append(f.getvalue())
+        (folder / f'{split}_jpeg.bin').write_bytes(b''.join(blobs))
+        np.save(folder / f'{split}_offsets.npy', np.cumsum([0] + [len(b) for b in blobs]))
+    (folder / 'meta.json').write_text(json.dumps(dict(
+        classes=list('abcdef'), mean=[0.5, 0.5, 0.5], std=[0.3, 0.3, 0.3], layout=layout, source='test',
+        **{f'{split}_images': n for split, n in counts.items()})))
+    return folder
+
+
+@pytest.fixture(scope='session')
+def arrays(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp('arrays'))
+
+
+@pytest.fixture(scope='session')
+def jpegs(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp('jpegs'), 'jpeg', 12)
+
+
+def vit_line(data, out, *extra):
+    recipe = ['--randaugment=0'] * (json.loads((data / 'meta.json').read_text())['layout'] == 'arrays')
+    return ['train_vit.py', *VIT, *recipe, f'--dataset={data}', f'--out_dir={out}', *extra]
+
+
+def train_vit(data, out, *extra, code=0, torchrun=0):
+    return finish(python(*vit_line(data, out, *extra), torchrun=torchrun), code)
+
+
+@pytest.fixture(scope='session')
+def seen(arrays, tmp_path_factory):
+    """One uninterrupted run: 3 epochs of 5 updates, with drop path, whose masks must come back too."""
+    out = tmp_path_factory.mktemp('seen')
+    train_vit(arrays, out)
+    return out
+
+
+def test_vision_log_and_checkpoint_are_as_promised(seen, arrays):
+    log = rows(seen)
+    assert [(r['iter'], r['split']) for r in log] == sorted(
+        [(i, 'train') for i in range(15)] + [(i, 'val') for i in range(0, 16, 3)], key=lambda r: (r[0], r[1] == 'train'))
+    assert all(r['images'] == 4 * (r['iter'] + (r['split'] == 'train')) for r in log)
+    ckpt = final(seen)
+    assert ckpt['iter'] == 15 and ckpt['data']['classes'] == list('abcdef')
+    # the last val row: the saved weights on every image of val once, against the plain labels
+    model = ViT(ViTConfig(**ckpt['model_args'])).eval()
+    model.load_state_dict(ckpt['model'])
+    images, labels, meta = load_images(arrays, 'val')
+    images = (torch.tensor(np.array(images)).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.3
+    logits = model(images).detach().double().numpy()
+    place = [int((row > row[label]).sum()) for row, label in zip(logits, labels)]  # how many classes are likelier
+    loss = -np.mean([math.log(np_softmax(row)[label]) for row, label in zip(logits, labels)])
+    assert abs(log[-1]['loss'] - loss) < 1e-5
+    assert abs(log[-1]['top1'] - np.mean([p < 1 for p in place])) < 1e-9
+    assert abs(log[-1]['top5'] - np.mean([p < 5 for p in place])) < 1e-9
+    assert final(seen, 'best.pt')['best_top1'] == max(r['top1'] for r in log if r['split'] == 'val' and r['iter'] > 0)
+
+
+def test_each_image_once_an_epoch(tmp_path):
+    """A rate of 0 leaves the weights alone, and pictures of one colour look alike: the loss tells which image it was."""
+    data = write_images(tmp_path / 'flat', flat=True, train=9, val=2)
+    train_vit(data, tmp_path / 'out', '--learning_rate=0', '--min_lr=0', '--mixup=0', '--cutmix=0', '--label_smoothing=0',
+              '--drop_path=0', '--global_batch_size=2', '--micro_batch_size=1', '--epochs=3')
+    model = ViT(ViTConfig(**final(tmp_path / 'out')['model_args'])).eval()
+    model.load_state_dict(final(tmp_path / 'out')['model'])
+    images, labels, _ = load_images(data, 'train')
+    images = (torch.tensor(np.array(images)).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.3
+    each = F.cross_entropy(model(images), torch.tensor(labels), reduction='none').tolist()
+    pairs = {tuple(sorted((i, j))): (each[i] + each[j]) / 2 for i in range(9) for j in range(i)}
+    order = []
+    for r in rows(tmp_path / 'out'):
+        if r['split'] == 'train':
+            pair = min(pairs, key=lambda p: abs(pairs[p] - r['loss']))
+            assert abs(pairs[pair] - r['loss']) < 1e-5
+            order += pair
+    epochs = [order[i:i + 8] for i in range(0, 24, 8)]  # 4 batches of 2 out of 9, the ninth waits
+    assert len(order) == 24 and all(len(set(epoch)) == 8 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3 and len({frozenset(epoch) for epoch in epochs}) > 1
+
+
+def killed_in_an_epoch(data, out, *extra):
+    process = python(*vit_line(data, out, *extra))
+    while not (out / 'ckpt.pt').exists():  # iteration 2 or a little later: in the middle of the first epoch
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    at = final(out)['iter']
+    train_vit(data, out, '--init_from=resume', *extra)
+    return at
+
+
+def test_vision_repeats_and_resumes_bit_for_bit(seen, arrays, tmp_path):
+    def again():
+        train_vit(arrays, tmp_path / 'again')
+        assert_same_run(seen, tmp_path / 'again')
+
+    def killed():
+        assert killed_in_an_epoch(arrays, tmp_path / 'killed') % 5
+        assert_same_run(seen, tmp_path / 'killed')
+
+    in_parallel([again, killed])
+
+
+@pytest.mark.slow
+def test_any_number_of_workers_is_the_same_run(jpegs, tmp_path):
+    """JPEGs with the whole recipe; one of the runs is killed in the middle of an epoch and goes on."""
+    jobs = [lambda n=n: train_vit(jpegs, tmp_path / n, f'--num_workers={n}') for n in '03']
+    in_parallel([*jobs, lambda: killed_in_an_epoch(jpegs, tmp_path / '1', '--num_workers=1')])
+    assert_same_run(tmp_path / '0', tmp_path / '3')
+    assert_same_run(tmp_path / '0', tmp_path / '1')
+    assert len({r['loss'] for r in rows(tmp_path / '0')}) == 21  # 15 batches, 6 evaluations
+
+
+@pytest.mark.slow
+def test_vision_one_process_or_two_and_evaluation_change_nothing(arrays, jpegs, tmp_path):
+    """Validation has 7 images: they divide neither by the batch nor by the processes."""
+    jobs = {'one': (arrays, []), 'two': (arrays, []), 'micro': (arrays, ['--micro_batch_size=2']),
+            'rarely': (arrays, ['--eval_interval=0']), 'jpegs': (jpegs, []), 'two_jpegs': (jpegs, ['--num_workers=1'])}
+    in_parallel([lambda n=n, data=data, extra=extra: train_vit(
+        data, tmp_path / n, '--drop_path=0', *extra, torchrun=2 if n.startswith('two') else 0)
+        for n, (data, extra) in jobs.items()])
+    runs = {n: rows(tmp_path / n) for n in jobs}
+    for a, b in (('one', 'two'), ('one', 'micro'), ('jpegs', 'two_jpegs')):
+        assert [(r['iter'], r['split']) for r in runs[a]] == [(r['iter'], r['split']) for r in runs[b]]
+        for x, y in zip(runs[a], runs[b]):
+            assert abs(x['loss'] - y['loss']) < 1e-5 and x.get('top1') == y.get('top1') and x.get('top5') == y.get('top5')
+    assert [r for r in runs['one'] if r['split'] == 'train'] == [r for r in runs['rarely'] if r['split'] == 'train']
+
+
+def test_predict_and_test_split(seen, arrays, tmp_path):
+    (tmp_path / 'photos').mkdir()
+    smooth_picture(50, 30).save(tmp_path / 'photos/a.jpg')
+    smooth_picture(20, 90, seed=1).convert('L').save(tmp_path / 'photos/b.png')
+    (tmp_path / 'photos/notes.txt').write_text('no picture')
+    before = {p.name: p.read_bytes() for p in seen.iterdir()}
+    (said, _), (tested, _), (_, refused) = in_parallel([lambda flags=flags, code=code: train_vit(
+        arrays, seen, '--init_from=resume', *flags, code=code) for flags, code in (
+            ([f'--predict={tmp_path}/photos', '--dataset=nowhere'], 0), (['--eval_only=True', '--eval_split=test'], 0),
+            ([f'--predict={tmp_path}/photos/notes.txt'], 1))])
+    lines = [line for line in said.splitlines() if 'photos/' in line]
+    assert [line.split(': ')[0].split('/')[-1] for line in lines] == ['a.jpg', 'b.png']
+    for line in lines:
+        top = [part.split() for part in line.split(': ')[1].split(', ')]
+        shares = [float(p.rstrip('%')) for _, p in top]
+        assert len({name for name, _ in top} & set('abcdef')) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 100.3
+    assert 'test loss' in tested and '5 images' in tested
+    assert 'notes.txt cannot be read as a picture' in refused and len(refused.strip().splitlines()) == 1
+    assert {p.name: p.read_bytes() for p in seen.iterdir()} == before
+
+
+def broken_images(folder, layout='arrays', meta=None, **files):
+    write_images(folder, layout, 12 if layout == 'jpeg' else 8)
+    for name, content in files.items():
+        path = next(p for p in folder.iterdir() if p.stem == name)
+        path.unlink() if content is None else path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+    if meta:
+        path = folder / 'meta.json'
+        path.write_text(json.dumps({k: v for k, v in {**json.loads(path.read_text()), **meta}.items() if v is not None}))
+    return f'--dataset={folder}'
+
+
+def test_vision_mistakes_get_one_sentence(seen, arrays, jpegs, tokens, tmp_path):
+    resume, other, weights = '--init_from=resume', f'--out_dir={tmp_path}/new', f'--init_from={seen}/ckpt.pt'
+    table = [
+        (['--patch_size=3', other], 'patch_size=3 does not divide image_size=8'),
+        (['--dataset=nowhere', other], 'no data set in data/nowhere: make it with python prepare_imagenet.py'),
+        ([broken_images(tmp_path / 'a', val_labels=None, meta={'val_images': None}), other],
+         'the data set has no val split (a folder val/ beside train/, or --val_from_train=N'),
+        ([broken_images(tmp_path / 'b', train_labels=np.arange(23)), other],
+         'labels from 0 to 22, but meta.json knows 6 classes (0 to 5)'),
+        ([broken_images(tmp_path / 'c', train_labels=np.arange(23) - 1), other], 'labels from -1 to 21'),
+        ([broken_images(tmp_path / 'd', val_images=b'\x93NUMPY'), other], 'the val split in'),
+        ([broken_images(tmp_path / 'e', meta={'train_images': 24}), other], 'is not whole (23 labels, 23 images, meta.json says 24'),
+        ([broken_images(tmp_path / 'f', 'jpeg', train_jpeg=b'cut'), other], 'is not whole (23 labels, 24 offsets'),
+        ([broken_images(tmp_path / 'g', meta={'mean': 0.5}), other], 'meta.json is broken'),
+        ([f'--dataset={tokens}', other], 'meta.json is broken or of another kind of data set'),
+        ([broken_images(tmp_path / 'h', meta={'classes': list('abcdefg')}), resume], 'was made with n_classes=6, now it is 7'),
+        ([broken_images(tmp_path / 'i', meta={'classes': list('abcxef')}), weights, other],
+         "was trained on other classes: its class 3 is 'd', that of"),
+        ([broken_images(tmp_path / 'j', meta={'source': 'x'}), resume], 'was made with source=test, now it is x'),
+        (['--image_size=16', other], 'are 8 x 8, not image_size=16: use --image_size=8'),
+        ([resume, '--patch_size=2'], 'was made with patch_size=4, now it is 2'),
+        (['--randaugment=9', other], 'randaugment=9.0 is for JPEGs'), (['--randaugment=11', other], 'use 0 to 10'),
+        (['--global_batch_size=24', other], 'has 23 training images, fewer than global_batch_size=24'),
+        (['--global_batch_size=3', other], 'does not divide over 1 processes in pairs, which mixup and cutmix need'),
+        (['--micro_batch_size=1', other], 'mixup and cutmix need pairs'),
+        (['--mixup=-1', other], 'mixup=-1.0 is out of range'), (['--label_smoothing=1', other], 'label_smoothing=1.0 is out'),
+        (['--drop_path=1', other], 'drop_path=1.0 is out of range'), (['--num_workers=-2', other], 'num_workers=-2 is out'),
+        (['--n_head=3', other], 'does not divide into n_head=3 heads'), (['--batch_size=4', other], 'batch_size is not a key here'),
+        ([], 'holds a run: go on with it'), ([resume, '--epochs=1'], 'is at iteration 15, past the 5 of this run'),
+        ([resume, '--seed=2'], 'was made with seed=1337'), ([resume, '--setting=S4'], 'was made with ffn_pre_norm=False'),
+        (['--eval_only=True', other], 'need weights'), (['--predict=a.jpg', other], 'need weights'),
+        ([resume, '--predict=a.jpg'], 'a.jpg cannot be read as a picture'),
+        ([resume, '--eval_only=True', '--eval_split=train2'], 'has no train2 split: it has train, val, test'),
+        (['--learning_rate=1e30', '--grad_clip=0', other], 'Try a lower learning_rate'),
+    ]
+    before = {p.name: p.read_bytes() for p in seen.iterdir()}
+    driver = python('-c', ONE_AFTER_THE_OTHER, json.dumps([vit_line(arrays, seen, *args) for args, _ in table]))
+    said = [json.loads(line) for line in finish(driver)[0].splitlines()]
+    assert len(said) == len(table)
+    for (args, text), message in zip(table, said):
+        assert text in str(message) and '\n' not in str(message), (args, message)
+    assert {p.name: p.read_bytes() for p in seen.iterdir()} == before

@@ -83,8 +83,8 @@ training.check_range(config, 1, 2**20, 'micro_batch_size', 'global_batch_size', 
 training.check_range(config, 1, 2**40, 'max_iters')
 training.check_range(config, 1, 1000, 'n_layer', 'n_head')
 training.check_range(config, 0, 2**32 - 1, 'seed', 'vocab_size')
-training.check_range(config, 0, 2**62, 'eval_interval', 'eval_tokens', 'ckpt_interval', 'keep_interval', 'log_interval',
-                     'warmup_iters', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip')
+training.check_range(config, 0, float('inf'), 'eval_interval', 'eval_tokens', 'ckpt_interval', 'keep_interval',
+                     'log_interval', 'warmup_iters', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip')
 training.check_share(config, 'dropout', 'momentum', 'beta1', 'beta2')
 env = training.start(device, dtype, compile, seed, deterministic)
 micro, accum = training.split_batch(global_batch_size, micro_batch_size, env.world_size)

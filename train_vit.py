@@ -100,8 +100,9 @@ training.check_range(config, 0, 2**32 - 1, 'seed')
 training.check_range(config, -1, 1024, 'num_workers')
 training.check_range(config, 0, 10, 'randaugment')
 training.check_range(config, 0.0001, 1, 'crop_scale')
-training.check_range(config, 0, 2**62, 'eval_interval', 'ckpt_interval', 'keep_interval', 'log_interval', 'max_iters',
-                     'epochs', 'warmup_epochs', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip', 'mixup', 'cutmix')
+training.check_range(config, 0, float('inf'), 'eval_interval', 'ckpt_interval', 'keep_interval', 'log_interval',
+                     'max_iters', 'epochs', 'warmup_epochs', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip',
+                     'mixup', 'cutmix')
 training.check_share(config, 'dropout', 'drop_path', 'label_smoothing', 'momentum', 'beta1', 'beta2')
 if image_size % patch_size:
     fail(f'patch_size={patch_size} does not divide image_size={image_size}')
@@ -416,12 +417,13 @@ for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates a
         if not interrupted:
             val_loss, top1, top5 = result
             stop_if_not_finite(f'validation loss {val_loss}', val_loss)
-            better, best_top1 = top1 > best_top1, max(top1, best_top1)
+            better = top1 > best_top1 and iter_num > 0
+            best_top1 = top1 if better else best_top1
             log({'iter': iter_num, 'split': 'val', 'loss': val_loss, 'top1': top1, 'top5': top5,
                  'images': iter_num * global_batch_size})
             say(f'val  {iter_num:6d}/{total_iters} | loss {val_loss:.4f} | top-1 {top1:.4f} | top-5 {top5:.4f}'
                 + ' | best so far' * better)
-            if better and iter_num > 0:
+            if better:
                 save('best.pt')
         t0 += time.time() - pause
     if last and not interrupted:

@@ -85,8 +85,8 @@ def start(device, dtype, compile, seed, deterministic):
 def check_range(config, low, high, *keys):
     """Ends with one sentence where a key is not a number from low to high."""
     for key in keys:
-        if not low <= config[key] <= high:  # nan is not either
-            fail(f'{key}={config[key]} is out of range: use ' + (f'{low} to {high}' if high < 2**62 else f'{low} or more'))
+        if not (low <= config[key] <= high and config[key] < math.inf):  # nan is neither
+            fail(f'{key}={config[key]} is out of range: use {low} ' + (f'to {high}' if high < math.inf else 'or more'))
 
 
 def check_share(config, *keys):
