@@ -814,14 +814,17 @@ TABLE_3_AND_5 = {  # width, heads, depth, batch, parameters, AdamW's rate for GP
     'xl': (1536, 24, 48, 512, 1438.0, 1.5e-4, {'gpt2': (2.435, 2.472), 'dnt': (2.396, 2.408)})}
 
 
-def load_config(path):
-    """What train_gpt.py makes of a config file."""
-    names = {'__name__': 'config', '__file__': str(ROOT / 'train_gpt.py')}
-    exec((ROOT / 'train_gpt.py').read_text().split('config = configure(globals())')[0], names)
+def load_config(path, script='train_gpt.py'):
+    """What a train script makes of a config file."""
+    names = {'__name__': 'config', '__file__': str(ROOT / script)}
+    exec((ROOT / script).read_text().split('config = configure(globals())')[0], names)
     return configure(names, [str(path)])
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'config').glob('*.py')), ids=lambda path: path.stem)
+CONFIGS = sorted((ROOT / 'config').glob('*.py'))
+
+
+@pytest.mark.parametrize('path', [p for p in CONFIGS if 'image_size' not in p.read_text()], ids=lambda path: path.stem)
 def test_config_has_the_numbers_of_its_row(path):
     text, c = path.read_text(), load_config(path)
     for key in ('optimizer', 'learning_rate', 'weight_decay', 'global_batch_size', 'warmup_iters'):
@@ -847,6 +850,44 @@ def test_config_has_the_numbers_of_its_row(path):
         same = ('dataset', 'n_layer', 'n_head', 'n_embd', 'block_size', 'global_batch_size', 'max_iters', 'eval_tokens', 'seed')
         first = load_config(ROOT / 'config/dnt_tiny.py')
         assert size == 'tiny' and all(c[k] == first[k] for k in same)
+
+
+TABLE_3_AND_4 = {  # width, heads, depth, patch, drop path, rate and decay of mSGDW, parameters, top-1 of table 1
+    'large': (1024, 16, 24, 16, 0.1, 0.5, 2e-4, {'vdnt': 304305128, 'vit': 304326632},
+              {'vdnt': {'sgdw': 81.5, 'adamw': 82.1}, 'vit': {'sgdw': 78.2, 'adamw': 81.7}}),
+    'huge': (1280, 16, 32, 14, 0.5, 0.1, 1e-3, {'vdnt': 632009960, 'vit': 632045800},
+             {'vdnt': {'sgdw': 81.2, 'adamw': 81.9}, 'vit': {'sgdw': 73.5, 'adamw': 80.8}}),
+}
+
+
+@pytest.mark.parametrize('path', [p for p in CONFIGS if p.stem.startswith(('vdnt', 'vit'))], ids=lambda path: path.stem)
+def test_vision_config_has_the_numbers_of_its_row(path):
+    text, c = path.read_text(), load_config(path, 'train_vit.py')
+    for key in ('optimizer', 'learning_rate', 'weight_decay', 'global_batch_size', 'warmup_epochs', 'epochs'):
+        assert f'\n{key} = ' in text, key
+    arch, size = path.stem.split('_')[:2]
+    sgdw = c['optimizer'] == 'sgdw'
+    assert path.stem.split('_')[2:] == ([] if sgdw == (arch == 'vdnt') else [c['optimizer']])
+    assert c['out_dir'] == f'out/{path.stem}'
+    assert (c['setting'], c['norm'], c['bias']) == (('S5', 'rms', True) if arch == 'vdnt' else ('S1', 'layer', True))
+    assert all(c[n] == 'auto' for n in NORMS) and (c['beta1'], c['beta2'], c['momentum']) == (0.9, 0.99, 0.9)
+    with torch.device('meta'):
+        model = ViT(ViTConfig(**SETTINGS[c['setting']], **{k: c[k] for k in (
+            'n_layer', 'n_head', 'n_embd', 'patch_size', 'image_size', 'norm', 'bias')}))
+    if size in TABLE_3_AND_4:
+        C, H, L, P, drop, lr, decay, params, top1 = TABLE_3_AND_4[size]
+        assert (c['n_embd'], c['n_head'], c['n_layer'], c['patch_size'], c['drop_path']) == (C, H, L, P, drop)
+        assert sum(p.numel() for p in model.parameters()) == params[arch] and f'{params[arch] / 1e6:.1f}M' in text
+        assert (c['learning_rate'], c['weight_decay']) == ((lr, decay) if sgdw else (1e-3, 0.1))
+        assert (c['min_lr'], c['epochs'], c['warmup_epochs'], c['global_batch_size'], c['grad_clip'], c['dropout'],
+                c['image_size'], c['randaugment'], c['mixup'], c['cutmix'], c['label_smoothing'], c['dataset']) == \
+            (1e-8, 150, 60, 1024, 0, 0, 224, 9, 0.8, 1.0, 0.1, 'imagenet')
+        assert f'(table 1): {top1[arch][c["optimizer"]]}. not run here.' in text
+    else:  # those for CIFAR-10 share all but norms and optimizer
+        first = load_config(ROOT / 'config/vdnt_cifar10.py', 'train_vit.py')
+        own = {'out_dir', 'setting', 'norm', 'optimizer', 'learning_rate', 'weight_decay'}
+        assert size == 'cifar10' and {k: v for k, v in c.items() if k not in own} == \
+            {k: v for k, v in first.items() if k not in own}
 
 
 def test_help_lists_every_key_with_its_comment():

@@ -3,6 +3,8 @@ Grids, seeds and variants: starts the train scripts as processes, one thread eac
 
     python -m experiments.reproduce tiny_grid            learning rate x warmup of the four tiny configs, short runs
     python -m experiments.reproduce tiny                 the four tiny configs at full length, three seeds
+    python -m experiments.reproduce cifar10_grid         learning rates of the four CIFAR-10 configs, short runs
+    python -m experiments.reproduce cifar10              the four CIFAR-10 configs at full length, the test set read once
     python -m experiments.reproduce tiny --table=True    print the table of what has been run
 
 Run it again after a kill: what is finished is not run again, the rest is resumed. One line for each finished run goes
@@ -11,6 +13,7 @@ to results/STUDY.jsonl.
 
 import json
 import os
+import re
 import runpy
 import statistics
 import subprocess
@@ -24,6 +27,8 @@ table = False  # True: only print the table of results/STUDY.jsonl
 
 TINY = ('dnt_tiny', 'dnt_tiny_adamw', 'gpt2_tiny', 'gpt2_tiny_sgdw')
 LRS = {'sgdw': (0.1, 0.2, 0.4, 0.8, 1.6, 3.2), 'adamw': (1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3)}
+CIFAR = ('vdnt_cifar10', 'vdnt_cifar10_adamw', 'vit_cifar10', 'vit_cifar10_sgdw')
+CIFAR_LRS = {'sgdw': (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6), 'adamw': (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3)}
 WARMUPS = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the run
 
 
@@ -57,7 +62,26 @@ def tiny(done):
             yield {'config': config, **{k: stated[k] for k in ('learning_rate', 'warmup_iters', 'max_iters')}, 'seed': seed}
 
 
-STUDIES = {'tiny_grid': tiny_grid, 'tiny': tiny}
+def cifar10_grid(done):
+    """One epoch each, from the middle of the grid outwards until the best rate has a worse one on both sides."""
+    for config in CIFAR:
+        lrs = CIFAR_LRS[read_config(config)['optimizer']]
+        runs = [{'config': config, 'learning_rate': lr, 'epochs': 1, 'warmup_epochs': 0.2} for lr in lrs]
+        yield from runs[2:5]
+        losses = {i: done[key(run)]['val_loss'] for i, run in enumerate(runs) if key(run) in done}
+        if len(losses) >= 3:
+            best = min(losses, key=losses.get)
+            yield from runs[max(0, best - 1):best + 2]
+
+
+def cifar10(done):
+    """As the configs stand, three seeds: all configs with the first seed, then with the next."""
+    for seed in (1, 2, 3):
+        for config in CIFAR:
+            yield {'config': config, 'seed': seed, 'learning_rate': read_config(config)['learning_rate']}
+
+
+STUDIES = {'tiny_grid': tiny_grid, 'tiny': tiny, 'cifar10_grid': cifar10_grid, 'cifar10': cifar10}
 
 
 def key(run):
@@ -77,19 +101,26 @@ def train(run, study):
     """One run from where it stands to its end; returns its line for the results."""
     name = '_'.join(str(v) for v in run.values())
     out_dir = os.path.join('out', study, name)
-    flags = [f'--{k}={v}' for k, v in run.items() if k != 'config']
-    with open(os.path.join('out', study, f'{name}.txt'), 'a', encoding='utf-8') as console:
-        code = subprocess.run(
-            [sys.executable, 'train_gpt.py', f'config/{run["config"]}.py', f'--out_dir={out_dir}', '--init_from=resume',
-             *flags], stdout=console, stderr=console, env={**os.environ, 'OMP_NUM_THREADS': '1'}).returncode
+    images = 'image_size' in read_config(run['config'])
+    line = [sys.executable, 'train_vit.py' if images else 'train_gpt.py', f'config/{run["config"]}.py',
+            f'--out_dir={out_dir}', '--init_from=resume', *(f'--{k}={v}' for k, v in run.items() if k != 'config')]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    with open(f'{out_dir}.txt', 'a', encoding='utf-8') as console:
+        code = subprocess.run(line, stdout=console, stderr=console, env=env).returncode
     rows = []
     if os.path.exists(os.path.join(out_dir, 'log.jsonl')):
         with open(os.path.join(out_dir, 'log.jsonl'), encoding='utf-8') as f:
             rows = [json.loads(line) for line in f]
     vals = [r for r in rows if r['split'] == 'val']
     if code == 0:
-        return {'run': run, 'iter': vals[-1]['iter'], 'val_loss': vals[-1]['loss'], 'ended': 'finished'}
-    with open(os.path.join('out', study, f'{name}.txt'), encoding='utf-8') as console:
+        row = {'run': run, 'iter': vals[-1]['iter'], 'val_loss': vals[-1]['loss'], 'ended': 'finished'}
+        if images:
+            row['top1'] = vals[-1]['top1']
+        if study == 'cifar10':  # once, with the last weights
+            said = subprocess.run([*line, '--eval_only=True', '--eval_split=test'], capture_output=True, text=True, env=env)
+            row['test_loss'], row['test_top1'] = map(float, re.findall(r'test loss (\S+) \| top-1 (\S+)', said.stdout)[0])
+        return row
+    with open(f'{out_dir}.txt', encoding='utf-8') as console:
         diverged = 'so no step was made' in console.read()[-2000:]
     if code == 1 and diverged:  # that is a result too
         return {'run': run, 'iter': rows[-1]['iter'], 'val_loss': 99.0, 'ended': 'diverged'}
@@ -117,14 +148,19 @@ def run_study(study):
 
 
 def print_table(study):
-    """Rows by everything but the seed: mean and spread (standard deviation) of the final validation loss."""
+    """Rows by everything but the seed: mean and spread (standard deviation) of what the runs ended with."""
     groups = {}
     for row in read(f'results/{study}.jsonl').values():
-        groups.setdefault(key({k: v for k, v in row['run'].items() if k != 'seed'}), []).append(row['val_loss'])
-    print('| run | seeds | final val loss | spread |\n|---|---|---|---|')
-    for name, losses in sorted(groups.items()):
-        spread = f'{statistics.stdev(losses):.4f}' if len(losses) > 1 else ''
-        print(f'| {name} | {len(losses)} | {statistics.mean(losses):.4f} | {spread} |')
+        groups.setdefault(key({k: v for k, v in row['run'].items() if k != 'seed'}), []).append(row)
+    columns = [c for c in ('val_loss', 'top1', 'test_loss', 'test_top1') if any(c in rows[0] for rows in groups.values())]
+    print('| run | seeds | ' + ' | '.join(columns) + ' |\n|---|---|' + '---|' * len(columns))
+    for name, rows in groups.items():
+        cells = []
+        for column in columns:
+            values = [row[column] for row in rows if column in row]
+            spread = f' ± {statistics.stdev(values):.4f}' if len(values) > 1 else ''
+            cells.append(f'{statistics.mean(values):.4f}{spread}' if values else 'diverged')
+        print(f'| {name} | {len(rows)} | ' + ' | '.join(cells) + ' |')
 
 
 def print_grid(study):
@@ -146,4 +182,4 @@ if __name__ == '__main__':
     configure(globals(), sys.argv[2:])
     if not table:
         run_study(sys.argv[1])
-    (print_grid if sys.argv[1].endswith('_grid') else print_table)(sys.argv[1])
+    (print_grid if sys.argv[1] == 'tiny_grid' else print_table)(sys.argv[1])

@@ -1,0 +1,175 @@
+"""
+NFNet-F0, a convolutional network without normalization, and the same with batch normalization put back.
+
+Paper: Brock, De, Smith and Simonyan, "High-Performance Large-Scale Image Recognition Without Normalization",
+arXiv:2102.06171. What it leaves open is as in its authors' code (google-deepmind/deepmind-research, nfnets).
+Adaptive gradient clipping belongs to the optimizer's side; it leaves out `head`.
+
+A block is h + alpha f(h / beta) (section 3); beta^2 is the variance of h at the start, known in advance:
+
+    a = gelu(x) / beta                        this gelu turns N(0, 1) into variance 1
+    x = x           + alpha gain f(a)         with SkipInit's gain at 1 the variance grows by alpha^2
+    x = shortcut(a) + alpha gain f(a)         first block of a stage: 1 + alpha^2, whatever it was before
+
+paper: h / beta enters the activation. here: what leaves it is divided, as in the authors' code; in front of
+the last block of stage 3 that makes the variance 1.01 instead of 1. The prediction takes pixels as independent
+and maps as endless: average pooling in the shortcuts and zero padding make the true variance smaller.
+
+The second report trains F0 on CIFAR-10 and does not say whether it enlarges the 32 x 32 pictures; the code it
+names (benjs/nfnets_pytorch) resizes ImageNet's to 192 x 192 and has nothing for CIFAR. F0 takes 32 x 32 as it
+is: maps then have 8, 4, 2 and 1 pixels a side, and the last 3x3 filters see one pixel and eight zeros.
+
+Letters in shapes: B batch, C channels, H height, W width, N fan-in (inputs of one unit).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from model import DropPath, standardize
+
+
+@dataclass
+class NFNetConfig:
+    """NFNet-F0 as it stands (table 1 of the paper, and the authors' base.py and experiment_nfnets.py)."""
+    image_size: int = 192  # of training (the paper evaluates at 256); the network takes any size
+    n_classes: int = 1000
+    widths: tuple = (256, 512, 1536, 1536)  # channels of each stage, half of them inside the bottleneck
+    depths: tuple = (1, 2, 6, 3)  # blocks of each stage
+    alpha: float = 0.2  # scale of a branch at SkipInit's gain 1
+    drop_path: float = 0.25  # block i of n drops its branch with probability drop_path * i / n
+    dropout: float = 0.2  # in front of the head
+    se_ratio: float = 0.5  # hidden units of squeeze-excite, by channels
+    group_size: int = 128  # channels of a group in the 3x3 convolutions
+    batch_norm: bool = False  # True: plain convolutions, each followed by batch normalization
+
+
+class GELU(nn.Module):
+    """The exact GELU times gamma, its activation gain: N(0, 1) in, variance 1 out (section 3)."""
+
+    def forward(self, x):
+        return F.gelu(x) * 1.7015043497085571
+
+
+class WSConv2d(nn.Conv2d):
+    """Scaled weight standardization: convolution by standardize(weight) * gain, one gain for each unit."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.gain = nn.Parameter(torch.ones(self.out_channels))  # a vector: no rule by shape decays it
+
+    def forward(self, x):
+        # in fp32 under autocast too, which rounds the finished weight on its way into the convolution
+        weight = standardize(self.weight) * self.gain.view(-1, 1, 1, 1)
+        return self._conv_forward(x, weight, self.bias)
+
+
+def conv(config, c_in, c_out, kernel=1, stride=1, groups=1):
+    """
+    A convolution of this network. With batch_norm it is a plain one with the norm behind it, in place of
+    standardization and its gain. report: 68.49M parameters, and no word on where the norms are. here: the
+    convolution keeps its bias, though the norm subtracts it again, because without it the count is 68.44M.
+    """
+    kwargs = dict(stride=stride, padding=kernel // 2, groups=groups)
+    if config.batch_norm:
+        return nn.Sequential(nn.Conv2d(c_in, c_out, kernel, **kwargs), nn.BatchNorm2d(c_out))
+    return WSConv2d(c_in, c_out, kernel, **kwargs)
+
+
+class SqueezeExcite(nn.Module):
+    """Each channel times 2 sigmoid(W_2 relu(W_1 mean)); the 2 makes up for the sigmoid, 1/2 at the start."""
+
+    def __init__(self, C, ratio):
+        super().__init__()
+        self.fc1 = nn.Linear(C, max(1, int(C * ratio)))
+        self.fc2 = nn.Linear(self.fc1.out_features, C)
+
+    def forward(self, x):
+        gate = 2 * self.fc2(F.relu(self.fc1(x.mean((2, 3))))).sigmoid()  # (B, C)
+        return x * gate[:, :, None, None]
+
+
+class Block(nn.Module):
+    """Bottleneck with two 3x3 convolutions (section 5), (B, c_in, H, W) to (B, c_out, H/stride, W/stride)."""
+
+    def __init__(self, config, c_in, c_out, stride, beta, drop_path):
+        super().__init__()
+        width = c_out // 2
+        if width % config.group_size:
+            raise ValueError(f'group_size={config.group_size} does not divide {width}, half of width {c_out}')
+        groups = width // config.group_size
+        self.alpha, self.beta = config.alpha, beta
+        self.transition = stride > 1 or c_in != c_out
+        self.gelu = GELU()
+        if self.transition:  # an odd last row or column is averaged over what there is
+            self.shortcut = nn.Sequential(nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False),
+                                          conv(config, c_in, c_out))
+        self.branch = nn.Sequential(
+            conv(config, c_in, width), GELU(),
+            conv(config, width, width, 3, stride, groups), GELU(),
+            conv(config, width, width, 3, 1, groups), GELU(),
+            conv(config, width, c_out), SqueezeExcite(c_out, config.se_ratio),
+            DropPath(drop_path) if drop_path > 0 else nn.Identity())
+        self.skip_gain = nn.Parameter(torch.zeros(()))  # SkipInit: at the start a block is its shortcut
+
+    def forward(self, x):
+        a = self.gelu(x) / self.beta
+        shortcut = self.shortcut(a) if self.transition else x
+        return shortcut + self.alpha * self.skip_gain * self.branch(a)
+
+
+class NFNet(nn.Module):
+    """
+    forward(images) gives logits: images (B, 3, H, W), logits (B, n_classes). At 10 classes it has 68,447,014
+    parameters, 68,491,926 with batch_norm (the report's 68.44M and 68.49M, cut off after two digits); alpha,
+    beta and SkipInit are the same in both.
+
+    At the start weights are N(0, 1/N), the head's N(0, 0.01^2), biases 0, gains 1 and SkipInit's 0. authors'
+    code: cuts squeeze-excite's weights at two deviations, and does not rescale branches that stochastic depth
+    keeps. here: no cut, and DropPath divides by 1 - p, so that training and evaluation have one mean.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        stem = (3, 16, 32, 64, config.widths[0] // 2)
+        self.stem = nn.Sequential(
+            conv(config, stem[0], stem[1], 3, 2), GELU(),
+            conv(config, stem[1], stem[2], 3, 1), GELU(),
+            conv(config, stem[2], stem[3], 3, 1), GELU(),
+            conv(config, stem[3], stem[4], 3, 2))  # (B, widths[0] / 2, H / 4, W / 4)
+        self.stages = nn.ModuleList()
+        c_in, variance, n, n_blocks = stem[4], 1.0, 0, sum(config.depths)
+        for c_out, depth, stride in zip(config.widths, config.depths, (1, 2, 2, 2)):
+            stage = nn.Sequential()
+            for i in range(depth):
+                stage.append(Block(config, c_in, c_out, stride if i == 0 else 1, beta=variance ** 0.5,
+                                   drop_path=config.drop_path * n / n_blocks))
+                variance = (1.0 if i == 0 else variance) + config.alpha ** 2
+                c_in, n = c_out, n + 1
+            self.stages.append(stage)
+        self.final_conv = conv(config, c_in, 2 * c_in)
+        self.gelu = GELU()
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(2 * c_in, config.n_classes)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        for m in self.modules():
+            if isinstance(m, (nn.Conv2d, nn.Linear)):
+                nn.init.normal_(m.weight, std=0.01 if m is self.head else m.weight[0].numel() ** -0.5)
+                nn.init.zeros_(m.bias)
+
+    def no_weight_decay(self):
+        """Names that a rule by shape would decay: none, as all gains and biases are vectors or scalars."""
+        return set()
+
+    def forward(self, images):
+        x = self.stem(images)
+        for stage in self.stages:
+            x = stage(x)  # (B, C, H / 4, W / 4), then 8, 16 and 32
+        x = self.gelu(self.final_conv(x)).mean((2, 3))  # (B, 2C)
+        return self.head(self.dropout(x))  # (B, n_classes)
