@@ -86,6 +86,25 @@ def standardize(w, eps=1e-4):
     return ((flat - mean) * (var * flat.size(1)).clamp(min=eps).rsqrt()).view_as(w)
 
 
+class WSLinear(nn.Linear):
+    """A linear layer by standardize(weight), with or without a learnable gain for each unit."""
+
+    def __init__(self, n_in, n_out, bias, gain):
+        super().__init__(n_in, n_out, bias)
+        ones = torch.ones(n_out)  # a vector: no rule by shape decays it
+        if gain:
+            self.gain = nn.Parameter(ones)
+        else:
+            self.register_buffer('gain', ones, persistent=False)
+
+    def forward(self, x):
+        return F.linear(x, standardize(self.weight) * self.gain[:, None], self.bias)
+
+
+def make_linear(config, standardized, n_in, n_out, bias, gain=True):
+    return WSLinear(n_in, n_out, bias, gain and config.weight_gain) if standardized else nn.Linear(n_in, n_out, bias)
+
+
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(D)) v per head, causal or not; q and k normalized per head when qk_norm (eq. 9, 10)."""
 
@@ -95,8 +114,10 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         self.causal = config.causal
         self.flash = config.flash
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # W_q, W_k, W_v stacked
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)  # W_o
+        C, ws = config.n_embd, config.weight_standardization == 'all'
+        # W_q, W_k, W_v stacked; standardized they have no gains (the second report's count, 21.34M)
+        self.c_attn = make_linear(config, ws, C, 3 * C, config.bias and config.qkv_bias, gain=False)
+        self.c_proj = make_linear(config, ws, C, C, config.bias)  # W_o
         # over the D channels of a head, one gain for all queries and one for all keys. the logit keeps its 1/sqrt(D)
         self.q_norm = make_norm(config, config.qk_norm, config.n_embd // config.n_head)
         self.k_norm = make_norm(config, config.qk_norm, config.n_embd // config.n_head)
@@ -123,8 +144,9 @@ class FFN(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)  # W_1
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)  # W_2
+        C, ws = config.n_embd, config.weight_standardization in ('ffn', 'all')
+        self.c_fc = make_linear(config, ws, C, 4 * C, config.bias)  # W_1
+        self.c_proj = make_linear(config, ws, 4 * C, C, config.bias)  # W_2
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
@@ -166,13 +188,27 @@ class Block(nn.Module):
         x = self.ffn_post_norm(x + self.drop_path(self.ffn_mid_norm(self.ffn(self.ffn_pre_norm(x)))))
         return x
 
-    def init_weights(self, init):
-        """Apply init to each matrix: W_q, W_k and W_v count as three. Biases are 0."""
+    def init_weights(self, init, scale):
+        """Apply init to each matrix, times scale: W_q, W_k and W_v count as three. Biases are 0."""
         for linear in (self.attn.c_attn, self.attn.c_proj, self.ffn.c_fc, self.ffn.c_proj):
             for w in linear.weight.chunk(3 if linear is self.attn.c_attn else 1):  # views: the weight itself is filled
-                init(w)
+                init(w).mul_(scale)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
+
+
+def init_scales(config):
+    """
+    (scale of the matrices in the blocks, deviation of the embeddings) of config.init: for 'tfixup' 0.67 N^-1/4 and
+    d^-1/2 (9 N)^-1/4, N blocks of width d (section 3.1 of the second report, whose N(0, d^-1/2) we read as a standard
+    deviation, as T-Fixup means it). T-Fixup itself (Huang et al., ICML 2020) gives an encoder 0.67 N^-1/4 on W_v, W_o
+    and the FFN alone, and leaves W_q and W_k as they are; the report scales the whole attention block, and so do we.
+    """
+    if config.init == 'xavier':
+        return 1.0, 0.02
+    if config.init != 'tfixup':
+        raise ValueError(f'init={config.init} is unknown: use xavier or tfixup')
+    return 0.67 * config.n_layer ** -0.25, config.n_embd ** -0.5 * (9 * config.n_layer) ** -0.25
 
 # -----------------------------------------------------------------------------
 # language
@@ -188,7 +224,11 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = False  # in the linear layers and in LayerNorm
     norm: str = 'rms'  # 'rms' or 'layer'
+    qkv_bias: bool = True  # False: no bias on q, k and v, whatever the others have
     tied: bool = True  # the head is the token embedding, as in GPT-2
+    weight_standardization: str = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report, eq. 1)
+    weight_gain: bool = True  # a learnable gain for each standardized unit of W_o, W_1, W_2
+    init: str = 'xavier'  # or 'tfixup' (second report, section 3.1)
     flash: bool = True  # False: attention written out by hand
     input_norm: bool = True
     pre_norm: bool = True
@@ -240,10 +280,11 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
+        scale, std = init_scales(self.config)
         for block in self.blocks:
-            block.init_weights(nn.init.xavier_normal_)
-        nn.init.normal_(self.wte.weight, std=0.02)
-        nn.init.normal_(self.wpe.weight, std=0.02)
+            block.init_weights(nn.init.xavier_normal_, scale)
+        nn.init.normal_(self.wte.weight, std=std)
+        nn.init.normal_(self.wpe.weight, std=std)
         if not self.config.tied:
             nn.init.normal_(self.lm_head.weight, std=0.02)
 
@@ -300,7 +341,11 @@ class ViTConfig:
     dropout: float = 0.0
     drop_path: float = 0.0  # of the last block; it grows linearly from 0 in the first, as in timm
     bias: bool = True  # in the linear layers and in LayerNorm; patch embedding and head always have one
+    qkv_bias: bool = True  # False: no bias on q, k and v, whatever the others have
     norm: str = 'rms'  # 'rms' or 'layer'
+    weight_standardization: str = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report, eq. 1)
+    weight_gain: bool = True  # a learnable gain for each standardized unit of W_o, W_1, W_2
+    init: str = 'xavier'  # or 'tfixup' (second report, section 3.1)
     flash: bool = True  # False: attention written out by hand
     input_norm: bool = True
     pre_norm: bool = True
@@ -349,13 +394,16 @@ class ViT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
+        scale, std = init_scales(self.config)
         for block in self.blocks:
-            block.init_weights(truncated_xavier_)
+            block.init_weights(truncated_xavier_, scale)
         for layer in (self.patch_embed, self.head):
             truncated_xavier_(layer.weight)
             nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.cls_token, std=0.02)
-        nn.init.normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=std)
+        nn.init.normal_(self.pos_embed, std=std)
+        if self.config.init == 'tfixup':  # the embedding of a picture is made by this matrix, so it counts as one
+            nn.init.normal_(self.patch_embed.weight, std=std)
 
     def no_weight_decay(self):
         """Names that a rule by shape would decay: they are not matrices."""

@@ -13,7 +13,7 @@ config.json, log.jsonl (one object a line), ckpt.pt (the latest state) and best.
 import json
 import os
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import training
 from configurator import configure, fail
-from model import GPT, NORMS, GPTConfig
+from model import GPT, GPTConfig
 
 # -----------------------------------------------------------------------------
 # config: the paper's L-DNT-Small with mSGDW (tables 3 and 5)
@@ -54,9 +54,13 @@ n_layer = 12  # depth
 n_head = 12  # attention heads
 n_embd = 768  # width
 bias = False  # biases in linear layers and LayerNorm
+qkv_bias = True  # False: none on q, k and v, whatever bias says
 dropout = 0.0  # 0 is good for pretraining
 tied = True  # the head is the token embedding
 flash = True  # False: attention written out by hand
+weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report)
+weight_gain = True  # a gain for each standardized unit of W_o, W_1, W_2
+init = 'xavier'  # or 'tfixup' (second report)
 vocab_size = 0  # 0: the data set's, rounded up to a multiple of 64
 # optimizer
 optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay)
@@ -69,6 +73,7 @@ momentum = 0.9  # sgdw, sgd
 beta1 = 0.9  # adamw
 beta2 = 0.95  # adamw
 grad_clip = 1.0  # upper bound of the gradient's norm, 0: none
+agc = 0.0  # adaptive gradient clipping in place of grad_clip: its lambda (NFNet: 0.01), 0: none
 # system
 seed = 1337  # initial weights and data order
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
@@ -84,7 +89,8 @@ training.check_range(config, 1, 2**40, 'max_iters')
 training.check_range(config, 1, 1000, 'n_layer', 'n_head')
 training.check_range(config, 0, 2**32 - 1, 'seed', 'vocab_size')
 training.check_range(config, 0, float('inf'), 'eval_interval', 'eval_tokens', 'ckpt_interval', 'keep_interval',
-                     'log_interval', 'warmup_iters', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip')
+                     'log_interval', 'warmup_iters', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip', 'agc')
+training.check_clipping(config)
 training.check_share(config, 'dropout', 'momentum', 'beta1', 'beta2')
 env = training.start(device, dtype, compile, seed, deterministic)
 micro, accum = training.split_batch(global_batch_size, micro_batch_size, env.world_size)
@@ -170,8 +176,8 @@ elif init_from != 'scratch':
     checkpoint = training.load_gpt2(path) if os.path.isdir(path) else training.load_checkpoint(path)
     if not vocab_size:
         model_args['vocab_size'] = max(checkpoint['model_args'].get('vocab_size', 0), meta['vocab_size'])
-    same = ['n_layer', 'n_head', 'n_embd', 'vocab_size', 'norm', 'bias', 'tied', *NORMS] + ['block_size'] * resume
-    training.refuse_changes(path, checkpoint['model_args'], model_args, same)
+    same = [k for k in model_args if k not in ('dropout', 'flash', 'init') and (resume or k != 'block_size')]
+    training.refuse_changes(path, asdict(GPTConfig()) | checkpoint['model_args'], model_args, same)
     training.refuse_changes(path, checkpoint['data'], meta, ['tokenizer'])
     if resume:
         training.refuse_changes(path, checkpoint['data'], meta, ['vocab_size', 'train_tokens', 'val_tokens', 'source'])
@@ -206,6 +212,7 @@ checkpoint = None  # free the memory
 training.same_everywhere(start_iter, out_dir, env)
 params = [p for p in raw_model.parameters() if p.requires_grad]
 n_params = sum(p.numel() for p in params)
+units = training.gradient_units(raw_model) if agc else []
 
 # model is what trains; raw_model is what is evaluated and saved
 model = ddp = raw_model
@@ -332,7 +339,9 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
         say(f'stopped by a signal at iteration {iter_num}; --init_from=resume goes on from there')
         training.leave(128 + (signals or [15])[0], env)
 
-    if grad_clip:
+    if agc:
+        clipped = training.clip_units(units, agc)
+    elif grad_clip:
         torch.nn.utils.clip_grads_with_norm_(params, grad_clip, grad_norm)
     opt.step()
     opt.zero_grad(set_to_none=env.world_size == 1)
@@ -345,6 +354,8 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
                'tokens': (iter_num + 1) * tokens_per_iter, 'tokens_per_s': round(speed, 1)}
         line = (f'iter {iter_num:6d}/{max_iters} | loss {loss_mean:.4f} | lr {lr:.2e} | norm {norm_value:.3f} | '
                 f'{speed:,.0f} tok/s | {training.duration((max_iters - iter_num - 1) * dt)} left')
+        if agc:
+            row['agc_share'] = round(clipped.item(), 4)
         if peak:
             row['mfu'] = round(speed * flops_per_token / (peak * env.world_size), 4)
             line += f' | mfu {row["mfu"]:.1%}'

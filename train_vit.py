@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -29,6 +29,7 @@ import augment
 import training
 from configurator import configure, fail
 from model import ViT, ViTConfig
+from nfnet import NFNet, NFNetConfig
 
 # -----------------------------------------------------------------------------
 # config: the paper's V-DNT-Large with mSGDW. 'here:' marks a choice on which the paper is silent
@@ -54,6 +55,8 @@ mixup = 0.8  # parameter of its Beta distribution (table 4), 0: none
 cutmix = 1.0  # parameter of its Beta distribution (table 4), 0: none. here: with both, one or the other, half each
 label_smoothing = 0.1  # table 4
 # model
+arch = 'vit'  # 'vit' (ViT, V-DNT) or 'nfnet' (NFNet-F0; of the keys below it takes dropout and drop_path)
+batch_norm = False  # nfnet: with batch normalization put back
 setting = 'S5'  # which norms: S1 (ViT, pre-norm), S2, S3, S4, S5 (DNT), PostLN, NoNorm
 norm = 'rms'  # 'rms' or 'layer'
 input_norm = 'auto'  # True or False; auto: as the setting says. this and the next six override single norms
@@ -68,9 +71,13 @@ n_layer = 24  # depth
 n_head = 16  # attention heads
 n_embd = 1024  # width
 bias = True  # biases in linear layers and LayerNorm
+qkv_bias = True  # False: none on q, k and v
 dropout = 0.0  # here: none
 drop_path = 0.1  # table 4: 0.1 for Large, 0.5 for Huge. here: of the last block, linear from 0 in the first (timm's rule)
 flash = True  # False: attention written out by hand
+weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report)
+weight_gain = True  # a gain for each standardized unit of W_o, W_1, W_2
+init = 'xavier'  # or 'tfixup' (second report)
 # optimizer
 optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay)
 learning_rate = 0.5  # peak (table 4)
@@ -83,6 +90,7 @@ momentum = 0.9  # sgdw, sgd (table 4)
 beta1 = 0.9  # adamw (table 4)
 beta2 = 0.99  # adamw (table 4; the paper's prose says 0.95)
 grad_clip = 0.0  # upper bound of the gradient's norm, 0: none (table 4)
+agc = 0.0  # adaptive gradient clipping in place of grad_clip: its lambda (NFNet: 0.01), 0: none
 # system
 seed = 1337  # initial weights, order of the images and their augmentation
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
@@ -102,7 +110,8 @@ training.check_range(config, 0, 10, 'randaugment')
 training.check_range(config, 0.0001, 1, 'crop_scale')
 training.check_range(config, 0, float('inf'), 'eval_interval', 'ckpt_interval', 'keep_interval', 'log_interval',
                      'max_iters', 'epochs', 'warmup_epochs', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip',
-                     'mixup', 'cutmix')
+                     'agc', 'mixup', 'cutmix')
+training.check_clipping(config)
 training.check_share(config, 'dropout', 'drop_path', 'label_smoothing', 'momentum', 'beta1', 'beta2')
 if image_size % patch_size:
     fail(f'patch_size={patch_size} does not divide image_size={image_size}')
@@ -272,14 +281,17 @@ warmup_iters = round(warmup_epochs * iters_per_epoch)
 
 # -----------------------------------------------------------------------------
 # model
-norms = training.resolve_norms(config)
-model_args = {f.name: config[f.name] for f in fields(ViTConfig) if f.name in config} | norms
-model_args['n_classes'] = len(meta['classes'])
+if arch not in ('vit', 'nfnet'):
+    fail(f'arch={arch} is unknown: use vit or nfnet')
+Network, NetworkConfig = (ViT, ViTConfig) if arch == 'vit' else (NFNet, NFNetConfig)
+model_args = {f.name: config[f.name] for f in fields(NetworkConfig) if f.name in config}
+model_args.update(training.resolve_norms(config) if arch == 'vit' else {}, n_classes=len(meta['classes']))
 start_iter, best_top1 = 0, -1.0
 if checkpoint:
     resume = init_from == 'resume'
-    same = ['image_size', 'patch_size', 'n_layer', 'n_head', 'n_embd', 'n_classes', 'norm', 'bias', *norms]
-    training.refuse_changes(source, checkpoint['model_args'], model_args, same)
+    training.refuse_changes(source, checkpoint['config'], config, ['arch'])
+    same = [k for k in model_args if k not in ('dropout', 'drop_path', 'flash', 'init')]
+    training.refuse_changes(source, asdict(NetworkConfig()) | checkpoint['model_args'], model_args, same)
     for i, (then, now) in enumerate(zip(checkpoint['data']['classes'], meta['classes'])):
         if then != now:
             fail(f'{source} was trained on other classes: its class {i} is {then!r}, that of {data_dir} is {now!r}')
@@ -293,7 +305,7 @@ if checkpoint:
     elif not resume:
         say(f'weights of {source}' + ', with a fresh optimizer' * (not reads_only))
 try:
-    raw_model = ViT(ViTConfig(**model_args)).to(env.device)
+    raw_model = Network(NetworkConfig(**model_args)).to(env.device)
 except (RuntimeError, MemoryError) as e:  # what torch says when memory is short, and when a size overflows
     fail(f'a model of {n_layer} layers and width {n_embd} does not fit into memory ({str(e).splitlines()[0]})',
          any_rank=True)
@@ -309,6 +321,7 @@ checkpoint = None  # free the memory
 training.same_everywhere(start_iter, out_dir, env)
 params = [p for p in raw_model.parameters() if p.requires_grad]
 n_params = sum(p.numel() for p in params)
+units = training.gradient_units(raw_model) if agc else []
 
 # model is what trains; raw_model is what is evaluated and saved
 model = ddp = raw_model
@@ -465,7 +478,9 @@ for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates a
         say(f'stopped by a signal at iteration {iter_num}; --init_from=resume goes on from there')
         training.leave(128 + (signals or [15])[0], env)
 
-    if grad_clip:
+    if agc:
+        clipped = training.clip_units(units, agc)
+    elif grad_clip:
         torch.nn.utils.clip_grads_with_norm_(params, grad_clip, grad_norm)
     opt.step()
     opt.zero_grad(set_to_none=env.world_size == 1)
@@ -476,7 +491,8 @@ for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates a
         t0, timed, waited = time.time(), 0, 0.0
         speed = global_batch_size / dt
         log({'iter': iter_num, 'split': 'train', 'loss': loss_mean, 'lr': lr, 'grad_norm': norm_value,
-             'images': (iter_num + 1) * global_batch_size, 'images_per_s': round(speed, 1), 'data_wait': round(wait, 4)})
+             'images': (iter_num + 1) * global_batch_size, 'images_per_s': round(speed, 1), 'data_wait': round(wait, 4),
+             **({'agc_share': round(clipped.item(), 4)} if agc else {})})
         say(f'iter {iter_num:6d}/{total_iters} | epoch {iter_num / iters_per_epoch:.2f} | loss {loss_mean:.4f} | lr {lr:.2e} | '
             f'norm {norm_value:.3f} | {speed:,.0f} img/s | {wait:.0%} waiting for data | '
             f'{training.duration((total_iters - iter_num - 1) * dt)} left')

@@ -89,6 +89,11 @@ def check_range(config, low, high, *keys):
             fail(f'{key}={config[key]} is out of range: use {low} ' + (f'to {high}' if high < math.inf else 'or more'))
 
 
+def check_clipping(config):
+    if config['agc'] and config['grad_clip']:
+        fail(f'agc={config["agc"]} and grad_clip={config["grad_clip"]} are two ways to clip: set one of them to 0')
+
+
 def check_share(config, *keys):
     for key in keys:
         if not 0 <= config[key] < 1:
@@ -105,6 +110,9 @@ def resolve_norms(config):
     for key in NORMS:
         if config[key] not in ('auto', True, False):
             fail(f'{key}={config[key]} is not one of auto, True, False')
+    for key, values in (('weight_standardization', ('none', 'ffn', 'all')), ('init', ('xavier', 'tfixup'))):
+        if config[key] not in values:
+            fail(f'{key}={config[key]} is unknown: use {" or ".join(values)}')
     if config['n_embd'] % config['n_head']:
         fail(f'n_embd={config["n_embd"]} does not divide into n_head={config["n_head"]} heads')
     return {key: SETTINGS[setting][key] if config[key] == 'auto' else config[key] for key in NORMS}
@@ -218,6 +226,40 @@ def make_optimizer(model, optimizer, learning_rate, weight_decay, momentum, beta
     if optimizer == 'sgd':
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
     fail(f'optimizer={optimizer} is unknown: use sgdw, adamw or sgd')
+
+
+def gradient_units(model):
+    """
+    Every trainable tensor with the shape (units, weights of a unit) for clip_units(): a row of a matrix, a filter, a
+    position; a bias or gain is one unit, the stacked bias of q, k and v three. The head is left out, as in NFNets, and
+    with it a tied embedding.
+    """
+    head = {id(p) for p in (model.lm_head if hasattr(model, 'lm_head') else model.head).parameters()}
+    units = []
+    for name, p in model.named_parameters():
+        if p.requires_grad and id(p) not in head:
+            rows = 3 if name.endswith('c_attn.bias') else 1 if p.dim() < 2 else p[..., 0].numel() if p.dim() == 3 else len(p)
+            units.append((p, (rows, p.numel() // rows)))
+    return units
+
+
+@torch.no_grad()
+def clip_units(units, limit, eps=1e-3):
+    """
+    Adaptive gradient clipping (equation 3 of the second report; Brock et al., arXiv:2102.06171, section 4): scales the
+    gradient g of each unit w to norm limit * max(|w|, eps) where it is larger. Returns the share of units that were
+    clipped, a tensor on the device: nothing here waits for it.
+    """
+    units = [(p, shape) for p, shape in units if p.grad is not None]
+    grads = [p.grad.view(shape) for p, shape in units]
+    most = [torch.linalg.vector_norm(p.view(shape), dim=1, keepdim=True) for p, shape in units]
+    norms = [torch.linalg.vector_norm(g, dim=1, keepdim=True) for g in grads]
+    torch._foreach_clamp_min_(most, eps)
+    torch._foreach_mul_(most, limit)
+    torch._foreach_div_(most, norms)  # inf where the gradient is 0
+    torch._foreach_clamp_max_(most, 1.0)
+    torch._foreach_mul_(grads, most)
+    return (torch.cat(most) < 1).float().mean()
 
 
 def load_optimizer(opt, state):

@@ -63,10 +63,10 @@ def tiny(done):
 
 
 def cifar10_grid(done):
-    """One epoch each, from the middle of the grid outwards until the best rate has a worse one on both sides."""
+    """Half an epoch each, from the middle of the grid outwards until the best rate has a worse one on both sides."""
     for config in CIFAR:
         lrs = CIFAR_LRS[read_config(config)['optimizer']]
-        runs = [{'config': config, 'learning_rate': lr, 'epochs': 1, 'warmup_epochs': 0.2} for lr in lrs]
+        runs = [{'config': config, 'learning_rate': lr, 'epochs': 0.5, 'warmup_epochs': 0.1} for lr in lrs]
         yield from runs[2:5]
         losses = {i: done[key(run)]['val_loss'] for i, run in enumerate(runs) if key(run) in done}
         if len(losses) >= 3:
