@@ -1,10 +1,11 @@
 """
-Grids, seeds and variants: starts the train scripts as processes, one thread each, and writes down how they end.
+Grids, seeds and variants: starts the train scripts as processes and writes down how they end.
 
     python -m experiments.reproduce tiny_grid            learning rate x warmup of the four tiny configs, short runs
     python -m experiments.reproduce tiny                 the four tiny configs at full length, three seeds
     python -m experiments.reproduce cifar10_grid         learning rates of the four CIFAR-10 configs, short runs
     python -m experiments.reproduce cifar10              the four CIFAR-10 configs at full length, the test set read once
+    python -m experiments.reproduce stability            learning rates from 1e-4 to 1, with and without normalization
     python -m experiments.reproduce tiny --table=True    print the table of what has been run
 
 Run it again after a kill: what is finished is not run again, the rest is resumed. One line for each finished run goes
@@ -22,13 +23,25 @@ from concurrent.futures import ThreadPoolExecutor
 
 from configurator import configure, fail
 
-processes = 2  # runs at the same time, one thread each
+processes = 2  # runs at the same time
+threads = 1  # of each run
 table = False  # True: only print the table of results/STUDY.jsonl
 
 TINY = ('dnt_tiny', 'dnt_tiny_adamw', 'gpt2_tiny', 'gpt2_tiny_sgdw')
 LRS = {'sgdw': (0.1, 0.2, 0.4, 0.8, 1.6, 3.2), 'adamw': (1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3)}
 CIFAR = ('vdnt_cifar10', 'vdnt_cifar10_adamw', 'vit_cifar10', 'vit_cifar10_sgdw')
 CIFAR_LRS = {'sgdw': (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6), 'adamw': (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3)}
+VARIANTS = {
+    'Pre-LN': {'setting': 'S1'},
+    'Post-LN': {'setting': 'PostLN'},
+    'NoNorm': {'setting': 'NoNorm'},
+    'NoNorm + WS': {'setting': 'NoNorm', 'weight_standardization': 'all'},
+    'NoNorm + WS + AGC': {'setting': 'NoNorm', 'weight_standardization': 'all', 'agc': 0.01},
+    'NoNorm + init': {'setting': 'NoNorm', 'init': 'tfixup'},
+    'NoNorm + init + WS': {'setting': 'NoNorm', 'init': 'tfixup', 'weight_standardization': 'all'},
+    'NoNorm + WS on FFN': {'setting': 'NoNorm', 'weight_standardization': 'ffn'},
+    'S5': {'setting': 'S5', 'norm': 'rms'},
+}
 WARMUPS = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the run
 
 
@@ -81,7 +94,23 @@ def cifar10(done):
             yield {'config': config, 'seed': seed, 'learning_rate': read_config(config)['learning_rate']}
 
 
-STUDIES = {'tiny_grid': tiny_grid, 'tiny': tiny, 'cifar10_grid': cifar10_grid, 'cifar10': cifar10}
+def stability(done):
+    """
+    The second report's question at a size for two cores: which variants of a small ViT train at which learning rates,
+    with its optimizer (coupled decay 2e-5, batch 64, no warmup), one epoch. Then S5 with either kind of weight decay.
+    """
+    size = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 'eval_interval': 0, 'ckpt_interval': 0}
+    for lr in (1e-2, 1e-1, 1e-3, 3e-2, 3e-1, 3e-3, 1.0, 3e-4, 1e-4):
+        for variant, flags in VARIANTS.items():
+            yield {'config': 'nft_cifar10', 'variant': variant, **size, **flags, 'learning_rate': lr}
+    for lr in (3e-2, 1e-1, 3e-1, 1.0):
+        for decay in (1e-3, 1e-2):
+            for optimizer in ('sgd', 'sgdw'):
+                yield {'config': 'nft_cifar10', 'variant': f'S5, {optimizer}, decay {decay:g}', **size, **VARIANTS['S5'],
+                       'optimizer': optimizer, 'weight_decay': decay, 'learning_rate': lr}
+
+
+STUDIES = {'stability': stability, 'tiny_grid': tiny_grid, 'tiny': tiny, 'cifar10_grid': cifar10_grid, 'cifar10': cifar10}
 
 
 def key(run):
@@ -99,12 +128,12 @@ def read(path):
 
 def train(run, study):
     """One run from where it stands to its end; returns its line for the results."""
-    name = '_'.join(str(v) for v in run.values())
+    name = '_'.join(str(v) for v in run.values()).replace(' ', '')
     out_dir = os.path.join('out', study, name)
     images = 'image_size' in read_config(run['config'])
     line = [sys.executable, 'train_vit.py' if images else 'train_gpt.py', f'config/{run["config"]}.py',
-            f'--out_dir={out_dir}', '--init_from=resume', *(f'--{k}={v}' for k, v in run.items() if k != 'config')]
-    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+            f'--out_dir={out_dir}', '--init_from=resume', *(f'--{k}={v}' for k, v in run.items() if k not in ('config', 'variant'))]
+    env = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
     with open(f'{out_dir}.txt', 'a', encoding='utf-8') as console:
         code = subprocess.run(line, stdout=console, stderr=console, env=env).returncode
     rows = []
@@ -116,6 +145,8 @@ def train(run, study):
         row = {'run': run, 'iter': vals[-1]['iter'], 'val_loss': vals[-1]['loss'], 'ended': 'finished'}
         if images:
             row['top1'] = vals[-1]['top1']
+        if 'agc_share' in rows[0]:
+            row['agc_share'] = statistics.mean(r['agc_share'] for r in rows if 'agc_share' in r)
         if study == 'cifar10':  # once, with the last weights
             said = subprocess.run([*line, '--eval_only=True', '--eval_split=test'], capture_output=True, text=True, env=env)
             row['test_loss'], row['test_top1'] = map(float, re.findall(r'test loss (\S+) \| top-1 (\S+)', said.stdout)[0])
