@@ -188,6 +188,7 @@ class Block(nn.Module):
         x = self.ffn_post_norm(x + self.drop_path(self.ffn_mid_norm(self.ffn(self.ffn_pre_norm(x)))))
         return x
 
+    @torch.no_grad()
     def init_weights(self, init, scale=1.0):
         """Apply init to each matrix, times scale: W_q, W_k and W_v count as three. Biases are 0."""
         for linear in (self.attn.c_attn, self.attn.c_proj, self.ffn.c_fc, self.ffn.c_proj):
