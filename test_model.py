@@ -2145,6 +2145,21 @@ def test_each_image_once_an_epoch(tmp_path):
     assert len({tuple(epoch) for epoch in epochs}) == 3 and len({frozenset(epoch) for epoch in epochs}) > 1
 
 
+def test_each_jpeg_is_itself(tmp_path):
+    """Pictures of one colour, stored as JPEGs: the evaluation sees each with its own label."""
+    data = write_images(tmp_path / 'flat', 'jpeg', 12, flat=True, train=8, val=5)
+    train_vit(data, tmp_path / 'out', '--max_iters=1', '--num_workers=1', '--randaugment=0')
+    model = ViT(ViTConfig(**final(tmp_path / 'out')['model_args'])).eval()
+    model.load_state_dict(final(tmp_path / 'out')['model'])
+    blobs, labels, _ = load_images(data, 'val')
+    colours = [np.array(Image.open(io.BytesIO(blob)))[5, 5] for blob in blobs]
+    images = torch.tensor(np.array(colours)).float().div(255).sub(0.5).div(0.3)[:, :, None, None].expand(-1, -1, 8, 8)
+    loss = F.cross_entropy(model(images), torch.tensor(labels)).item()
+    assert abs(rows(tmp_path / 'out')[-1]['loss'] - loss) < 1e-3 * loss
+    others = [F.cross_entropy(model(images[[i] * 5]), torch.tensor(labels)).item() for i in range(5)]
+    assert min(abs(other - loss) for other in others) > 0.01 * loss  # five times the same picture would show
+
+
 def killed_in_an_epoch(data, out, *extra):
     process = python(*vit_line(data, out, *extra))
     while not (out / 'ckpt.pt').exists():  # iteration 2 or a little later: in the middle of the first epoch

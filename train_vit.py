@@ -10,6 +10,7 @@ This file is read from top to bottom: config, processes, data, model, optimizer,
 config.json, log.jsonl (one object a line), ckpt.pt (the latest state) and best.pt (the highest top-1 on val).
 """
 
+import io
 import json
 import os
 import sys
@@ -191,7 +192,7 @@ class Pictures(torch.utils.data.Dataset):
         epoch, index = key
         with open(self.path, 'rb') as f:
             f.seek(self.offsets[index])
-            image = Image.open(f).convert('RGB')
+            image = Image.open(io.BytesIO(f.read(self.offsets[index + 1] - self.offsets[index]))).convert('RGB')
         if epoch is None:
             image = augment.eval_crop(image, image_size)
         else:
