@@ -50,7 +50,8 @@ global_batch_size = 1024  # images per update, over all processes (table 4)
 micro_batch_size = 64  # upper bound of images per process and forward; the accumulation follows
 num_workers = -1  # processes that read JPEGs for each training process; -1: its share of the cores. arrays need none
 image_size = 224  # table 4. JPEGs are cropped to it, arrays have to have it
-crop_scale = 0.08  # here: least area of the random crop, timm's; its shape 3/4 to 4/3, bicubic. arrays: shift by 4 pixels
+crop_scale = 0.08  # here: least area of the random crop of a JPEG, timm's; its shape 3/4 to 4/3, bicubic
+shift = 4  # arrays in place of a crop: by at most so many pixels each way, the border reflected
 randaugment = 9.0  # magnitude (table 4: 9, 0.5), 0: none; only for JPEGs
 mixup = 0.8  # parameter of its Beta distribution (table 4), 0: none
 cutmix = 1.0  # parameter of its Beta distribution (table 4), 0: none. here: with both, one or the other, half each
@@ -108,6 +109,7 @@ training.check_range(config, 1, 1000, 'n_layer', 'n_head')
 training.check_range(config, 0, 2**32 - 1, 'seed')
 training.check_range(config, -1, 1024, 'num_workers')
 training.check_range(config, 0, 10, 'randaugment')
+training.check_range(config, 0, image_size - 1, 'shift')
 training.check_range(config, 0.0001, 1, 'crop_scale')
 training.check_range(config, 0, float('inf'), 'eval_interval', 'ckpt_interval', 'keep_interval', 'log_interval',
                      'max_iters', 'epochs', 'warmup_epochs', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip',
@@ -219,7 +221,7 @@ def epoch_order(epoch):
 
 @lru_cache(1)
 def epoch_offsets(epoch):
-    return augment.small_offsets(np.random.default_rng((seed, 1, epoch)), len(splits['train'][1]))
+    return augment.small_offsets(np.random.default_rng((seed, 1, epoch)), len(splits['train'][1]), shift)
 
 
 def train_batches(start_iter):

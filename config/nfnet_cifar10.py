@@ -19,6 +19,7 @@ dropout = 0.2
 randaugment = 0.0
 mixup = 0.0
 cutmix = 0.0
+shift = 4
 label_smoothing = 0.0
 
 global_batch_size = 64
