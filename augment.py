@@ -130,7 +130,7 @@ def to_tensor(image):
 
 def normalize(images, mean, std):
     """uint8 (B, 3, H, W) to float32 with the mean and std of a data set's meta.json."""
-    mean, std = (torch.tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1) for v in (mean, std))
+    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1) for v in (mean, std))
     return (images.float() / 255 - mean) / std
 
 
@@ -145,7 +145,7 @@ def pad_crop_flip(images, offsets):
     border is reflected: a black one would be a feature that no test picture has, and would move mean and std.
     """
     B, C, H, W = images.shape
-    dy, dx, flip = offsets.to(images.device).unsqueeze(-1).unbind(1)  # (B, 1) each
+    dy, dx, flip = offsets.to(images.device, non_blocking=True).unsqueeze(-1).unbind(1)  # (B, 1) each
     rows, cols = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
     rows = (H - 1) - ((H - 1) - (rows + dy).abs()).abs()  # (B, H), reflected at both ends
     cols = torch.where(flip == 1, W - 1 - cols, cols)  # the shifted picture is what is mirrored

@@ -35,6 +35,8 @@ if temperature < 0 or top_k < 0:
 env = training.start(device, dtype, False, seed, False)
 best, latest = (os.path.join(out_dir, f) for f in ('best.pt', 'ckpt.pt'))
 saved = training.load_checkpoint(checkpoint or (best if os.path.exists(best) else latest))
+if 'tokenizer' not in saved['data']:
+    fail(f'{out_dir} holds no run of train_gpt.py')
 model = GPT(GPTConfig(**saved['model_args']))
 model.load_state_dict(saved['model'])
 model.eval().to(env.device)

@@ -2125,17 +2125,21 @@ def test_vision_log_and_checkpoint_are_as_promised(seen, arrays):
     assert abs(log[-1]['loss'] - loss) < 1e-5
     assert abs(log[-1]['top1'] - np.mean([p < 1 for p in place])) < 1e-9
     assert abs(log[-1]['top5'] - np.mean([p < 5 for p in place])) < 1e-9
-    assert final(seen, 'best.pt')['best_top1'] == max(r['top1'] for r in log if r['split'] == 'val' and r['iter'] > 0)
+    tops = [(r['top1'], -r['iter']) for r in log if r['split'] == 'val' and r['iter'] > 0]
+    assert (final(seen, 'best.pt')['best_top1'], -final(seen, 'best.pt')['iter']) == max(tops)  # the first of the best
 
 
-def test_each_image_once_an_epoch(tmp_path):
+@pytest.mark.parametrize('layout', ['arrays', pytest.param('jpeg', marks=pytest.mark.slow)])
+def test_each_image_once_an_epoch(tmp_path, layout):
     """A rate of 0 leaves the weights alone, and pictures of one colour look alike: the loss tells which image it was."""
-    data = write_images(tmp_path / 'flat', flat=True, train=9, val=2)
+    data = write_images(tmp_path / 'flat', layout, flat=True, train=9, val=2)
     train_vit(data, tmp_path / 'out', '--learning_rate=0', '--min_lr=0', '--mixup=0', '--cutmix=0', '--label_smoothing=0',
-              '--drop_path=0', '--global_batch_size=2', '--micro_batch_size=1', '--epochs=3')
+              '--drop_path=0', '--global_batch_size=2', '--micro_batch_size=1', '--epochs=3', '--randaugment=0')
     model = ViT(ViTConfig(**final(tmp_path / 'out')['model_args'])).eval()
     model.load_state_dict(final(tmp_path / 'out')['model'])
     images, labels, _ = load_images(data, 'train')
+    if layout == 'jpeg':
+        images = [np.array(Image.open(io.BytesIO(blob))) for blob in images]
     images = (torch.tensor(np.array(images)).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.3
     each = F.cross_entropy(model(images), torch.tensor(labels), reduction='none').tolist()
     pairs = {tuple(sorted((i, j))): (each[i] + each[j]) / 2 for i in range(9) for j in range(i)}
@@ -2143,7 +2147,7 @@ def test_each_image_once_an_epoch(tmp_path):
     for r in rows(tmp_path / 'out'):
         if r['split'] == 'train':
             pair = min(pairs, key=lambda p: abs(pairs[p] - r['loss']))
-            assert abs(pairs[pair] - r['loss']) < 1e-5
+            assert abs(pairs[pair] - r['loss']) < 1e-4
             order += pair
     epochs = [order[i:i + 8] for i in range(0, 24, 8)]  # 4 batches of 2 out of 9, the ninth waits
     assert len(order) == 24 and all(len(set(epoch)) == 8 for epoch in epochs)
@@ -2167,7 +2171,7 @@ def test_each_jpeg_is_itself(tmp_path):
 
 def killed_in_an_epoch(data, out, *extra):
     process = python(*vit_line(data, out, *extra))
-    while not (out / 'ckpt.pt').exists():  # iteration 2 or a little later: in the middle of the first epoch
+    while not (out / 'ckpt.pt').exists() and process.poll() is None:  # iteration 2: in the middle of the first epoch
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -2182,7 +2186,7 @@ def test_vision_repeats_and_resumes_bit_for_bit(seen, arrays, tmp_path):
         assert_same_run(seen, tmp_path / 'again')
 
     def killed():
-        assert killed_in_an_epoch(arrays, tmp_path / 'killed') % 5
+        assert 0 < killed_in_an_epoch(arrays, tmp_path / 'killed') < 15
         assert_same_run(seen, tmp_path / 'killed')
 
     in_parallel([again, killed])
@@ -2214,6 +2218,24 @@ def test_vision_one_process_or_two_and_evaluation_change_nothing(arrays, jpegs, 
     assert [r for r in runs['one'] if r['split'] == 'train'] == [r for r in runs['rarely'] if r['split'] == 'train']
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('torchrun', [0, 2])
+def test_a_signal_to_all_processes_of_a_run_with_workers(jpegs, tmp_path, torchrun):
+    """The workers get it too: the run saves, leaves, and goes on as if nothing had been."""
+    line = ['--num_workers=2', '--epochs=40', '--ckpt_interval=0', '--eval_interval=0', '--drop_path=0']
+    process = python(*vit_line(jpegs, tmp_path / 'out', *line), torchrun=torchrun, start_new_session=True)
+    next(text for text in process.stdout if 'iter      7' in text)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode in ((143,) if not torchrun else (143, 1, -15)) and 'stopped by a signal' in out, err
+    assert 7 < final(tmp_path / 'out')['iter'] < 200
+    train_vit(jpegs, tmp_path / 'out', *line, '--init_from=resume')
+    train_vit(jpegs, tmp_path / 'straight', *line)
+    a, b = rows(tmp_path / 'out'), rows(tmp_path / 'straight')
+    assert len(a) == len(b) and all(abs(x['loss'] - y['loss']) < 1e-4 for x, y in zip(a, b))
+    assert torchrun or a == b
+
+
 def test_predict_and_test_split(seen, arrays, tmp_path):
     (tmp_path / 'photos').mkdir()
     smooth_picture(50, 30).save(tmp_path / 'photos/a.jpg')
@@ -2230,6 +2252,12 @@ def test_predict_and_test_split(seen, arrays, tmp_path):
         top = [part.split() for part in line.split(': ')[1].split(', ')]
         shares = [float(p.rstrip('%')) for _, p in top]
         assert len({name for name, _ in top} & set('abcdef')) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 100.3
+    ckpt = final(seen)
+    model = ViT(ViTConfig(**ckpt['model_args'])).eval()
+    model.load_state_dict(ckpt['model'])
+    photo = Image.open(tmp_path / 'photos/a.jpg').crop((10, 0, 40, 30)).resize((8, 8), Image.Resampling.BICUBIC)  # its middle
+    logits = model((torch.tensor(np.array(photo)).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.3)[0]
+    assert lines[0].split(': ')[1].split()[0] == 'abcdef'[int(logits.argmax())]
     assert 'test loss' in tested and '5 images' in tested
     assert 'notes.txt cannot be read as a picture' in refused and len(refused.strip().splitlines()) == 1
     assert {p.name: p.read_bytes() for p in seen.iterdir()} == before
@@ -2246,7 +2274,8 @@ def broken_images(folder, layout='arrays', meta=None, **files):
     return f'--dataset={folder}'
 
 
-def test_vision_mistakes_get_one_sentence(seen, arrays, jpegs, tokens, tmp_path):
+def test_vision_mistakes_get_one_sentence(seen, arrays, jpegs, tokens, straight, tmp_path):
+    text = straight
     resume, other, weights = '--init_from=resume', f'--out_dir={tmp_path}/new', f'--init_from={seen}/ckpt.pt'
     table = [
         (['--patch_size=3', other], 'patch_size=3 does not divide image_size=8'),
@@ -2265,7 +2294,16 @@ def test_vision_mistakes_get_one_sentence(seen, arrays, jpegs, tokens, tmp_path)
         ([broken_images(tmp_path / 'i', meta={'classes': list('abcxef')}), weights, other],
          "was trained on other classes: its class 3 is 'd', that of"),
         ([broken_images(tmp_path / 'j', meta={'source': 'x'}), resume], 'was made with source=test, now it is x'),
-        (['--image_size=16', other], 'are 8 x 8, not image_size=16: use --image_size=8'),
+        (['--image_size=16', other], 'are 8 x 8 x 3, not image_size=16 each way'),
+        ([broken_images(tmp_path / 'k', val_labels=np.zeros((7, 1), np.int64)), '--overwrite=True'], 'is empty, or not as'),
+        ([broken_images(tmp_path / 'l', train_labels=np.zeros(23)), other], 'is empty, or not as'),
+        ([broken_images(tmp_path / 'm', val_images=np.zeros((7, 8, 8), np.uint8)), other], 'is empty, or not as'),
+        ([broken_images(tmp_path / 'n', val_labels=b''), other], 'the val split in'),
+        ([broken_images(tmp_path / 'o', meta={'std': [0, 0, 0]}), other], 'meta.json is broken'),
+        ([broken_images(tmp_path / 'p', 'jpeg', val_offsets=np.zeros(8, np.int64)), other], 'is not whole'),
+        ([broken_images(tmp_path / 'q', meta={'seed': 1}), resume], 'was made with seed=None, now it is 1'),
+        (['--batch_norm=True', other], 'batch_norm is of --arch=nfnet'), (['--epochs=0', other], 'set one of them'),
+        ([f'--init_from={text}/ckpt.pt', '--predict=a.jpg', other], 'is no checkpoint of train_vit.py'),
         ([resume, '--patch_size=2'], 'was made with patch_size=4, now it is 2'),
         (['--randaugment=9', other], 'randaugment=9.0 is for JPEGs'), (['--randaugment=11', other], 'use 0 to 10'),
         (['--global_batch_size=24', other], 'has 23 training images, fewer than global_batch_size=24'),
@@ -2412,7 +2450,7 @@ def test_adaptive_gradient_clipping_row_by_row():
 
 def test_second_report_in_the_train_scripts(tokens, arrays, tmp_path):
     def text():
-        train(tokens, tmp_path / 'text', '--setting=NoNorm', '--init=tfixup', '--weight_standardization=ffn', '--agc=0.01',
+        train(tokens, tmp_path / 'text', '--setting=NoNorm', '--qkv_bias=False', '--bias=True', '--init=tfixup', '--weight_standardization=ffn', '--agc=0.01',
               '--grad_clip=0', '--learning_rate=0.02', '--optimizer=sgd')
         return rows(tmp_path / 'text')
 
@@ -2423,12 +2461,17 @@ def test_second_report_in_the_train_scripts(tokens, arrays, tmp_path):
 
     for log in in_parallel([text, images]):
         assert all(0 < r['agc_share'] <= 1 for r in log if r['split'] == 'train') and math.isfinite(log[-1]['loss'])
+    for out, standardized in (('text', 'ffn'), ('images', 'all')):
+        args, names = final(tmp_path / out)['model_args'], set(final(tmp_path / out)['model'])
+        assert (args['init'], args['weight_standardization'], args['qkv_bias']) == ('tfixup', standardized, False)
+        assert 'blocks.0.ffn.c_fc.gain' in names and 'blocks.0.attn.c_attn.bias' not in names
+        assert ('blocks.0.attn.c_proj.gain' in names) == (standardized == 'all') and 'blocks.0.pre_norm.weight' not in names
 
 
 @pytest.mark.slow
 def test_nfnet_trains_and_resumes(arrays, tmp_path):
     """The full F0 on 8 x 8 pictures; batch normalization's statistics come back too."""
-    line = ['--arch=nfnet', '--batch_norm=True', '--learning_rate=0.01', '--grad_clip=0', '--epochs=1', '--warmup_epochs=0',
+    line = ['--arch=nfnet', '--batch_norm=True', '--learning_rate=0.01', '--grad_clip=0', '--max_iters=4', '--warmup_epochs=0',
             '--image_size=32', '--ckpt_interval=2', '--eval_interval=0']
     data = write_images(tmp_path / 'data', size=32)
     train_vit(data, tmp_path / 'straight', *line)

@@ -258,8 +258,10 @@ def stop_if_not_finite(what, *numbers):
 
 signals = training.catch_signals()
 if eval_only:
-    say(f'val loss {evaluate()} nats per token')
-    training.leave(0, env)
+    val_loss = evaluate()
+    if val_loss is not None:
+        say(f'val loss {val_loss} nats per token')
+    training.leave(0 if val_loss is not None else 128 + (signals or [15])[0], env)
 
 # one micro batch before anything is written or thrown away: memory is there, and the compiler works
 X, Y = get_batch(start_iter, 0)

@@ -55,7 +55,7 @@ shift = 4  # arrays in place of a crop: by at most so many pixels each way, the 
 randaugment = 9.0  # magnitude (table 4: 9, 0.5), 0: none; only for JPEGs
 mixup = 0.8  # parameter of its Beta distribution (table 4), 0: none
 cutmix = 1.0  # parameter of its Beta distribution (table 4), 0: none. here: with both, one or the other, half each
-label_smoothing = 0.1  # table 4
+label_smoothing = 0.1  # table 4 (its random erasing of 0 and its EMA, 'no', have no key here)
 # model
 arch = 'vit'  # 'vit' (ViT, V-DNT) or 'nfnet' (NFNet-F0; of the keys below it takes dropout and drop_path)
 batch_norm = False  # nfnet: with batch normalization put back
@@ -79,7 +79,7 @@ drop_path = 0.1  # table 4: 0.1 for Large, 0.5 for Huge. here: of the last block
 flash = True  # False: attention written out by hand
 weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report)
 weight_gain = True  # a gain for each standardized unit of W_o, W_1, W_2
-init = 'xavier'  # or 'tfixup' (second report)
+init = 'xavier'  # truncated (table 4), or 'tfixup' (second report)
 # optimizer
 optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay)
 learning_rate = 0.5  # peak (table 4)
@@ -109,15 +109,23 @@ training.check_range(config, 1, 1000, 'n_layer', 'n_head')
 training.check_range(config, 0, 2**32 - 1, 'seed')
 training.check_range(config, -1, 1024, 'num_workers')
 training.check_range(config, 0, 10, 'randaugment')
-training.check_range(config, 0, image_size - 1, 'shift')
+training.check_range(config, 0, max(4, image_size - 1), 'shift')
 training.check_range(config, 0.0001, 1, 'crop_scale')
 training.check_range(config, 0, float('inf'), 'eval_interval', 'ckpt_interval', 'keep_interval', 'log_interval',
                      'max_iters', 'epochs', 'warmup_epochs', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip',
                      'agc', 'mixup', 'cutmix')
 training.check_clipping(config)
 training.check_share(config, 'dropout', 'drop_path', 'label_smoothing', 'momentum', 'beta1', 'beta2')
-if image_size % patch_size:
+if arch not in ('vit', 'nfnet'):
+    fail(f'arch={arch} is unknown: use vit or nfnet')
+if arch == 'vit' and image_size % patch_size:
     fail(f'patch_size={patch_size} does not divide image_size={image_size}')
+if arch == 'vit' and batch_norm:
+    fail('batch_norm is of --arch=nfnet: a ViT has the norms of its setting')
+if num_workers > 0 and sys.platform != 'linux':  # where processes do not fork, a worker would run this script again
+    fail(f'num_workers={num_workers} needs Linux: use 0')
+if not (epochs or max_iters):
+    fail('epochs=0 and max_iters=0: set one of them')
 reads_only = eval_only or bool(predict)
 env = training.start(device, dtype, compile, seed, deterministic)
 mixes = mixup > 0 or cutmix > 0
@@ -131,6 +139,8 @@ if init_from == 'resume' and not ckpt_path:
 if reads_only and not source:
     fail('eval_only and predict need weights: --init_from=resume where out_dir holds a checkpoint, or --init_from=FILE')
 checkpoint = training.load_checkpoint(source) if source else None
+if checkpoint and not ('classes' in checkpoint['data'] and 'best_top1' in checkpoint):
+    fail(f'{source} is no checkpoint of train_vit.py: use another file')
 
 # -----------------------------------------------------------------------------
 # data: {train,val,test}_labels.npy with _images.npy (small pictures, all of one size) or _jpeg.bin and _offsets.npy
@@ -145,7 +155,9 @@ def read_meta():
     try:
         with open(path, encoding='utf-8') as f:
             meta = dict(json.load(f))
-        known = meta['layout'] in ('arrays', 'jpeg') and len(meta['classes']) > 0 and len(meta['mean']) == len(meta['std']) == 3
+        known = (meta['layout'] in ('arrays', 'jpeg') and isinstance(meta['classes'], list) and len(meta['classes']) > 0
+                 and len(meta['mean']) == len(meta['std']) == 3 and all(0 <= v < 1 for v in meta['mean'] + meta['std'])
+                 and min(meta['std']) > 0)
     except FileNotFoundError:
         fail(f'{data_dir} has no meta.json: it is no data set of images, or not a finished one; python prepare_imagenet.py '
              'makes it')
@@ -166,10 +178,14 @@ def read_split(split):
     except FileNotFoundError as e:
         fail(f'{e.filename} does not exist: the data set has no {split} split (a folder val/ beside train/, or '
              '--val_from_train=N, gives one), or it is not whole; prepare it again with prepare_imagenet.py')
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, EOFError) as e:
         fail(f'the {split} split in {data_dir} is broken ({e}): prepare it again')
+    kinds = [(array.dtype, array.ndim) for array in (pictures, labels)]
+    if kinds != [(np.uint8, 4) if kind == 'images' else (np.int64, 1), (np.int64, 1)] or not len(labels):
+        fail(f'the {split} split in {data_dir} is empty, or not as prepare_imagenet.py leaves it: prepare it again')
     count = meta.get(f'{split}_images', len(labels))
-    if len(labels) != count or len(pictures) != count + (kind == 'offsets') or kind == 'offsets' and pictures[-1] != size:
+    if len(labels) != count or len(pictures) != count + (kind == 'offsets') or kind == 'offsets' and not (
+            pictures[0] == 0 and pictures[-1] == size and (np.diff(pictures) > 0).all()):
         fail(f'the {split} split in {data_dir} is not whole ({len(labels)} labels, {len(pictures)} {kind}, meta.json says '
              f'{count} images): prepare it again')
     if labels.min() < 0 or labels.max() >= len(meta['classes']):
@@ -177,8 +193,8 @@ def read_split(split):
              f'{len(meta["classes"])} classes (0 to {len(meta["classes"]) - 1}): prepare the data set again')
     if kind == 'images':
         if pictures.shape[1:] != (image_size, image_size, 3):
-            fail(f'the pictures of {data_dir} are {pictures.shape[2]} x {pictures.shape[1]}, not image_size={image_size}: '
-                 f'use --image_size={pictures.shape[1]} and a patch_size that divides it')
+            fail(f'the pictures of {data_dir} are {pictures.shape[2]} x {pictures.shape[1]} x {pictures.shape[3]}, not '
+                 f'image_size={image_size} each way and RGB: set image_size and a patch_size that divides it, or prepare others')
         pictures = torch.from_numpy(pictures)  # on a CPU it stays a memmap, shared by all processes
         pictures = pictures.to(env.device) if env.device_type != 'cpu' else pictures
     return pictures, torch.from_numpy(labels)
@@ -206,12 +222,13 @@ class Pictures(torch.utils.data.Dataset):
 def load_jpegs(split, batches):
     """The batches (lists of keys), decoded ahead by worker processes: (images, labels) in their order."""
     workers = num_workers
-    if workers < 0:  # where processes do not fork, a worker would run this script again
+    if workers < 0:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
         workers = max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))) if sys.platform == 'linux' else 0
-    # a signal to stop reaches the workers too; they have this process's handlers, and go when it goes
+    # in process groups of their own: a signal to all of ours (torchrun's, Ctrl-C) would end them before we have saved
     return DataLoader(Pictures(split, *splits[split]), batch_sampler=batches, num_workers=workers,
-                      pin_memory=env.device_type == 'cuda', multiprocessing_context='fork' if workers else None)
+                      pin_memory=env.device_type == 'cuda', multiprocessing_context='fork' if workers else None,
+                      worker_init_fn=lambda _: os.setpgrp())
 
 
 @lru_cache(1)
@@ -240,13 +257,13 @@ def train_batches(start_iter):
         pictures, labels = splits['train']
         for batch in keys():
             index, epoch = torch.tensor([index for _, index in batch]), batch[0][0]
-            images = pictures[index.to(pictures.device)].permute(0, 3, 1, 2)
+            images = pictures[index.to(pictures.device, non_blocking=True)].permute(0, 3, 1, 2)
             yield augment.pad_crop_flip(images, epoch_offsets(epoch)[index]), labels[index]
 
     for n, (images, labels) in enumerate(small() if meta['layout'] == 'arrays' else load_jpegs('train', keys())):
         images, labels = (t.to(env.device, non_blocking=True) for t in (images, labels))
         rng = np.random.default_rng((seed, 2, start_iter + n // accum))  # one draw for the whole global batch
-        images = augment.normalize(images, meta['mean'], meta['std'])
+        images = augment.normalize(images, mean, std)
         images, partners, lam = augment.mix(images, labels, rng, mixup, cutmix) if mixes else (images, labels, 1.0)
         yield images, labels, partners, lam
 
@@ -264,12 +281,14 @@ def eval_batches(split):
     keys = [[(None, index) for index in chunk] for chunk in chunks]
     for images, labels in small() if meta['layout'] == 'arrays' else load_jpegs(split, keys):
         images, labels = (t.to(env.device, non_blocking=True) for t in (images, labels))
-        yield augment.normalize(images, meta['mean'], meta['std']), labels
+        yield augment.normalize(images, mean, std), labels
 
 
 meta = checkpoint['data'] if predict else read_meta()
-if eval_only and f'{eval_split}_images' not in meta:
-    fail(f'{data_dir} has no {eval_split} split: it has {", ".join(k[:-7] for k in meta if k.endswith("_images"))}')
+mean, std = (torch.tensor(meta[k], device=env.device) for k in ('mean', 'std'))  # once: such a copy waits for the GPU
+there = [split for split in ('train', 'val', 'test') if os.path.exists(os.path.join(data_dir, f'{split}_labels.npy'))]
+if eval_only and eval_split not in there:
+    fail(f'{data_dir} has no {eval_split} split: it has {", ".join(there)}')
 splits = {} if predict else {split: read_split(split) for split in ([eval_split] if eval_only else ['train', 'val'])}
 iters_per_epoch = total_iters = 0
 if not reads_only:
@@ -281,11 +300,11 @@ if not reads_only:
     if randaugment and meta['layout'] == 'arrays':
         fail(f'randaugment={randaugment} is for JPEGs, {data_dir} holds small pictures: use --randaugment=0')
 warmup_iters = round(warmup_epochs * iters_per_epoch)
+if 0 < total_iters <= warmup_iters:
+    say(f'the warmup of {warmup_iters} updates is as long as the run of {total_iters}: the peak of the rate is not reached')
 
 # -----------------------------------------------------------------------------
 # model
-if arch not in ('vit', 'nfnet'):
-    fail(f'arch={arch} is unknown: use vit or nfnet')
 Network, NetworkConfig = (ViT, ViTConfig) if arch == 'vit' else (NFNet, NFNetConfig)
 model_args = {f.name: config[f.name] for f in fields(NetworkConfig) if f.name in config}
 model_args.update(training.resolve_norms(config) if arch == 'vit' else {}, n_classes=len(meta['classes']))
@@ -299,7 +318,8 @@ if checkpoint:
         if then != now:
             fail(f'{source} was trained on other classes: its class {i} is {then!r}, that of {data_dir} is {now!r}')
     if resume and not reads_only:
-        training.refuse_changes(source, checkpoint['data'], meta, ['layout', 'train_images', 'val_images', 'source'])
+        training.refuse_changes(source, checkpoint['data'], meta, ['layout', 'train_images', 'val_images', 'source', 'mean', 'std',
+                                                                     'val_from_train', 'seed'])
         training.refuse_changes(source, checkpoint['config'], config, ['seed', 'global_batch_size', 'optimizer'])
         start_iter, best_top1 = checkpoint['iter'], checkpoint['best_top1']
         if start_iter > total_iters:
@@ -371,16 +391,21 @@ def predict_files():
         # small pictures are evaluated whole, so the photo is made as small
         image = augment.eval_crop(image, image_size) if meta['layout'] == 'jpeg' else \
             ImageOps.fit(image, (image_size, image_size), augment.BICUBIC)
-        images = augment.normalize(augment.to_tensor(image)[None].to(env.device), meta['mean'], meta['std'])
+        images = augment.normalize(augment.to_tensor(image)[None].to(env.device), mean, std)
         with env.autocast:
             top = raw_model(images)[0].float().softmax(-1).topk(min(5, len(meta['classes'])))
         say(f'{file}: ' + ', '.join(f'{meta["classes"][i]} {p:.1%}' for p, i in zip(top.values.tolist(), top.indices)))
 
 
+def statistics():
+    """Those of batch normalization: a forward pass changes them, and a checkpoint is of the weights before it."""
+    return {k: v.clone() for k, v in raw_model.state_dict().items() if 'running_' in k or 'num_batches' in k}
+
+
 def save(name):
     path = os.path.join(out_dir, name)
     training.on_master(lambda: training.save_checkpoint(path, {
-        'model': raw_model.state_dict(), 'optimizer': opt.state_dict(), 'iter': iter_num,
+        'model': raw_model.state_dict() | seen, 'optimizer': opt.state_dict(), 'iter': iter_num,
         'best_top1': best_top1, 'model_args': model_args, 'data': meta, 'config': config}), env)
 
 
@@ -388,20 +413,21 @@ def stop_if_not_finite(what, *numbers):
     training.stop_if_not_finite(what, numbers, iter_num, lr, saved_iter, out_dir)
 
 
-signals = training.catch_signals()
 if predict:
     predict_files()
     training.leave(0, env)
+signals = training.catch_signals()
 if eval_only:
     result = evaluate(eval_split)
     if result:
         say(f'{eval_split} loss {result[0]:.4f} | top-1 {result[1]:.4f} | top-5 {result[2]:.4f} | '
             f'{len(splits[eval_split][1]):,} images')
-    training.leave(0, env)
+    training.leave(0 if result else 128 + (signals or [15])[0], env)
 
 # one micro batch before anything is written or thrown away: memory is there, and the compiler works
 batches = train_batches(start_iter)
 X, Y, partners, lam = next(batches)
+seen = statistics()
 try:
     with env.autocast:
         augment.mixed_loss(model(X), Y, partners, lam, label_smoothing).backward()
@@ -409,12 +435,13 @@ except RuntimeError as e:
     training.explain(e, f'{micro} images of {image_size} x {image_size} do not fit into memory: use a smaller '
                         'micro_batch_size')
 opt.zero_grad(set_to_none=env.world_size == 1)  # DDP keeps gradients as views into its buckets
+raw_model.load_state_dict(seen, strict=False)
 
 opened = training.on_master(lambda: training.open_out_dir(
     out_dir, config, env, start_iter, overwrite, init_from == 'resume'), env)
 log, evaluated = opened or (lambda row: None, False)
 evaluated = training.all_sum([int(evaluated)], env)[0] > 0
-say(f'{n_params / 1e6:.2f}M parameters, setting {setting}, {optimizer} | {len(splits["train"][1]):,} training images of '
+say(f'{n_params / 1e6:.2f}M parameters, {arch}, ' + f'setting {setting}, ' * (arch == 'vit') + f'{optimizer} | {len(splits["train"][1]):,} training images of '
     f'{len(meta["classes"])} classes, {iters_per_epoch} updates an epoch of {global_batch_size} = {env.world_size} processes '
     f'x {accum} x {micro} | {env.device}, {env.dtype}, compile {env.compile} | {out_dir}')
 
@@ -422,7 +449,7 @@ say(f'{n_params / 1e6:.2f}M parameters, setting {setting}, {optimizer} | {len(sp
 # loop
 saved_iter, lr, t0, timed, waited = start_iter, 0.0, time.time(), 0, 0.0
 for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates and saves the final weights
-    last, interrupted = iter_num == total_iters, False
+    last, interrupted, seen = iter_num == total_iters, False, statistics()
     names = ['ckpt.pt'] + [f'ckpt_{iter_num:06d}.pt'] * bool(keep_interval and iter_num % keep_interval == 0)
 
     due = eval_interval and iter_num % eval_interval == 0
