@@ -633,21 +633,34 @@ def test_sigterm_saves_and_leaves(straight, tokens, tmp_path):
     assert rows(straight) == rows(out)
 
 
-def test_one_process_or_two_micro_batches_and_evaluation_change_nothing(tokens, tmp_path):
-    jobs = {'one': [], 'two': [], 'two_micro': ['--micro_batch_size=1'], 'micro': ['--micro_batch_size=1'], 'eval_often': ['--eval_interval=1'],
-            'eval_never': ['--eval_interval=0']}
-    in_parallel([lambda n=n, extra=extra: train(tokens, tmp_path / n, *extra, torchrun=2 if n.startswith('two') else 0)
+def runs_like_one(tokens, folder, **jobs):
+    """Logs of runs by name, those called two... with two processes; each has the losses of 'one', to rounding."""
+    in_parallel([lambda n=n, extra=extra: train(tokens, folder / n, *extra, torchrun=2 if n.startswith('two') else 0)
                  for n, extra in jobs.items()])
-    runs = {n: rows(tmp_path / n) for n in jobs}
-    for n in ('two', 'two_micro', 'micro'):
-        assert [(r['iter'], r['split']) for r in runs[n]] == [(r['iter'], r['split']) for r in runs['one']]
-        for a, b in zip(runs['one'], runs[n]):
-            assert abs(a['loss'] - b['loss']) < 1e-5
+    runs = {n: rows(folder / n) for n in jobs}
+    assert len({r['loss'] for r in runs['one'] if r['split'] == 'train'}) == 20
+    for run in runs.values():
+        a, b = ([r for r in log if r['split'] == 'train'] for log in (runs['one'], run))
+        assert [r['iter'] for r in a] == [r['iter'] for r in b] == list(range(20))
+        assert all(abs(x['loss'] - y['loss']) < 1e-5 for x, y in zip(a, b))
+    return runs
+
+
+def test_one_process_or_two(tokens, tmp_path):
+    runs = runs_like_one(tokens, tmp_path, one=[], two=[])
+    assert [(r['iter'], r['split']) for r in runs['two']] == [(r['iter'], r['split']) for r in runs['one']]
+    assert all(abs(a['loss'] - b['loss']) < 1e-5 for a, b in zip(*runs.values()))
+
+
+@pytest.mark.slow
+def test_micro_batches_and_evaluation_change_nothing(tokens, tmp_path):
+    runs = runs_like_one(tokens, tmp_path, one=[], two_micro=['--micro_batch_size=1'], micro=['--micro_batch_size=1'],
+                         eval_often=['--eval_interval=1'], eval_never=['--eval_interval=0'])
     trained = [[r for r in runs[n] if r['split'] == 'train'] for n in ('one', 'eval_often', 'eval_never')]
-    assert trained[0] == trained[1] == trained[2] and len(trained[0]) == 20
-    assert len({r['loss'] for r in trained[0]}) == 20
+    assert trained[0] == trained[1] == trained[2]
 
 
+@pytest.mark.slow
 def test_other_optimizers_learn(tokens, tmp_path):
     in_parallel([lambda optimizer=optimizer: train(
         tokens, tmp_path / optimizer, f'--optimizer={optimizer}', '--learning_rate=0.01', '--setting=S1', '--norm=layer',
@@ -2448,6 +2461,7 @@ def test_adaptive_gradient_clipping_row_by_row():
     assert id(gpt.wte.weight) not in {id(p) for p, _ in training.gradient_units(gpt)}
 
 
+@pytest.mark.slow
 def test_second_report_in_the_train_scripts(tokens, arrays, tmp_path):
     def text():
         train(tokens, tmp_path / 'text', '--setting=NoNorm', '--qkv_bias=False', '--bias=True', '--init=tfixup', '--weight_standardization=ffn', '--agc=0.01',
@@ -2964,6 +2978,7 @@ def test_figures_statistics_of_known_distributions():
         assert np.allclose(f['heaviness'](normal * c), f['heaviness'](normal))
 
 
+@pytest.mark.slow
 def test_figures_gradients_against_autograd(figures):
     """A GPT, an L-DNT, and the same L-DNT with ten times as large weights before its norms."""
     rng, T = np.random.default_rng(0), 8
@@ -3134,6 +3149,7 @@ def test_figures_settings_are_drawn_as_they_stand(figures):
     assert {row[0]: dict(zip(NORMS, (c == 'x' for c in row[1:]))) for row in table_of(said)} == SETTINGS
 
 
+@pytest.mark.slow
 def test_figures_norms_against_autograd(figures):
     said = figures('norms', '--n_layer=2', '--n_embd=8', '--n_head=2', '--block_size=5', '--networks=1', '--seed=3')
     rows = {(r[0], r[1]): [float(c) for c in r[2:]] for r in table_of(said)}
