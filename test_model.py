@@ -197,6 +197,9 @@ def test_vision_counts_init_and_stochastic_depth():
                    (model.blocks[1].ffn.c_fc.weight, (2 / 1280) ** 0.5),
                    (model.patch_embed.weight, (2 / (192 + 256)) ** 0.5), (model.head.weight, (2 / 1256) ** 0.5)):
         assert abs(w.std().item() / std - 1) < 0.02 and w.abs().max() < 2.3 * std
+    for setting, std in (('S5', 0.5), ('S1', 0.02)):  # with InputNorm of the patches' size
+        fresh = ViT(ViTConfig(**SETTINGS[setting], patch_size=8, n_embd=256, n_head=4, n_layer=1))
+        assert abs(fresh.pos_embed.std().item() / std - 1) < 0.02 and abs(fresh.cls_token.std().item() / std - 1) < 0.2
     drop, x = DropPath(0.25), torch.ones(40000, 1, 2)
     y = drop(x)
     assert y.unique().tolist() == pytest.approx([0.0, 1 / 0.75]) and torch.equal(y[..., 0], y[..., 1])

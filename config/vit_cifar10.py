@@ -23,7 +23,7 @@ drop_path = 0.0
 randaugment = 0.0
 mixup = 0.0
 cutmix = 0.0
-shift = 4
+shift = 2
 label_smoothing = 0.1
 
 global_batch_size = 32
@@ -41,3 +41,5 @@ grad_clip = 1.0
 eval_interval = 1406
 ckpt_interval = 703
 log_interval = 50
+
+dtype = 'float32'  # on a CPU, casts to bfloat16 cost more than such small matrices win
