@@ -76,7 +76,10 @@ def tiny(done):
 
 
 def cifar10_grid(done):
-    """Half an epoch each, from the middle of the grid outwards until the best rate has a worse one on both sides."""
+    """
+    Half an epoch each, from the middle of the grid outwards until the best rate has a worse one on both sides. Where
+    the two best are closer than 0.01, both once more for an epoch.
+    """
     for config in CIFAR:
         lrs = CIFAR_LRS[read_config(config)['optimizer']]
         runs = [{'config': config, 'learning_rate': lr, 'epochs': 0.5, 'warmup_epochs': 0.1} for lr in lrs]
@@ -85,6 +88,8 @@ def cifar10_grid(done):
         if len(losses) >= 3:
             best = min(losses, key=losses.get)
             yield from runs[max(0, best - 1):best + 2]
+            close = [i for i in losses if losses[i] - losses[best] < 0.01]
+            yield from ({**runs[i], 'epochs': 1.0, 'warmup_epochs': 0.2} for i in close if len(close) > 1)
 
 
 def cifar10(done):
@@ -99,7 +104,8 @@ def stability(done):
     The second report's question at a size for two cores: which variants of a small ViT train at which learning rates,
     with its optimizer (coupled decay 2e-5, batch 64, no warmup), one epoch. Then S5 with either kind of weight decay.
     """
-    size = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 'eval_interval': 0, 'ckpt_interval': 0}
+    size = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 'eval_interval': 0, 'ckpt_interval': 0,
+            'dtype': 'float32'}
     for lr in (1e-2, 1e-1, 1e-3, 3e-2, 3e-1, 3e-3, 1.0, 3e-4, 1e-4):
         for variant, flags in VARIANTS.items():
             yield {'config': 'nft_cifar10', 'variant': variant, **size, **flags, 'learning_rate': lr}
