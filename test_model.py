@@ -2185,6 +2185,18 @@ def test_each_jpeg_is_itself(tmp_path):
     assert min(abs(other - loss) for other in others) > 0.01 * loss  # five times the same picture would show
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_jpeg_that_is_damaged_gets_a_sentence(tmp_path, workers):
+    data = write_images(tmp_path / 'data', 'jpeg', 12)
+    start, end = np.load(data / 'train_offsets.npy')[11:13]
+    blob = bytearray((data / 'train_jpeg.bin').read_bytes())
+    blob[start:end] = bytes(end - start)
+    (data / 'train_jpeg.bin').write_bytes(blob)
+    _, said = train_vit(data, tmp_path / 'out', f'--num_workers={workers}', '--global_batch_size=22', code=1)
+    assert 'picture 11 (from 0) in' in said and 'is damaged' in said and len(said.strip().splitlines()) == 1
+
+
 def killed_in_an_epoch(data, out, *extra):
     process = python(*vit_line(data, out, *extra))
     while not (out / 'ckpt.pt').exists() and process.poll() is None:  # iteration 2: in the middle of the first epoch

@@ -65,7 +65,7 @@ def tiny_grid(done):
                 for i, lr in enumerate(lrs) for j, w in enumerate(WARMUPS)}
         start = [(i, 1) for i in range(len(lrs) - 1)]
         yield from (runs[k] for k in start)
-        losses = {k: done[key(run)].get('val_loss', math.inf) for k, run in runs.items() if key(run) in done}
+        losses = {k: done[key(run)]['val_loss'] for k, run in runs.items() if key(run) in done}
         if all(k in losses for k in start):
             i, j = min(losses, key=losses.get)
             yield from (run for (k, l), run in runs.items() if abs(k - i) <= 1 and abs(l - j) <= 1)
@@ -85,7 +85,7 @@ def cifar10_grid(done):
         lrs = CIFAR_LRS[read_config(config)['optimizer']]
         runs = [{'config': config, 'learning_rate': lr, 'epochs': 0.5, 'warmup_epochs': 0.1} for lr in lrs]
         yield from runs[2:5]
-        losses = {i: done[key(run)].get('val_loss', math.inf) for i, run in enumerate(runs) if key(run) in done}
+        losses = {i: done[key(run)]['val_loss'] for i, run in enumerate(runs) if key(run) in done}
         if len(losses) >= 3:
             best = min(losses, key=losses.get)
             yield from runs[max(0, best - 1):best + 2]
@@ -130,7 +130,7 @@ def read(path):
     if not os.path.exists(path):
         return {}
     with open(path, encoding='utf-8') as f:
-        rows = [json.loads(line) for line in f]
+        rows = [{'val_loss': math.inf, **json.loads(line)} for line in f]  # what diverged has none: worse than all others
     return {key(row['run']): row for row in rows}
 
 
@@ -196,7 +196,7 @@ def print_table(study):
     for name, rows in groups.items():
         cells = []
         for column in columns:
-            values = [row[column] for row in rows if column in row]
+            values = [row[column] for row in rows if column in row and row['ended'] != 'diverged']
             spread = f' ± {statistics.stdev(values):.4f}' if len(values) > 1 else ''
             cells.append(f'{statistics.mean(values):.4f}{spread}' if values else 'diverged')
         print(f'| {name} | {len(rows)} | ' + ' | '.join(cells) + ' |')
@@ -206,7 +206,7 @@ def print_grid(study):
     """For each config learning rate against warmup (a share of the run), the best in bold."""
     results = list(read(f'results/{study}.jsonl').values())
     for config in dict.fromkeys(row['run']['config'] for row in results):
-        cells = {(row['run']['learning_rate'], row['run']['warmup_iters'] / row['run']['max_iters']): row.get('val_loss', math.inf)
+        cells = {(row['run']['learning_rate'], row['run']['warmup_iters'] / row['run']['max_iters']): row['val_loss']
                  for row in results if row['run']['config'] == config}
         print(f'\n`{config}`\n\n| learning rate | ' + ' | '.join(map(str, WARMUPS)) + ' |\n|---|' + '---|' * len(WARMUPS))
         for lr in sorted({lr for lr, _ in cells}):
