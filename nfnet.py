@@ -16,8 +16,8 @@ the last block of stage 3 that makes the variance 1.01 instead of 1. The predict
 and maps as endless: average pooling in the shortcuts and zero padding make the true variance smaller.
 
 The second report trains F0 on CIFAR-10 and does not say whether it enlarges the 32 x 32 pictures; the code it
-names (benjs/nfnets_pytorch) resizes ImageNet's to 192 x 192 and has nothing for CIFAR. F0 takes 32 x 32 as it
-is: maps then have 8, 4, 2 and 1 pixels a side, and the last 3x3 filters see one pixel and eight zeros.
+names (benjs/nfnets_pytorch) enlarges whatever it is given to 192 x 192, and reads ImageNet alone. F0 takes 32 x 32
+as it is: maps then have 8, 4, 2 and 1 pixels a side, and the last 3x3 filters see one pixel and eight zeros.
 
 Letters in shapes: B batch, C channels, H height, W width, N fan-in (inputs of one unit).
 """

@@ -2185,6 +2185,18 @@ def test_each_jpeg_is_itself(tmp_path):
     assert min(abs(other - loss) for other in others) > 0.01 * loss  # five times the same picture would show
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_jpeg_that_is_damaged_gets_a_sentence(tmp_path, workers):
+    data = write_images(tmp_path / 'data', 'jpeg', 12)
+    start, end = np.load(data / 'train_offsets.npy')[11:13]
+    blob = bytearray((data / 'train_jpeg.bin').read_bytes())
+    blob[start:end] = bytes(end - start)
+    (data / 'train_jpeg.bin').write_bytes(blob)
+    _, said = train_vit(data, tmp_path / 'out', f'--num_workers={workers}', '--global_batch_size=22', code=1)
+    assert 'picture 11 (from 0) in' in said and 'is damaged' in said and len(said.strip().splitlines()) == 1
+
+
 def killed_in_an_epoch(data, out, *extra):
     process = python(*vit_line(data, out, *extra))
     while not (out / 'ckpt.pt').exists() and process.poll() is None:  # iteration 2: in the middle of the first epoch
@@ -3114,13 +3126,71 @@ def test_figures_grid_shows_the_best_and_marks_what_diverged(figures):
     ax = plt.gcf().axes[0]
     assert [ax.lines[i].get_xydata().tolist() for i, c in enumerate(ax.lines) if c.get_marker() == 'o'] == \
         [[[0.1, 1.8], [1.0, 1.5]], [[0.1, 3.1]]]
-    assert crosses(ax) == [(0.1, 0.97), (1.0, 0.97), (10.0, 0.92), (10.0, 0.97)]  # shares of the height: the top edge
+    below = plt.gcf().axes[1]  # a row for each line that has something that diverged
+    assert crosses(below) == [(0.1, 1.0), (1.0, 0.0), (10.0, 0.0), (10.0, 1.0)] and not crosses(ax)
+    assert [t.get_text() for t in below.get_yticklabels()] == ['a', 'b']
     first = pictures('grid')
     assert b'Date' not in first[1] and b'tEXt' not in first[0]
     figures('grid', '--study=study')
     assert pictures('grid') == first
     assert table_of(figures('grid', '--study=study', '--metric=top1', '--out=accuracy'))[0][1] == '82.0000'
-    assert crosses(plt.gcf().axes[0])[-2:] == [(10.0, 0.03), (10.0, 0.08)] and all(pictures('accuracy'))  # bad is below
+    assert crosses(plt.gcf().axes[1])[-2:] == [(10.0, 0.0), (10.0, 1.0)] and all(pictures('accuracy'))
+
+
+def test_figures_grid_draws_a_line_for_each_variant(figures):
+    names = list(runpy.run_path(str(ROOT / 'experiments/reproduce.py'))['VARIANTS'])
+    run = lambda v, lr: {'config': 'one', 'variant': v, 'learning_rate': lr}  # noqa: E731
+    lost = [name for name in names if name not in ('Pre-LN', 'S5')]
+    write_study([(run(v, lr), None if lr == 1 and v in lost else i + lr / 10) for i, v in enumerate(names) for lr in (0.1, 1.0)])
+    table = table_of(figures('grid', '--study=study', '--metric=top1'))
+    assert len(names) == 9 and [row[0] for row in table] == ['0.1', '1'] and len(table[0]) == 10
+    assert table[1][1:] == ['99.0000', *['(1 of 1 diverged)'] * 7, '19.0000']
+    ax, below = plt.gcf().axes
+    lines = [line for line in ax.lines if line.get_marker() != 'X']
+    assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}) == 9
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == names
+    assert [t.get_text() for t in below.get_yticklabels()] == lost and crosses(below) == [(1.0, float(i)) for i in range(7)]
+
+
+STUDY = '''
+import sys
+import experiments.reproduce as r
+r.STUDIES['stability'] = lambda done: (
+    {**run, **json, 'learning_rate': lr} for run in r.stability(done) if run['learning_rate'] == 0.01
+    for lr in (0.01, 1e30) if run['variant'] in ('NoNorm + WS + AGC', 'S5') and (lr < 1 or 'AGC' in run['variant']))
+json = {'n_layer': 1}
+r.run_study('stability')
+r.print_variants('stability')
+'''
+
+
+@pytest.mark.slow
+def test_stability_records_what_diverged_and_goes_on_where_it_stopped(tmp_path):
+    data = write_images(tmp_path / 'data', train=70, val=7)
+    for name in ('train_vit.py', 'experiments'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / 'config').mkdir()
+    text = (ROOT / 'config/nft_cifar10.py').read_text() + f'dataset = {str(data)!r}\nimage_size = 8\nlog_interval = 1\n'
+    (tmp_path / 'config/nft_cifar10.py').write_text(text)
+    path = tmp_path / 'results/stability.jsonl'
+
+    def study():
+        return finish(subprocess.Popen([sys.executable, '-c', STUDY], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                       text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}))[0]
+    table = table_of(study())
+    ended = {(row['run']['variant'], row['run']['learning_rate']): row for row in map(json.loads, path.read_text().splitlines())}
+    lost = ended['NoNorm + WS + AGC', 1e30]
+    assert lost['ended'] == 'diverged' and 'top1' not in lost and 'val_loss' not in lost and len(ended) == 3
+    assert ended['S5', 0.01]['ended'] == 'finished' and 0 < ended['NoNorm + WS + AGC', 0.01]['agc_share'] <= 1
+    top1 = f'**{100 * ended["S5", 0.01]["top1"]:.1f}**'
+    assert sorted(row[0] for row in table) == ['*share of units that it clipped*', 'NoNorm + WS + AGC', 'S5']
+    assert next(row for row in table if row[0] == 'S5') == ['S5', top1, '']
+    assert next(row for row in table if row[0] == 'NoNorm + WS + AGC')[2] == 'diverged'
+    before = path.read_text()
+    path.write_text(''.join(line for line in before.splitlines(True) if '"S5"' not in line))  # stopped before that
+    study()
+    assert sorted(path.read_text().splitlines()) == sorted(before.splitlines())
+    assert '"diverged"' in path.read_text().splitlines()[0] + path.read_text().splitlines()[1]
 
 
 def test_figures_ablation_draws_the_spread_of_each_setting(figures):

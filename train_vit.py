@@ -151,7 +151,8 @@ def read_meta():
     """meta.json, checked."""
     path = os.path.join(data_dir, 'meta.json')
     if not os.path.isdir(data_dir):
-        fail(f'there is no data set in {data_dir}: make it with python prepare_imagenet.py --dataset={dataset}')
+        fail(f'there is no data set in {data_dir}: make it with python prepare_imagenet.py --dataset=NAME_OR_FOLDER '
+             f'--out_dir={data_dir}')
     try:
         with open(path, encoding='utf-8') as f:
             meta = dict(json.load(f))
@@ -210,7 +211,11 @@ class Pictures(torch.utils.data.Dataset):
         epoch, index = key
         with open(self.path, 'rb') as f:
             f.seek(self.offsets[index])
-            image = Image.open(io.BytesIO(f.read(self.offsets[index + 1] - self.offsets[index]))).convert('RGB')
+            blob = f.read(self.offsets[index + 1] - self.offsets[index])
+        try:
+            image = Image.open(io.BytesIO(blob)).convert('RGB')
+        except Exception as e:  # Pillow raises nearly everything on broken files
+            raise ValueError(f'picture {index} (from 0) in {self.path} is damaged: prepare the data set again') from e
         if epoch is None:
             image = augment.eval_crop(image, image_size)
         else:
@@ -226,9 +231,13 @@ def load_jpegs(split, batches):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
         workers = max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))) if sys.platform == 'linux' else 0
     # in process groups of their own: a signal to all of ours (torchrun's, Ctrl-C) would end them before we have saved
-    return DataLoader(Pictures(split, *splits[split]), batch_sampler=batches, num_workers=workers,
-                      pin_memory=env.device_type == 'cuda', multiprocessing_context='fork' if workers else None,
-                      worker_init_fn=lambda _: os.setpgrp())
+    loader = DataLoader(Pictures(split, *splits[split]), batch_sampler=batches, num_workers=workers,
+                        pin_memory=env.device_type == 'cuda', multiprocessing_context='fork' if workers else None,
+                        worker_init_fn=lambda _: os.setpgrp())
+    try:
+        yield from loader
+    except ValueError as e:  # a worker's comes with its traceback, the sentence at the end
+        fail(str(e).strip().splitlines()[-1].removeprefix('ValueError: '), any_rank=True)
 
 
 @lru_cache(1)

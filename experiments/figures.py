@@ -5,6 +5,7 @@ From checkpoints and logs to pictures: each command writes figures/NAME.png and 
     python -m experiments.figures curves --runs=out/a_1,out/a_2,out/b_1         figures 5, 8 to 10: bands over seeds
     python -m experiments.figures ablation --study=NAME                         figure 6: S1 to S5
     python -m experiments.figures grid --study=tiny_grid                        the last loss against learning rate
+    python -m experiments.figures grid --study=stability --metric=top1 --out=stability    the same for each variant
     python -m experiments.figures settings                                      figures 2, 3 and 7, from SETTINGS
     python -m experiments.figures norms --weight_scale=4                        figure 4, measured
 
@@ -54,7 +55,7 @@ device = 'cpu'  # gradients: cpu or cuda
 
 # Okabe and Ito's colours, which the colour-blind tell apart, without their yellow
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
-STROKES = ('-', '--', ':', '-.')
+STROKES, MARKERS = ('-', '--', ':', '-.'), ('o', 's', '^', 'D')  # the next ones when all colours were used
 NETWORKS = {('S1', 'layer', False): 'GPT-2', ('S1', 'layer', True): 'ViT',
             ('S5', 'rms', False): 'L-DNT', ('S5', 'rms', True): 'V-DNT'}  # by setting, norm, images or not
 OPTIMIZERS = {'sgdw': 'mSGDW', 'adamw': 'AdamW', 'sgd': 'SGD'}
@@ -364,34 +365,40 @@ def best_seeds(rows, factor):
     return min(good, key=lambda values: statistics.fmean(values) * (-1 if 'top' in metric else 1), default=[])
 
 
-def cross(ax, x, i, place=0):
-    """A mark for what diverged in line i, at the edge of the picture where the bad values are."""
-    y = 0.03 + 0.05 * place if 'top' in metric else 0.97 - 0.05 * place
-    ax.plot(x, y, transform=ax.get_xaxis_transform(), color=COLORS[i % len(COLORS)], **CROSS)
-
-
 def grid():
-    """The last value against the learning rate, a line for each config, at the best of what else was varied."""
+    """
+    The last value against the learning rate, a line for each config, or for each variant of a study that has them, at
+    the best of what else was varied. What diverged has no value: it is marked below, in a row for each line.
+    """
     rows, factor, label = read_study('config', 'learning_rate')
-    names = list(dict.fromkeys(row['run']['config'] for row in rows))
+    for row in rows:
+        row['line'] = row['run'].get('variant', row['run']['config'])
+    names = list(dict.fromkeys(row['line'] for row in rows))
+    lost = [name for name in names if any((row['line'], row['ended']) == (name, 'diverged') for row in rows)]
     rates, cells = sorted({row['run']['learning_rate'] for row in rows}), {}
-    fig, ax = plt.subplots(figsize=(12, 7), layout='constrained')
+    fig, axes = plt.subplots(1 + bool(lost), figsize=(16, 9) if len(names) > 4 else (12, 7), sharex=True, squeeze=False,
+                             layout='constrained', height_ratios=[20, len(lost)][:1 + bool(lost)])
+    ax, below = axes[0, 0], axes[-1, 0]
     for i, name in enumerate(names):
         points = {}
         for lr in rates:
-            here = [row for row in rows if (row['run']['config'], row['run']['learning_rate']) == (name, lr)]
-            values, lost = best_seeds(here, factor), sum(row['ended'] == 'diverged' for row in here)
+            here = [row for row in rows if (row['line'], row['run']['learning_rate']) == (name, lr)]
+            values, diverged = best_seeds(here, factor), sum(row['ended'] == 'diverged' for row in here)
             if values:
                 points[lr] = values
             cells[name, lr] = mean_spread(values) if values else ''
-            if lost:
-                cross(ax, lr, i, sum('diverged' in cells[n, lr] for n in names[:i]))  # one below the other
-                cells[name, lr] = f'{cells[name, lr]} ({lost} of {len(here)} diverged)'.strip()
-        band(ax, list(points), points.values(), i, marker='o', label=name)
-    if any(row['ended'] == 'diverged' for row in rows):
-        ax.plot([], [], color='0.3', label='diverged', **CROSS)
-    ax.set(xscale='log', xlabel='learning rate', ylabel=label)
-    ax.legend()
+            if diverged:
+                below.plot(lr, lost.index(name), color=COLORS[i % len(COLORS)], **CROSS)
+                cells[name, lr] = f'{cells[name, lr]} ({diverged} of {len(here)} diverged)'.strip()
+        band(ax, list(points), points.values(), i, marker=MARKERS[i // len(COLORS) % 4], label=name)
+    if lost:
+        below.set(yticks=range(len(lost)), ylim=(len(lost) - 0.5, -0.5), ylabel='diverged')
+        below.set_yticklabels(lost, fontsize=13)
+        below.yaxis.tick_right()
+        below.tick_params(axis='y', length=0)
+    ax.set(xscale='log', ylabel=label)
+    below.set_xlabel('learning rate')
+    ax.legend(**(dict(loc='upper left', bbox_to_anchor=(1, 1)) if len(names) > 4 else {}))
     print_table(['learning rate', *names], [[f'{lr:g}', *(cells[name, lr] for name in names)] for lr in rates])
     return fig
 
@@ -412,7 +419,8 @@ def ablation():
         x = names.index(name) + (i - (len(optimizers) - 1) / 2) * width
         table.append([name, optimizer, len(values), mean_spread(values) if values else 'diverged'])
         if not values:
-            cross(ax, x, i)
+            y = 0.03 if 'top' in metric else 0.97  # at the edge of the picture where the bad values are
+            ax.plot(x, y, transform=ax.get_xaxis_transform(), color=COLORS[i], **CROSS)
             continue
         ax.bar(x, max(values) - min(values), 0.9 * width, min(values), color=COLORS[i], alpha=0.4)
         mean, high = statistics.fmean(values), max(values)

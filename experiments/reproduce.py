@@ -6,6 +6,7 @@ Grids, seeds and variants: starts the train scripts as processes and writes down
     python -m experiments.reproduce cifar10_grid         learning rates of the four CIFAR-10 configs, short runs
     python -m experiments.reproduce cifar10              the four CIFAR-10 configs at full length, the test set read once
     python -m experiments.reproduce stability            learning rates from 1e-4 to 1, with and without normalization
+    python -m experiments.reproduce decay                S5 with coupled and with decoupled weight decay
     python -m experiments.reproduce tiny --table=True    print the table of what has been run
 
 Run it again after a kill: what is finished is not run again, the rest is resumed. One line for each finished run goes
@@ -13,6 +14,7 @@ to results/STUDY.jsonl.
 """
 
 import json
+import math
 import os
 import re
 import runpy
@@ -42,6 +44,8 @@ VARIANTS = {
     'NoNorm + WS on FFN': {'setting': 'NoNorm', 'weight_standardization': 'ffn'},
     'S5': {'setting': 'S5', 'norm': 'rms'},
 }
+SMALL = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 'dtype': 'float32',  # a ViT for two cores
+         'eval_interval': 0, 'ckpt_interval': 0}
 WARMUPS = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the run
 
 
@@ -102,21 +106,24 @@ def cifar10(done):
 def stability(done):
     """
     The second report's question at a size for two cores: which variants of a small ViT train at which learning rates,
-    with its optimizer (coupled decay 2e-5, batch 64, no warmup), one epoch. Then S5 with either kind of weight decay.
+    with its optimizer (coupled decay 2e-5, batch 64, no warmup), one epoch. The middle of the range comes first.
     """
-    size = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 'eval_interval': 0, 'ckpt_interval': 0,
-            'dtype': 'float32'}
     for lr in (1e-2, 1e-1, 1e-3, 3e-2, 3e-1, 3e-3, 1.0, 3e-4, 1e-4):
         for variant, flags in VARIANTS.items():
-            yield {'config': 'nft_cifar10', 'variant': variant, **size, **flags, 'learning_rate': lr}
+            yield {'config': 'nft_cifar10', 'variant': variant, **SMALL, **flags, 'learning_rate': lr}
+
+
+def decay(done):
+    """Does coupled decay, as in torch's SGD, do worse than the decoupled one of mSGDW, where decay is strong enough to count?"""
     for lr in (3e-2, 1e-1, 3e-1, 1.0):
-        for decay in (1e-3, 1e-2):
+        for weight_decay in (1e-3, 1e-2):
             for optimizer in ('sgd', 'sgdw'):
-                yield {'config': 'nft_cifar10', 'variant': f'S5, {optimizer}, decay {decay:g}', **size, **VARIANTS['S5'],
-                       'optimizer': optimizer, 'weight_decay': decay, 'learning_rate': lr}
+                variant = f'{"coupled" if optimizer == "sgd" else "decoupled"}, {weight_decay:g}'
+                yield {'config': 'nft_cifar10', 'variant': variant, **SMALL, **VARIANTS['S5'],
+                       'optimizer': optimizer, 'weight_decay': weight_decay, 'learning_rate': lr}
 
 
-STUDIES = {'stability': stability, 'tiny_grid': tiny_grid, 'tiny': tiny, 'cifar10_grid': cifar10_grid, 'cifar10': cifar10}
+STUDIES = {f.__name__: f for f in (tiny_grid, tiny, cifar10_grid, cifar10, stability, decay)}
 
 
 def key(run):
@@ -128,7 +135,7 @@ def read(path):
     if not os.path.exists(path):
         return {}
     with open(path, encoding='utf-8') as f:
-        rows = [json.loads(line) for line in f]
+        rows = [{'val_loss': math.inf, **json.loads(line)} for line in f]  # what diverged has none: worse than all others
     return {key(row['run']): row for row in rows}
 
 
@@ -146,21 +153,21 @@ def train(run, study):
     if os.path.exists(os.path.join(out_dir, 'log.jsonl')):
         with open(os.path.join(out_dir, 'log.jsonl'), encoding='utf-8') as f:
             rows = [json.loads(line) for line in f]
-    vals = [r for r in rows if r['split'] == 'val']
-    if code == 0:
-        row = {'run': run, 'iter': vals[-1]['iter'], 'val_loss': vals[-1]['loss'], 'ended': 'finished'}
-        if images:
-            row['top1'] = vals[-1]['top1']
-        if 'agc_share' in rows[0]:
-            row['agc_share'] = statistics.mean(r['agc_share'] for r in rows if 'agc_share' in r)
-        if study == 'cifar10':  # once, with the last weights
-            said = subprocess.run([*line, '--eval_only=True', '--eval_split=test'], capture_output=True, text=True, env=env)
-            row['test_loss'], row['test_top1'] = map(float, re.findall(r'test loss (\S+) \| top-1 (\S+)', said.stdout)[0])
-        return row
     with open(f'{out_dir}.txt', encoding='utf-8') as console:
-        diverged = 'so no step was made' in console.read()[-2000:]
-    if code == 1 and diverged:  # that is a result too
-        return {'run': run, 'iter': rows[-1]['iter'], 'val_loss': 99.0, 'ended': 'diverged'}
+        diverged = code == 1 and 'so no step was made' in console.read()[-2000:]  # that is a result too
+    if code == 0 or diverged:
+        row = {'run': run, 'iter': rows[-1]['iter'] if rows else 0, 'ended': 'diverged' if diverged else 'finished'}
+        shares = [r['agc_share'] for r in rows if 'agc_share' in r]
+        if shares:
+            row['agc_share'] = round(statistics.mean(shares), 4)
+        if not diverged:
+            row['val_loss'] = rows[-1]['loss']  # the last row is a val row
+            if images:
+                row['top1'] = rows[-1]['top1']
+            if study == 'cifar10':  # once, with the last weights
+                said = subprocess.run([*line, '--eval_only=True', '--eval_split=test'], capture_output=True, text=True, env=env)
+                row['test_loss'], row['test_top1'] = map(float, re.findall(r'test loss (\S+) \| top-1 (\S+)', said.stdout)[0])
+        return row
     fail(f'{out_dir} ended with exit code {code}: see {out_dir}.txt')
 
 
@@ -173,7 +180,7 @@ def run_study(study):
         row = train(run, study)
         with open(path, 'a', encoding='utf-8') as f:
             f.write(json.dumps(row) + '\n')
-        print(f'{row["val_loss"]:.4f}  {key(run)}  {row["ended"]}', flush=True)
+        print(f'{row["val_loss"]:.4f}' if 'val_loss' in row else row['ended'], key(run), flush=True)
 
     while True:  # a study may go on from what its first runs gave
         done = read(path)
@@ -194,7 +201,7 @@ def print_table(study):
     for name, rows in groups.items():
         cells = []
         for column in columns:
-            values = [row[column] for row in rows if column in row]
+            values = [row[column] for row in rows if column in row and row['ended'] != 'diverged']
             spread = f' ± {statistics.stdev(values):.4f}' if len(values) > 1 else ''
             cells.append(f'{statistics.mean(values):.4f}{spread}' if values else 'diverged')
         print(f'| {name} | {len(rows)} | ' + ' | '.join(cells) + ' |')
@@ -213,10 +220,28 @@ def print_grid(study):
             print(f'| {lr:g} | ' + ' | '.join(losses) + ' |')
 
 
+def print_variants(study):
+    """Variant against learning rate: top-1 in percent, each variant's best in bold, and the share of units that AGC clipped."""
+    results = {(row['run']['variant'], row['run']['learning_rate']): row for row in read(f'results/{study}.jsonl').values()}
+    variants, lrs = dict.fromkeys(variant for variant, _ in results), sorted({lr for _, lr in results})
+    print('| top-1 (%) at learning rate | ' + ' | '.join(f'{lr:g}' for lr in lrs) + ' |\n|---|' + '---|' * len(lrs))
+    for variant in variants:
+        rows = [results.get((variant, lr), {}) for lr in lrs]
+        best = max(row.get('top1', 0) for row in rows)
+        cells = [f'{100 * row["top1"]:.1f}' if 'top1' in row else row.get('ended', '') for row in rows]
+        cells = [f'**{cell}**' if row.get('top1') == best else cell for row, cell in zip(rows, cells)]
+        print(f'| {variant} | ' + ' | '.join(cells) + ' |')
+        if any('agc_share' in row for row in rows):
+            cells = [f'{row["agc_share"]:.2f}' if 'agc_share' in row else '' for row in rows]
+            print('| *share of units that it clipped* | ' + ' | '.join(cells) + ' |')
+
+
+TABLES = {'tiny_grid': print_grid, 'stability': print_variants, 'decay': print_variants}
+
 if __name__ == '__main__':
     if len(sys.argv) < 2 or sys.argv[1] not in STUDIES:
         fail(f'which study? python -m experiments.reproduce [{"|".join(STUDIES)}]')
     configure(globals(), sys.argv[2:])
     if not table:
         run_study(sys.argv[1])
-    (print_grid if sys.argv[1] == 'tiny_grid' else print_table)(sys.argv[1])
+    TABLES.get(sys.argv[1], print_table)(sys.argv[1])
