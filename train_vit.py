@@ -75,7 +75,7 @@ n_embd = 1024  # width
 bias = True  # biases in linear layers and LayerNorm
 qkv_bias = True  # False: none on q, k and v
 dropout = 0.0  # here: none
-drop_path = 0.1  # table 4: 0.1 for Large, 0.5 for Huge. here: of the last block, linear from 0 in the first (timm's rule)
+drop_path = 0.1  # table 4: 0.1 for Large, 0.5 for Huge. here: of the last block, linear from 0 in the first (timm's)
 flash = True  # False: attention written out by hand
 weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report)
 weight_gain = True  # a gain for each standardized unit of W_o, W_1, W_2
@@ -160,8 +160,7 @@ def read_meta():
                  and len(meta['mean']) == len(meta['std']) == 3 and all(0 <= v < 1 for v in meta['mean'] + meta['std'])
                  and min(meta['std']) > 0)
     except FileNotFoundError:
-        fail(f'{data_dir} has no meta.json: it is no data set of images, or not a finished one; python prepare_imagenet.py '
-             'makes it')
+        fail(f'{data_dir} has no meta.json: it is no data set of images, or not finished; prepare_imagenet.py makes it')
     except (OSError, ValueError, KeyError, TypeError):
         known = False
     if not known:
@@ -170,7 +169,7 @@ def read_meta():
 
 
 def read_split(split):
-    """(pictures, labels) of a split: pictures a uint8 tensor (N, H, W, 3) on the device, or offsets into the .bin file."""
+    """(pictures, labels) of a split; pictures: uint8 (N, H, W, 3) on the device, or offsets into the .bin file."""
     kind = 'images' if meta['layout'] == 'arrays' else 'offsets'
     try:
         labels = np.load(os.path.join(data_dir, f'{split}_labels.npy'))
@@ -187,22 +186,22 @@ def read_split(split):
     count = meta.get(f'{split}_images', len(labels))
     if len(labels) != count or len(pictures) != count + (kind == 'offsets') or kind == 'offsets' and not (
             pictures[0] == 0 and pictures[-1] == size and (np.diff(pictures) > 0).all()):
-        fail(f'the {split} split in {data_dir} is not whole ({len(labels)} labels, {len(pictures)} {kind}, meta.json says '
-             f'{count} images): prepare it again')
+        fail(f'the {split} split in {data_dir} is not whole ({len(labels)} labels, {len(pictures)} {kind}, meta.json '
+             f'says {count} images): prepare it again')
     if labels.min() < 0 or labels.max() >= len(meta['classes']):
         fail(f'{split}_labels.npy has labels from {labels.min()} to {labels.max()}, but meta.json knows '
              f'{len(meta["classes"])} classes (0 to {len(meta["classes"]) - 1}): prepare the data set again')
     if kind == 'images':
         if pictures.shape[1:] != (image_size, image_size, 3):
             fail(f'the pictures of {data_dir} are {pictures.shape[2]} x {pictures.shape[1]} x {pictures.shape[3]}, not '
-                 f'image_size={image_size} each way and RGB: set image_size and a patch_size that divides it, or prepare others')
+                 f'image_size={image_size} each way and RGB: set image_size and a patch_size that divides it')
         pictures = torch.from_numpy(pictures)  # on a CPU it stays a memmap, shared by all processes
         pictures = pictures.to(env.device) if env.device_type != 'cpu' else pictures
     return pictures, torch.from_numpy(labels)
 
 
 class Pictures(torch.utils.data.Dataset):
-    """JPEGs of a split by (epoch, index), augmented; epoch None: the evaluation crop. uint8 (3, image_size, image_size)."""
+    """uint8 (3, image_size, image_size) of a split by (epoch, index), augmented; epoch None: the evaluation crop."""
 
     def __init__(self, split, offsets, labels):
         self.path, self.offsets, self.labels = os.path.join(data_dir, f'{split}_jpeg.bin'), offsets, labels
@@ -252,8 +251,8 @@ def epoch_offsets(epoch):
 
 def train_batches(start_iter):
     """
-    Micro batches of this process: (images, labels, labels of the mixing partners, lam). What a sample looks like depends
-    on (seed, epoch, index) alone, which samples an iteration has and how it mixes them on (seed, iteration).
+    Micro batches of this process: (images, labels, labels of the mixing partners, lam). What a sample looks like
+    depends on (seed, epoch, index) alone, which samples an iteration has and how it mixes them on (seed, iteration).
     """
     def keys():
         for i in range(start_iter, total_iters + 1):  # one more: the loop reads ahead
@@ -303,14 +302,14 @@ iters_per_epoch = total_iters = 0
 if not reads_only:
     iters_per_epoch = len(splits['train'][1]) // global_batch_size
     if not iters_per_epoch:
-        fail(f'{data_dir} has {len(splits["train"][1])} training images, fewer than global_batch_size={global_batch_size}: '
-             'use a smaller one')
+        fail(f'{data_dir} has {len(splits["train"][1])} training images, fewer than '
+             f'global_batch_size={global_batch_size}: use a smaller one')
     total_iters = max_iters or max(1, round(epochs * iters_per_epoch))
     if randaugment and meta['layout'] == 'arrays':
         fail(f'randaugment={randaugment} is for JPEGs, {data_dir} holds small pictures: use --randaugment=0')
 warmup_iters = round(warmup_epochs * iters_per_epoch)
 if 0 < total_iters <= warmup_iters:
-    say(f'the warmup of {warmup_iters} updates is as long as the run of {total_iters}: the peak of the rate is not reached')
+    say(f'the warmup ({warmup_iters} updates) is as long as the run ({total_iters}): the rate does not reach its peak')
 
 # -----------------------------------------------------------------------------
 # model
@@ -327,12 +326,12 @@ if checkpoint:
         if then != now:
             fail(f'{source} was trained on other classes: its class {i} is {then!r}, that of {data_dir} is {now!r}')
     if resume and not reads_only:
-        training.refuse_changes(source, checkpoint['data'], meta, ['layout', 'train_images', 'val_images', 'source', 'mean', 'std',
-                                                                     'val_from_train', 'seed'])
+        training.refuse_changes(source, checkpoint['data'], meta, [
+            'layout', 'train_images', 'val_images', 'source', 'mean', 'std', 'val_from_train', 'seed'])
         training.refuse_changes(source, checkpoint['config'], config, ['seed', 'global_batch_size', 'optimizer'])
         start_iter, best_top1 = checkpoint['iter'], checkpoint['best_top1']
         if start_iter > total_iters:
-            fail(f'{source} is at iteration {start_iter}, past the {total_iters} of this run: raise epochs or max_iters')
+            fail(f'{source} is at iteration {start_iter}, past the {total_iters} of this run: raise epochs, max_iters')
         say(f'going on at iteration {start_iter} of {out_dir}')
     elif not resume:
         say(f'weights of {source}' + ', with a fresh optimizer' * (not reads_only))
@@ -387,8 +386,9 @@ def evaluate(split='val'):
 @torch.no_grad()
 def predict_files():
     """Prints the five likeliest classes of each picture, with their probabilities."""
-    kinds = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
-    files = sorted(p for p in Path(predict).rglob('*') if p.suffix.lower() in kinds) if os.path.isdir(predict) else [predict]
+    kinds, files = ('.jpg', '.jpeg', '.png', '.webp', '.bmp'), [predict]
+    if os.path.isdir(predict):
+        files = sorted(p for p in Path(predict).rglob('*') if p.suffix.lower() in kinds)
     if not files:
         fail(f'{predict} holds no pictures ({" ".join(kinds)})')
     raw_model.eval()
@@ -450,9 +450,10 @@ opened = training.on_master(lambda: training.open_out_dir(
     out_dir, config, env, start_iter, overwrite, init_from == 'resume'), env)
 log, evaluated = opened or (lambda row: None, False)
 evaluated = training.all_sum([int(evaluated)], env)[0] > 0
-say(f'{n_params / 1e6:.2f}M parameters, {arch}, ' + f'setting {setting}, ' * (arch == 'vit') + f'{optimizer} | {len(splits["train"][1]):,} training images of '
-    f'{len(meta["classes"])} classes, {iters_per_epoch} updates an epoch of {global_batch_size} = {env.world_size} processes '
-    f'x {accum} x {micro} | {env.device}, {env.dtype}, compile {env.compile} | {out_dir}')
+say(f'{n_params / 1e6:.2f}M parameters, {f"setting {setting}" if arch == "vit" else arch}, {optimizer} | '
+    f'{len(splits["train"][1]):,} training images of {len(meta["classes"])} classes, {iters_per_epoch} updates an '
+    f'epoch of {global_batch_size} = {env.world_size} processes x {accum} x {micro} | '
+    f'{env.device}, {env.dtype}, compile {env.compile} | {out_dir}')
 
 # -----------------------------------------------------------------------------
 # loop
@@ -532,8 +533,8 @@ for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates a
         log({'iter': iter_num, 'split': 'train', 'loss': loss_mean, 'lr': lr, 'grad_norm': norm_value,
              'images': (iter_num + 1) * global_batch_size, 'images_per_s': round(speed, 1), 'data_wait': round(wait, 4),
              **({'agc_share': round(clipped.item(), 4)} if agc else {})})
-        say(f'iter {iter_num:6d}/{total_iters} | epoch {iter_num / iters_per_epoch:.2f} | loss {loss_mean:.4f} | lr {lr:.2e} | '
-            f'norm {norm_value:.3f} | {speed:,.0f} img/s | {wait:.0%} waiting for data | '
+        say(f'iter {iter_num:6d}/{total_iters} | epoch {iter_num / iters_per_epoch:.2f} | loss {loss_mean:.4f} | '
+            f'lr {lr:.2e} | norm {norm_value:.3f} | {speed:,.0f} img/s | {wait:.0%} waiting for data | '
             f'{training.duration((total_iters - iter_num - 1) * dt)} left')
 
 training.leave(0, env)

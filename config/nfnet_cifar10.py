@@ -1,12 +1,13 @@
 # NFNet-F0 on CIFAR-10 with adaptive gradient clipping: table 1 of the second report. 68.44M parameters.
-# the report's validation accuracy: 90.46; 90.08 with --agc=0, 91.42 with --agc=0 --batch_norm=True. not run here in full.
+# the report's validation accuracy: 90.46; 90.08 with --agc=0, 91.42 with --agc=0 --batch_norm=True. not run here in
+# full (results/README.md).
 #
 #   python prepare_imagenet.py --dataset=cifar10 --val_from_train=5000
-#   torchrun --standalone --nproc_per_node=1 train_vit.py config/nfnet_cifar10.py
+#   python train_vit.py config/nfnet_cifar10.py
 #
-# report: learning rate 0.025, batch 64, 100 epochs, momentum SGD 0.9 with coupled decay 2e-5 (our reading), random crop and
-# flip. it gives neither schedule, picture size nor AGC's lambda: here a cosine to 0 without warmup, the 32 x 32 as they are,
-# NFNet's 0.01. the code it names would run at a constant rate (--min_lr=0.025), on 192 x 192, with --agc=0.1 and Nesterov.
+# report: learning rate 0.025, batch 64, 100 epochs, momentum SGD 0.9 with coupled decay 2e-5 (our reading), random crop
+# and flip. it gives neither schedule, picture size nor AGC's lambda: here a cosine to 0 without warmup, the 32 x 32 as
+# they are, NFNet's 0.01. the code that it names has a constant rate (--min_lr=0.025), 192 x 192, --agc=0.1, Nesterov.
 
 out_dir = 'out/nfnet_cifar10'
 dataset = 'cifar10'

@@ -5,8 +5,9 @@
 #   python prepare_imagenet.py --dataset=cifar10 --val_from_train=5000
 #   python train_vit.py config/nft_cifar10.py --setting=NoNorm --init=tfixup --out_dir=out/nft
 #
-# report: momentum SGD 0.9 with torch's coupled decay (our reading: it says 'stochastic gradient descent'), batch 64, 100
-# epochs, random crop and flip, 45K/5K split. it says nothing of a schedule: here a cosine to 0 without warmup.
+# report: momentum SGD 0.9 with torch's coupled decay (our reading: it says 'stochastic gradient descent'), batch 64,
+# 100 epochs, random crop and flip, 45K/5K split. it names no schedule: here a cosine to 0 without warmup
+# (--min_lr=0.01 at learning rate 0.01 is a constant rate).
 
 out_dir = 'out/nft_cifar10'
 dataset = 'cifar10'

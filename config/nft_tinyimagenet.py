@@ -1,11 +1,13 @@
-# ViT-S of the second report (normalizer-free transformers) on Tiny ImageNet: its table 2, learning rates 0.01, 0.05, 0.1.
+# ViT-S of the second report (normalizer-free transformers) on Tiny ImageNet: its table 2, learning rates 0.01, 0.05 and
+# 0.1, each row a flag or two away (results/README.md).
 # the report's best test accuracy of this row (Pre-LN): 43.58 at learning rate 0.1. not run here.
 #
 #   python prepare_imagenet.py --dataset=zh-plus/tiny-imagenet --val_from_train=10000 --out_dir=data/tiny-imagenet
 #   python train_vit.py config/nft_tinyimagenet.py --setting=NoNorm --init=tfixup --out_dir=out/nft
 #
-# report: momentum SGD 0.9 with torch's coupled decay (our reading: it says 'stochastic gradient descent'), batch 256, 100
-# epochs, random crop and flip. it gives neither schedule nor patch size: here a cosine to 0 without warmup, and 8 pixels.
+# report: momentum SGD 0.9 with torch's coupled decay (our reading: it says 'stochastic gradient descent'), batch 256,
+# 100 epochs, random crop and flip. it gives neither schedule nor patch size: here a cosine to 0 without warmup, and 8
+# pixels.
 
 out_dir = 'out/nft_tinyimagenet'
 dataset = 'tiny-imagenet'

@@ -44,8 +44,8 @@ VARIANTS = {
     'NoNorm + WS on FFN': {'setting': 'NoNorm', 'weight_standardization': 'ffn'},
     'S5': {'setting': 'S5', 'norm': 'rms'},
 }
-SMALL = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 'dtype': 'float32',  # a ViT for two cores
-         'eval_interval': 0, 'ckpt_interval': 0}
+SMALL = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 'dtype': 'float32', 'eval_interval': 0,
+         'ckpt_interval': 0}  # a ViT for two cores
 WARMUPS = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the run
 
 
@@ -114,7 +114,7 @@ def stability(done):
 
 
 def decay(done):
-    """Does coupled decay, as in torch's SGD, do worse than the decoupled one of mSGDW, where decay is strong enough to count?"""
+    """Coupled decay, as in torch's SGD, against the decoupled one of mSGDW, where decay is strong enough to count."""
     for lr in (3e-2, 1e-1, 3e-1, 1.0):
         for weight_decay in (1e-3, 1e-2):
             for optimizer in ('sgd', 'sgdw'):
@@ -135,7 +135,7 @@ def read(path):
     if not os.path.exists(path):
         return {}
     with open(path, encoding='utf-8') as f:
-        rows = [{'val_loss': math.inf, **json.loads(line)} for line in f]  # what diverged has none: worse than all others
+        rows = [{'val_loss': math.inf, **json.loads(line)} for line in f]  # what diverged has none
     return {key(row['run']): row for row in rows}
 
 
@@ -165,8 +165,9 @@ def train(run, study):
             if images:
                 row['top1'] = rows[-1]['top1']
             if study == 'cifar10':  # once, with the last weights
-                said = subprocess.run([*line, '--eval_only=True', '--eval_split=test'], capture_output=True, text=True, env=env)
-                row['test_loss'], row['test_top1'] = map(float, re.findall(r'test loss (\S+) \| top-1 (\S+)', said.stdout)[0])
+                said = subprocess.run([*line, '--eval_only=True', '--eval_split=test'], capture_output=True, text=True,
+                                      env=env).stdout
+                row['test_loss'], row['test_top1'] = map(float, re.findall(r'test loss (\S+) \| top-1 (\S+)', said)[0])
         return row
     fail(f'{out_dir} ended with exit code {code}: see {out_dir}.txt')
 
@@ -221,8 +222,9 @@ def print_grid(study):
 
 
 def print_variants(study):
-    """Variant against learning rate: top-1 in percent, each variant's best in bold, and the share of units that AGC clipped."""
-    results = {(row['run']['variant'], row['run']['learning_rate']): row for row in read(f'results/{study}.jsonl').values()}
+    """Variant against learning rate: top-1 in percent, the best of each in bold, and the share of units AGC clipped."""
+    results = read(f'results/{study}.jsonl').values()
+    results = {(row['run']['variant'], row['run']['learning_rate']): row for row in results}
     variants, lrs = dict.fromkeys(variant for variant, _ in results), sorted({lr for _, lr in results})
     print('| top-1 (%) at learning rate | ' + ' | '.join(f'{lr:g}' for lr in lrs) + ' |\n|---|' + '---|' * len(lrs))
     for variant in variants:
