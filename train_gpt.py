@@ -205,7 +205,8 @@ if checkpoint:
         fail(f'{path} does not hold the weights of this model ({" ".join(str(e).split())[:200]}): use another file')
 elif eval_only:
     fail('eval_only needs weights: --init_from=resume where out_dir holds a checkpoint, or --init_from=FILE')
-opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2)
+opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2,
+                              env.compile)
 if start_iter:
     training.load_optimizer(opt, checkpoint['optimizer'])
 checkpoint = None  # free the memory

@@ -337,7 +337,8 @@ if checkpoint:
         raw_model.load_state_dict(checkpoint['model'])
     except RuntimeError as e:
         fail(f'{source} does not hold the weights of this model ({" ".join(str(e).split())[:200]}): use another file')
-opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2)
+opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2,
+                              env.compile)
 if start_iter:
     training.load_optimizer(opt, checkpoint['optimizer'])
 checkpoint = None  # free the memory
