@@ -35,6 +35,7 @@ from PIL import Image, ImageFilter
 import augment
 import experiments.propositions as props
 import prepare_imagenet
+import sgdw
 import training
 from configurator import configure
 from model import GPT, NORMS, SETTINGS, DropPath, GPTConfig, LayerNorm, RMSNorm, ViT, ViTConfig, standardize
@@ -310,6 +311,11 @@ def test_generate():
 # SGDW
 
 
+needs_compiler = pytest.mark.skipif(
+    not any(os.access(os.path.join(d, 'g++'), os.X_OK) for d in os.environ['PATH'].split(':')),
+    reason='torch.compile on a CPU needs a C++ compiler')
+
+
 def updates(make, steps=5, dtype=torch.float32, seed=0):
     """Parameters after some steps with the gradients of a seed."""
     g = torch.Generator().manual_seed(seed)
@@ -394,6 +400,63 @@ def test_sgdw_state_survives_a_round_trip_and_a_skipped_step(tmp_path):
             opt_b.load_state_dict(torch.load(tmp_path / 'opt.pt', weights_only=True))
     assert torch.equal(a.weight, b.weight)
     assert opt_b.step(closure=lambda: torch.tensor(7.0)) == 7.0
+
+
+def one_pass_and_definition(dtypes, momentum, nesterov):
+    """Parameters after four steps, by compile=True and by the loop; two groups, one of them late, and a skipped gradient."""
+    results = []
+    for way in ({'compile': True}, {'foreach': False}):
+        g = torch.Generator().manual_seed(2)
+        params = [torch.randn(shape, generator=g).to(d) for d in dtypes for shape in ((250, 150), (), (33000,), (7,))]
+        params = [p.requires_grad_() for p in params + [torch.randn(250, 150, generator=g).t()]]  # not in order
+        opt = SGDW(params[:2], lr=0.5, momentum=momentum, weight_decay=0.1, nesterov=nesterov, **way)
+        opt.add_param_group({'params': params[2:], 'weight_decay': 0.0})
+        for step in range(4):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=g).to(p.dtype)
+            params[step].grad = None
+            for group in opt.param_groups:
+                group['lr'] = 0.5 / (step + 1)
+            before = [p.grad if p.grad is None else p.grad.clone() for p in params]
+            opt.step()
+            assert all(b is None or torch.equal(p.grad, b) for p, b in zip(params, before))  # gradients are only read
+            if step == 1:  # what one way saved, the other goes on with
+                state = opt.state_dict()
+                assert 'compile' not in state['param_groups'][0]
+                opt = SGDW([{'params': params[:2]}, {'params': params[2:]}], lr=9.0, compile='foreach' in way)
+                opt.load_state_dict(state)
+                opt.compile = 'compile' in way
+        results.append(params)
+    for a, b in zip(*results):
+        # fp32 and fp64 to a few roundings; bfloat16 rounds weight and momentum once a step here, twice in the loop
+        eps = torch.finfo(a.dtype).eps * (4 if a.dtype != torch.bfloat16 else 16)
+        torch.testing.assert_close(a, b, atol=eps * b.abs().max().item(), rtol=eps)
+
+
+@pytest.mark.parametrize('momentum,nesterov', [(0.0, False), (0.9, False), (0.9, True)])
+def test_sgdw_in_one_pass_is_the_definition(monkeypatch, momentum, nesterov):
+    monkeypatch.setattr(sgdw, 'compiled', {True: sgdw.one_pass})  # its arithmetic, without the compiler
+    one_pass_and_definition((torch.float32, torch.float64, torch.bfloat16), momentum, nesterov)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_sgdw_compiled_is_the_definition_in_one_program(monkeypatch):
+    monkeypatch.setattr(sgdw, 'compiled', {})
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    one_pass_and_definition((torch.float32,), 0.9, False)
+    # all sizes and rates are one program, with no break in it
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1 and not torch._dynamo.utils.counters['graph_break']
+
+
+def test_sgdw_goes_on_without_a_compiler(monkeypatch):
+    def broken(*args):
+        raise RuntimeError('InvalidCxxCompiler: no working C++ compiler found')
+    monkeypatch.setattr(sgdw, 'compiled', {True: broken})
+    with pytest.warns(UserWarning, match='SGDW goes on without torch.compile, which fails here: InvalidCxx') as warned:
+        one_pass_and_definition((torch.float32,), 0.9, False)
+    assert len(warned) == 1
 
 
 def test_sgdw_refuses_in_words():
@@ -983,12 +1046,12 @@ def test_sigterm_under_torchrun_saves_once_and_all_leave(tokens, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not any(os.access(os.path.join(d, 'g++'), os.X_OK) for d in os.environ['PATH'].split(':')),
-                    reason='torch.compile on a CPU needs a C++ compiler')
+@needs_compiler
 @pytest.mark.parametrize('torchrun', [0, 2])
 def test_compile_is_the_same_to_rounding(tokens, tmp_path, torchrun):
-    train(tokens, tmp_path / 'eager')
-    train(tokens, tmp_path / 'compiled', '--compile=True', '--micro_batch_size=1', torchrun=torchrun)
+    size = '--n_embd=128'  # large enough for the optimizer's compiled pass
+    train(tokens, tmp_path / 'eager', size)
+    train(tokens, tmp_path / 'compiled', size, '--compile=True', '--micro_batch_size=1', torchrun=torchrun)
     for a, b in zip(rows(tmp_path / 'eager'), rows(tmp_path / 'compiled')):
         assert abs(a['loss'] - b['loss']) < 1e-4
 
