@@ -247,6 +247,49 @@ def test_scale_before_a_norm_changes_nothing(where, kind):
         assert change < norms_eps_aside if invariant else change > 10 * norms_eps_aside
 
 
+@pytest.mark.parametrize('tied', [True, False])
+def test_options_that_save_memory_change_no_gradient(tied):
+    """loss_chunk (here uneven: 5 of 24 tokens) and recompute_blocks, with targets to ignore, against the plain network."""
+    results = []
+    for options in ({}, {'loss_chunk': 5}, {'recompute_blocks': True, 'dropout': 0.0}, {'loss_chunk': 5, 'recompute_blocks': True}):
+        model = tiny(tied=tied, **options)
+        idx, targets = torch.randint(64, (2, 2, 12), generator=torch.Generator().manual_seed(1))
+        targets[0, :3] = -100
+        logits, loss = model(idx, targets)
+        assert (logits is None) == ('loss_chunk' in options) and model(idx)[0].shape == (2, 12, 64)
+        loss.backward()
+        with torch.no_grad():  # as evaluation does
+            torch.testing.assert_close(model.eval()(idx, targets)[1], loss.detach(), rtol=1e-12, atol=0)
+        results.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-9, atol=1e-12)
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    grads = []
+    for recompute in (False, True):  # with random masks, which must come back
+        torch.manual_seed(0)
+        vit = ViT(ViTConfig(image_size=8, patch_size=4, n_classes=5, n_layer=3, n_head=2, n_embd=16, dropout=0.2, drop_path=0.3,
+                            recompute_blocks=recompute))
+        vit(images).square().sum().backward()
+        grads.append([p.grad for p in vit.parameters()])
+    torch.testing.assert_close(*grads)
+
+
+def test_what_forward_keeps_for_backward():
+    """Bytes saved by autograd: with loss_chunk less by the log-probabilities, with recompute_blocks less than half."""
+    kept = []
+    for options in ({}, {'loss_chunk': 4}, {'recompute_blocks': True}):
+        model, idx, saved = tiny(vocab_size=512, n_layer=4, **options), torch.arange(24).view(2, 12), {}
+
+        def keep(t):
+            saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            loss = model(idx, idx)[1]
+        kept.append(sum(saved.values()) - sum(saved.get(p.data_ptr(), 0) for p in {*model.parameters()}))
+        loss.backward()
+    assert kept[0] - kept[1] >= 0.95 * 24 * 512 * 4 and kept[2] < kept[0] / 2, kept
+
+
 def test_parameter_counts_of_table_3():
     """124.4M, 773.6M, 1438.0M at vocabulary 50304, no bias, S5 (tied head)."""
     for n_layer, n_head, n_embd, count in ((12, 12, 768, 124.4e6), (36, 20, 1280, 773.6e6), (48, 24, 1536, 1438.0e6)):
