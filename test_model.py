@@ -1025,6 +1025,20 @@ def test_help_lists_every_key_with_its_comment():
     assert out.count('\n  ') >= 45
 
 
+def test_costs_on_paper_are_the_ones_done_by_hand():
+    out, _ = finish(python('-m', 'experiments.costs', '--gpu=A100', '--mfu=0.25'))
+    rows = {line.split('`')[1]: [cell.strip() for cell in line.split('|')] for line in out.splitlines() if line.startswith('| `')}
+    assert list(rows) == ['dnt_small', 'dnt_large', 'dnt_xl', 'vdnt_large', 'vdnt_huge']
+    # L-DNT-XL: 6 (1438.0M - 1024 x 1536) + 12 x 48 x 1536 x 1024 FLOPs; 12 and 16 bytes a weight; 312 TFLOP/s x 0.25
+    flops = 6 * (1438.0e6 - 1024 * 1536) + 12 * 48 * 1536 * 1024
+    assert rows['dnt_xl'][2:6] == ['104.9B tokens', f'{flops / 1e9:.2f}', '23.0 GB', '17.3 GB']
+    days = 200_000 * 512 * 1024 * flops / (312e12 * 0.25) / 86400
+    assert [cell.split(', ')[-1] for cell in rows['dnt_xl'][7:10]] == [f'{days / n:.2g} days' for n in (1, 8, 32)]
+    paper = 200_000 * 512 * 1024 * flops / (4 * 86400 * 32) / 1e12
+    assert f'{paper:.0f} TFLOP/s a GPU, an MFU of {paper / 312:.0%} where' in out
+    assert 'unknown: use one of' in finish(python('-m', 'experiments.costs', '--gpu=H900'), code=1)[1]
+
+
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(tokens, tmp_path):
     """Files cannot grow past a limit that the network of the first run keeps, and that of the second does not."""
