@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 # which norm sits where: figure 7 of the paper and its section 4.4 for S1 to S5. PostLN is Vaswani et al. (2017).
 NORMS = ('input_norm', 'pre_norm', 'ffn_pre_norm', 'mid_norm', 'qk_norm', 'post_norm', 'final_norm')
@@ -231,6 +232,8 @@ class GPTConfig:
     weight_gain: bool = True  # a learnable gain for each standardized unit of W_o, W_1, W_2
     init: str = 'xavier'  # or 'tfixup' (second report, section 3.1)
     flash: bool = True  # False: attention written out by hand
+    loss_chunk: int = 0  # tokens whose logits the loss holds at once, 0: all
+    recompute_blocks: bool = False  # True: only inputs of blocks are kept, backward runs each block again
     input_norm: bool = True
     pre_norm: bool = True
     ffn_pre_norm: bool = False
@@ -244,7 +247,7 @@ class GPTConfig:
 class GPT(nn.Module):
     """
     GPT-2 and L-DNT. forward(idx, targets) gives (logits, loss): idx (B, T) of ids, logits (B, T, V), loss the mean
-    cross entropy in nats per token, None without targets.
+    cross entropy in nats per token, None without targets. With loss_chunk the logits are None where there are targets.
 
     paper: equation 2 has InputNorm after the embedding, and figure 3 shows neither where the position is added nor a
     norm before the head. here: the position goes in before InputNorm, and final_norm is kept as in GPT-2.
@@ -297,10 +300,19 @@ class GPT(nn.Module):
         pos = torch.arange(T, device=idx.device)
         x = self.dropout(self.input_norm(self.wte(idx) + self.wpe(pos)))  # (B, T, C)
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.config.recompute_blocks else block(x)
         return self.final_norm(x)
 
+    def chunked_loss(self, x, targets):
+        """The same loss of x (N, C), targets (N,), loss_chunk at a time: backward makes each chunk's logits again."""
+        def loss(x, targets):
+            return F.cross_entropy(self.lm_head(x).float(), targets, reduction='sum')
+        chunks = zip(x.split(self.config.loss_chunk), targets.split(self.config.loss_chunk))
+        return sum(checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks) / (targets >= 0).sum()
+
     def forward(self, idx, targets=None):
+        if targets is not None and self.config.loss_chunk:
+            return None, self.chunked_loss(self.features(idx).flatten(0, 1), targets.flatten())
         logits = self.lm_head(self.features(idx))  # (B, T, V)
         loss = None
         if targets is not None:
@@ -348,6 +360,7 @@ class ViTConfig:
     weight_gain: bool = True  # a learnable gain for each standardized unit of W_o, W_1, W_2
     init: str = 'xavier'  # or 'tfixup' (second report, section 3.1)
     flash: bool = True  # False: attention written out by hand
+    recompute_blocks: bool = False  # True: only inputs of blocks are kept, backward runs each block again
     input_norm: bool = True
     pre_norm: bool = True
     ffn_pre_norm: bool = False
@@ -418,5 +431,5 @@ class ViT(nn.Module):
         x = torch.cat((self.cls_token.expand(x.size(0), -1, -1).to(x.dtype), x), dim=1)  # (B, T, C), T = 1 + n
         x = self.dropout(self.input_norm(x + self.pos_embed))
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.config.recompute_blocks else block(x)
         return self.head(self.final_norm(x[:, 0]))  # (B, n_classes)

@@ -35,6 +35,7 @@ from PIL import Image, ImageFilter
 import augment
 import experiments.propositions as props
 import prepare_imagenet
+import sgdw
 import training
 from configurator import configure
 from model import GPT, NORMS, SETTINGS, DropPath, GPTConfig, LayerNorm, RMSNorm, ViT, ViTConfig, standardize
@@ -249,6 +250,49 @@ def test_scale_before_a_norm_changes_nothing(where, kind):
         assert change < norms_eps_aside if invariant else change > 10 * norms_eps_aside
 
 
+@pytest.mark.parametrize('tied', [True, False])
+def test_options_that_save_memory_change_no_gradient(tied):
+    """loss_chunk (here uneven: 5 of 24 tokens) and recompute_blocks, with targets to ignore, against the plain network."""
+    results = []
+    for options in ({}, {'loss_chunk': 5}, {'recompute_blocks': True, 'dropout': 0.0}, {'loss_chunk': 5, 'recompute_blocks': True}):
+        model = tiny(tied=tied, **options)
+        idx, targets = torch.randint(64, (2, 2, 12), generator=torch.Generator().manual_seed(1))
+        targets[0, :3] = -100
+        logits, loss = model(idx, targets)
+        assert (logits is None) == ('loss_chunk' in options) and model(idx)[0].shape == (2, 12, 64)
+        loss.backward()
+        with torch.no_grad():  # as evaluation does
+            torch.testing.assert_close(model.eval()(idx, targets)[1], loss.detach(), rtol=1e-12, atol=0)
+        results.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-9, atol=1e-12)
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    grads = []
+    for recompute in (False, True):  # with random masks, which must come back
+        torch.manual_seed(0)
+        vit = ViT(ViTConfig(image_size=8, patch_size=4, n_classes=5, n_layer=3, n_head=2, n_embd=16, dropout=0.2, drop_path=0.3,
+                            recompute_blocks=recompute))
+        vit(images).square().sum().backward()
+        grads.append([p.grad for p in vit.parameters()])
+    torch.testing.assert_close(*grads)
+
+
+def test_what_forward_keeps_for_backward():
+    """Bytes saved by autograd: with loss_chunk less by the log-probabilities, with recompute_blocks less than half."""
+    kept = []
+    for options in ({}, {'loss_chunk': 4}, {'recompute_blocks': True}):
+        model, idx, saved = tiny(vocab_size=512, n_layer=4, **options), torch.arange(24).view(2, 12), {}
+
+        def keep(t):
+            saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            loss = model(idx, idx)[1]
+        kept.append(sum(saved.values()) - sum(saved.get(p.data_ptr(), 0) for p in {*model.parameters()}))
+        loss.backward()
+    assert kept[0] - kept[1] >= 0.95 * 24 * 512 * 4 and kept[2] < kept[0] / 2, kept
+
+
 def test_parameter_counts_of_table_3():
     """124.4M, 773.6M, 1438.0M at vocabulary 50304, no bias, S5 (tied head)."""
     for n_layer, n_head, n_embd, count in ((12, 12, 768, 124.4e6), (36, 20, 1280, 773.6e6), (48, 24, 1536, 1438.0e6)):
@@ -311,6 +355,11 @@ def test_generate():
 
 # -----------------------------------------------------------------------------
 # SGDW
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(os.access(os.path.join(d, 'g++'), os.X_OK) for d in os.environ['PATH'].split(':')),
+    reason='torch.compile on a CPU needs a C++ compiler')
 
 
 def updates(make, steps=5, dtype=torch.float32, seed=0):
@@ -397,6 +446,63 @@ def test_sgdw_state_survives_a_round_trip_and_a_skipped_step(tmp_path):
             opt_b.load_state_dict(torch.load(tmp_path / 'opt.pt', weights_only=True))
     assert torch.equal(a.weight, b.weight)
     assert opt_b.step(closure=lambda: torch.tensor(7.0)) == 7.0
+
+
+def one_pass_and_definition(dtypes, momentum, nesterov):
+    """Parameters after four steps, by compile=True and by the loop; two groups, one of them late, and a skipped gradient."""
+    results = []
+    for way in ({'compile': True}, {'foreach': False}):
+        g = torch.Generator().manual_seed(2)
+        params = [torch.randn(shape, generator=g).to(d) for d in dtypes for shape in ((250, 150), (), (33000,), (7,))]
+        params = [p.requires_grad_() for p in params + [torch.randn(250, 150, generator=g).t()]]  # not in order
+        opt = SGDW(params[:2], lr=0.5, momentum=momentum, weight_decay=0.1, nesterov=nesterov, **way)
+        opt.add_param_group({'params': params[2:], 'weight_decay': 0.0})
+        for step in range(4):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=g).to(p.dtype)
+            params[step].grad = None
+            for group in opt.param_groups:
+                group['lr'] = 0.5 / (step + 1)
+            before = [p.grad if p.grad is None else p.grad.clone() for p in params]
+            opt.step()
+            assert all(b is None or torch.equal(p.grad, b) for p, b in zip(params, before))  # gradients are only read
+            if step == 1:  # what one way saved, the other goes on with
+                state = opt.state_dict()
+                assert 'compile' not in state['param_groups'][0]
+                opt = SGDW([{'params': params[:2]}, {'params': params[2:]}], lr=9.0, compile='foreach' in way)
+                opt.load_state_dict(state)
+                opt.compile = 'compile' in way
+        results.append(params)
+    for a, b in zip(*results):
+        # fp32 and fp64 to a few roundings; bfloat16 rounds weight and momentum once a step here, twice in the loop
+        eps = torch.finfo(a.dtype).eps * (4 if a.dtype != torch.bfloat16 else 16)
+        torch.testing.assert_close(a, b, atol=eps * b.abs().max().item(), rtol=eps)
+
+
+@pytest.mark.parametrize('momentum,nesterov', [(0.0, False), (0.9, False), (0.9, True)])
+def test_sgdw_in_one_pass_is_the_definition(monkeypatch, momentum, nesterov):
+    monkeypatch.setattr(sgdw, 'compiled', {True: sgdw.one_pass})  # its arithmetic, without the compiler
+    one_pass_and_definition((torch.float32, torch.float64, torch.bfloat16), momentum, nesterov)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_sgdw_compiled_is_the_definition_in_one_program(monkeypatch):
+    monkeypatch.setattr(sgdw, 'compiled', {})
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    one_pass_and_definition((torch.float32,), 0.9, False)
+    # all sizes and rates are one program, with no break in it
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1 and not torch._dynamo.utils.counters['graph_break']
+
+
+def test_sgdw_goes_on_without_a_compiler(monkeypatch):
+    def broken(*args):
+        raise RuntimeError('InvalidCxxCompiler: no working C++ compiler found')
+    monkeypatch.setattr(sgdw, 'compiled', {True: broken})
+    with pytest.warns(UserWarning, match='SGDW goes on without torch.compile, which fails here: InvalidCxx') as warned:
+        one_pass_and_definition((torch.float32,), 0.9, False)
+    assert len(warned) == 1
 
 
 def test_sgdw_refuses_in_words():
@@ -922,6 +1028,20 @@ def test_help_lists_every_key_with_its_comment():
     assert out.count('\n  ') >= 45
 
 
+def test_costs_on_paper_are_the_ones_done_by_hand():
+    out, _ = finish(python('-m', 'experiments.costs', '--gpu=A100', '--mfu=0.25'))
+    rows = {line.split('`')[1]: [cell.strip() for cell in line.split('|')] for line in out.splitlines() if line.startswith('| `')}
+    assert list(rows) == ['dnt_small', 'dnt_large', 'dnt_xl', 'vdnt_large', 'vdnt_huge']
+    # L-DNT-XL: 6 (1438.0M - 1024 x 1536) + 12 x 48 x 1536 x 1024 FLOPs; 12 and 16 bytes a weight; 312 TFLOP/s x 0.25
+    flops = 6 * (1438.0e6 - 1024 * 1536) + 12 * 48 * 1536 * 1024
+    assert rows['dnt_xl'][2:6] == ['104.9B tokens', f'{flops / 1e9:.2f}', '23.0 GB', '17.3 GB']
+    days = 200_000 * 512 * 1024 * flops / (312e12 * 0.25) / 86400
+    assert [cell.split(', ')[-1] for cell in rows['dnt_xl'][7:10]] == [f'{days / n:.2g} days' for n in (1, 8, 32)]
+    paper = 200_000 * 512 * 1024 * flops / (4 * 86400 * 32) / 1e12
+    assert f'{paper:.0f} TFLOP/s a GPU, an MFU of {paper / 312:.0%} where' in out
+    assert 'unknown: use one of' in finish(python('-m', 'experiments.costs', '--gpu=H900'), code=1)[1]
+
+
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(tokens, tmp_path):
     """Files cannot grow past a limit that the network of the first run keeps, and that of the second does not."""
@@ -986,12 +1106,12 @@ def test_sigterm_under_torchrun_saves_once_and_all_leave(tokens, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not any(os.access(os.path.join(d, 'g++'), os.X_OK) for d in os.environ['PATH'].split(':')),
-                    reason='torch.compile on a CPU needs a C++ compiler')
+@needs_compiler
 @pytest.mark.parametrize('torchrun', [0, 2])
 def test_compile_is_the_same_to_rounding(tokens, tmp_path, torchrun):
-    train(tokens, tmp_path / 'eager')
-    train(tokens, tmp_path / 'compiled', '--compile=True', '--micro_batch_size=1', torchrun=torchrun)
+    size = '--n_embd=128'  # large enough for the optimizer's compiled pass
+    train(tokens, tmp_path / 'eager', size)
+    train(tokens, tmp_path / 'compiled', size, '--compile=True', '--micro_batch_size=1', torchrun=torchrun)
     for a, b in zip(rows(tmp_path / 'eager'), rows(tmp_path / 'compiled')):
         assert abs(a['loss'] - b['loss']) < 1e-4
 

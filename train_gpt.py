@@ -58,10 +58,12 @@ qkv_bias = True  # False: none on q, k and v, whatever bias says
 dropout = 0.0  # 0 is good for pretraining
 tied = True  # the head is the token embedding
 flash = True  # False: attention written out by hand
+recompute_blocks = False  # True: backward runs each block again in place of keeping it all: a third more work
 weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report)
 weight_gain = True  # a gain for each standardized unit of W_o, W_1, W_2
 init = 'xavier'  # or 'tfixup' (second report)
 vocab_size = 0  # 0: the data set's, rounded up to a multiple of 64
+loss_chunk = 0  # tokens whose logits are held at once, 0: all. saves memory, costs the head's forward pass again
 # optimizer
 optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay)
 learning_rate = 1.0  # peak
@@ -87,7 +89,7 @@ config = configure(globals())
 training.check_range(config, 1, 2**20, 'micro_batch_size', 'global_batch_size', 'block_size', 'n_embd')
 training.check_range(config, 1, 2**40, 'max_iters')
 training.check_range(config, 1, 1000, 'n_layer', 'n_head')
-training.check_range(config, 0, 2**32 - 1, 'seed', 'vocab_size')
+training.check_range(config, 0, 2**32 - 1, 'seed', 'vocab_size', 'loss_chunk')
 training.check_range(config, 0, float('inf'), 'eval_interval', 'eval_tokens', 'ckpt_interval', 'keep_interval',
                      'log_interval', 'warmup_iters', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip', 'agc')
 training.check_clipping(config)
@@ -176,7 +178,8 @@ elif init_from != 'scratch':
     checkpoint = training.load_gpt2(path) if os.path.isdir(path) else training.load_checkpoint(path)
     if not vocab_size:
         model_args['vocab_size'] = max(checkpoint['model_args'].get('vocab_size', 0), meta['vocab_size'])
-    same = [k for k in model_args if k not in ('dropout', 'flash', 'init') and (resume or k != 'block_size')]
+    free = {'dropout', 'flash', 'init', 'loss_chunk', 'recompute_blocks'} | (set() if resume else {'block_size'})
+    same = [k for k in model_args if k not in free]
     training.refuse_changes(path, asdict(GPTConfig()) | checkpoint['model_args'], model_args, same)
     training.refuse_changes(path, checkpoint['data'], meta, ['tokenizer'])
     if resume:
@@ -205,7 +208,8 @@ if checkpoint:
         fail(f'{path} does not hold the weights of this model ({" ".join(str(e).split())[:200]}): use another file')
 elif eval_only:
     fail('eval_only needs weights: --init_from=resume where out_dir holds a checkpoint, or --init_from=FILE')
-opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2)
+opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2,
+                              env.compile)
 if start_iter:
     training.load_optimizer(opt, checkpoint['optimizer'])
 checkpoint = None  # free the memory

@@ -77,6 +77,7 @@ qkv_bias = True  # False: none on q, k and v
 dropout = 0.0  # here: none
 drop_path = 0.1  # table 4: 0.1 for Large, 0.5 for Huge. here: of the last block, linear from 0 in the first (timm's)
 flash = True  # False: attention written out by hand
+recompute_blocks = False  # True: backward runs each block again in place of keeping it all: a third more work
 weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report)
 weight_gain = True  # a gain for each standardized unit of W_o, W_1, W_2
 init = 'xavier'  # truncated (table 4), or 'tfixup' (second report)
@@ -320,7 +321,7 @@ start_iter, best_top1 = 0, -1.0
 if checkpoint:
     resume = init_from == 'resume'
     training.refuse_changes(source, checkpoint['config'], config, ['arch'])
-    same = [k for k in model_args if k not in ('dropout', 'drop_path', 'flash', 'init')]
+    same = [k for k in model_args if k not in ('dropout', 'drop_path', 'flash', 'init', 'recompute_blocks')]
     training.refuse_changes(source, asdict(NetworkConfig()) | checkpoint['model_args'], model_args, same)
     for i, (then, now) in enumerate(zip(checkpoint['data']['classes'], meta['classes'])):
         if then != now:
@@ -345,7 +346,8 @@ if checkpoint:
         raw_model.load_state_dict(checkpoint['model'])
     except RuntimeError as e:
         fail(f'{source} does not hold the weights of this model ({" ".join(str(e).split())[:200]}): use another file')
-opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2)
+opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2,
+                              env.compile)
 if start_iter:
     training.load_optimizer(opt, checkpoint['optimizer'])
 checkpoint = None  # free the memory

@@ -216,11 +216,11 @@ def param_groups(model, weight_decay):
             {'params': [p for n, p in named if n not in decays], 'weight_decay': 0.0}]
 
 
-def make_optimizer(model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2):
-    """'sgdw' (the paper's mSGDW), 'adamw', or 'sgd': torch's, whose weight decay is coupled."""
+def make_optimizer(model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2, compile):
+    """'sgdw' (the paper's mSGDW; its step compiled or not), 'adamw', or 'sgd': torch's, whose weight decay is coupled."""
     groups = param_groups(model, weight_decay)
     if optimizer == 'sgdw':
-        return SGDW(groups, lr=learning_rate, momentum=momentum)
+        return SGDW(groups, lr=learning_rate, momentum=momentum, compile=compile)
     if optimizer == 'adamw':
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=True)
     if optimizer == 'sgd':
