@@ -37,6 +37,8 @@ best, latest = (os.path.join(out_dir, f) for f in ('best.pt', 'ckpt.pt'))
 saved = training.load_checkpoint(checkpoint or (best if os.path.exists(best) else latest))
 if 'tokenizer' not in saved['data']:
     fail(f'{out_dir} holds no run of train_gpt.py')
+if saved['data']['tokenizer'] == 'gpt2' and saved['data']['vocab_size'] != 50257:
+    fail(f'{out_dir} was trained on a part of the gpt2 vocabulary (experiments/vocabulary.py), which is not written out here')
 model = GPT(GPTConfig(**saved['model_args']))
 model.load_state_dict(saved['model'])
 model.eval().to(env.device)

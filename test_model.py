@@ -546,6 +546,81 @@ def test_param_groups_hold_each_tensor_once(norm, bias):
     assert decay['weight_decay'] == 0.1 and rest['weight_decay'] == 0.0
 
 
+def embedding_networks():
+    nfnet = NFNet(NFNetConfig(n_classes=10, widths=(4, 8, 8, 8), depths=(1, 1, 1, 1), group_size=2))
+    return tiny(bias=True), tiny(tied=False), ViT(ViTConfig(image_size=8, patch_size=4, n_layer=1, n_head=2, n_embd=16)), nfnet
+
+
+def test_embeddings_are_groups_of_their_own():
+    gpt, untied, vit, nfnet = embedding_networks()
+    found = []
+    for model in (gpt, untied, vit):
+        names, groups = {id(p): n for n, p in model.named_parameters()}, training.param_groups(model, 0.1, 0.5)
+        assert sorted(id(p) for g in groups for p in g['params']) == sorted(names)
+        plain = [{names[id(p)] for p in g['params']} for g in training.param_groups(model, 0.1)]
+        split = [{names[id(p)] for p in g['params']} for g in groups]
+        assert plain == [split[0] | split[2], split[1] | split[3]]  # what decays and what does not is as without
+        assert [(g['weight_decay'], g['lr_scale']) for g in groups] == [(0.1, 1.0), (0.0, 1.0), (0.1, 0.5), (0.0, 0.5)]
+        found.append((split[2], split[3]))
+    assert found == [({'wte.weight', 'wpe.weight'}, set()), ({'wte.weight', 'wpe.weight', 'lm_head.weight'}, set()),
+                     ({'patch_embed.weight'}, {'patch_embed.bias', 'cls_token', 'pos_embed'})]
+    numbers = 'sgdw', 0.1, 0.1, 0.9, 0.9, 0.95
+    for words, changes in (('this network has no embeddings', dict(model=nfnet, embed_lr=0.1)),
+                           ('use auto .as optimizer. or adamw', dict(model=gpt, embed_lr=0.1, embed_optimizer='sgdw'))):
+        with pytest.raises(SystemExit, match=words):
+            training.make_optimizer(changes.pop('model'), *numbers, **changes)
+
+
+def several_steps(make, model, steps=range(6)):
+    """The weights of a network after updates with one series of gradients and rates, by the optimizer that make(model) is."""
+    opt = make(model)
+    for i in steps:
+        rng = torch.Generator().manual_seed(i)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, dtype=p.dtype, generator=rng)
+        for group in opt.param_groups:
+            group['lr'] = 0.3 / (1 + i) * group['lr_scale']
+        opt.step()
+        opt.zero_grad()
+    return opt, weights(model)
+
+
+def test_embedding_optimizer_against_two_optimizers():
+    def ours(optimizer, **embed):
+        return lambda model: training.make_optimizer(model, optimizer, 0.3, 0.1, 0.9, 0.9, 0.95, **embed)
+
+    def two(model):  # what a hybrid is, by hand
+        embeds = [model.wte.weight, model.wpe.weight]
+        rest = [p for p in model.parameters() if all(p is not e for e in embeds)]
+        kinds = (([p for p in rest if p.dim() > 1], 0.1), ([p for p in rest if p.dim() < 2], 0.0))
+        return training.Hybrid(SGDW([{'params': p, 'weight_decay': d, 'lr_scale': 1.0} for p, d in kinds], lr=1, momentum=0.9),
+                               torch.optim.AdamW([{'params': embeds, 'lr_scale': 0.02 / 0.3}], betas=(0.9, 0.95), weight_decay=0.1))
+
+    hybrid = ours('sgdw', embed_lr=0.02, embed_optimizer='adamw')
+    a, b = (several_steps(make, tiny())[1] for make in (hybrid, two))
+    assert all(np.abs(a[k] - b[k]).max() < 1e-12 for k in a)
+    for optimizer in ('sgdw', 'adamw', 'sgd'):  # at one rate it is what it was, and a tenth for the embeddings moves them less
+        plain, same, slow = (several_steps(ours(optimizer, **embed), tiny())[1]
+                             for embed in ({}, dict(embed_lr=0.3), dict(embed_lr=0.03)))
+        assert all((plain[k] == same[k]).all() for k in plain)
+        assert [k for k in plain if (plain[k] != slow[k]).any()] == [k for k in plain if k.split('.')[0] in ('wte', 'wpe', 'lm_head')]
+
+    # through a checkpoint, and from one that was made before there was an lr_scale
+    for make in (hybrid, ours('sgdw'), ours('adamw', embed_lr=0.1)):
+        opt, whole = several_steps(make, tiny())
+        model = tiny()
+        half, _ = several_steps(make, model, range(3))
+        state, again = half.state_dict(), make(model)
+        for group in state.get('param_groups', ()):
+            del group['lr_scale']
+        training.load_optimizer(again, state)
+        resumed = several_steps(lambda model: again, model, range(3, 6))[1]
+        assert all((whole[k] == resumed[k]).all() for k in whole)
+    for make, other in ((hybrid, ours('sgdw')), (ours('sgdw'), hybrid), (ours('sgdw'), ours('sgdw', embed_lr=0.1))):
+        with pytest.raises(SystemExit, match='has its optimizer state in other groups'):
+            training.load_optimizer(make(tiny()), other(tiny()).state_dict())
+
+
 def test_split_batch():
     assert training.split_batch(480, 16, 8) == (15, 4)
     assert training.split_batch(480, 30, 16) == (30, 1)
@@ -730,6 +805,26 @@ def test_repeats_and_resumes_bit_for_bit(straight, tokens, tmp_path):
     in_parallel([again, interrupted, too_early])
 
 
+HYBRID = ['--embed_optimizer=adamw', '--embed_lr=0.01', '--keep_interval=10']
+
+
+def test_a_hybrid_resumes_bit_for_bit(tokens, tmp_path):
+    train(tokens, tmp_path / 'whole', *HYBRID)
+    half = tmp_path / 'half'
+    half.mkdir()
+    for name in ('ckpt_000010.pt', 'best.pt', 'log.jsonl'):
+        (half / name).write_bytes((tmp_path / 'whole' / name).read_bytes())
+    train(tokens, half, *HYBRID, '--init_from=resume')
+    assert_same_run(tmp_path / 'whole', half)
+    steps = [[s['step'].item() for s in opt['state'].values() if 'step' in s] for opt in final(half)['optimizer']['optimizers']]
+    assert steps == [[], [20, 20]]  # AdamW has wte and wpe
+
+
+@pytest.mark.slow
+def test_a_hybrid_in_two_processes(tokens, tmp_path):
+    runs_like_one(tokens, tmp_path, one=HYBRID, two=HYBRID)
+
+
 @pytest.mark.slow
 def test_sigterm_saves_and_leaves(straight, tokens, tmp_path):
     out = tmp_path / 'out'
@@ -849,6 +944,9 @@ def test_mistakes_get_one_sentence(straight, tokens, tmp_path):
         (['--norm=batch'], 'norm=batch is unknown'), (['--mid_norm=maybe'], 'mid_norm=maybe is not one of'),
         (['--device=tpu'], 'device=tpu is unknown'), (['--dtype=float16'], 'dtype=float16 is not one of'),
         (['--seed=-1'], 'seed=-1 is out of range'), (['--learning_rate=1e999'], 'learning_rate=inf is out of range'),
+        (['--embed_optimizer=adamw', f'--out_dir={tmp_path}/x'], 'needs an embed_lr: 0.1, a rate for sgdw, is none for adamw'),
+        (['--embed_lr=1', '--learning_rate=0', f'--out_dir={tmp_path}/x'], 'which is 0: give it a rate'),
+        (['--init_from=resume', '--embed_lr=1'], 'has its optimizer state in other groups'),
         (['--init_from=resume', '--n_layer=3'], 'was made with n_layer=2'),
         (['--init_from=resume', '--seed=2'], 'was made with seed=1337'),
         (['--init_from=resume', '--setting=S1'], 'was made with input_norm=True'),

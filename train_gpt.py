@@ -68,6 +68,8 @@ loss_chunk = 0  # tokens whose logits are held at once, 0: all. saves memory, co
 optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay)
 learning_rate = 1.0  # peak
 min_lr = 6e-5  # where the cosine ends
+embed_lr = 0.0  # peak for wte, wpe and an untied head, min_lr in the same ratio; 0: learning_rate
+embed_optimizer = 'auto'  # 'adamw': AdamW for these and optimizer for the rest
 warmup_iters = 0  # linear warmup
 max_iters = 200000  # updates
 weight_decay = 1e-4  # on matrices and embeddings; not on biases and gains
@@ -91,7 +93,8 @@ training.check_range(config, 1, 2**40, 'max_iters')
 training.check_range(config, 1, 1000, 'n_layer', 'n_head')
 training.check_range(config, 0, 2**32 - 1, 'seed', 'vocab_size', 'loss_chunk')
 training.check_range(config, 0, float('inf'), 'eval_interval', 'eval_tokens', 'ckpt_interval', 'keep_interval',
-                     'log_interval', 'warmup_iters', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip', 'agc')
+                     'log_interval', 'warmup_iters', 'learning_rate', 'min_lr', 'embed_lr', 'weight_decay', 'grad_clip',
+                     'agc')
 training.check_clipping(config)
 training.check_share(config, 'dropout', 'momentum', 'beta1', 'beta2')
 env = training.start(device, dtype, compile, seed, deterministic)
@@ -208,8 +211,8 @@ if checkpoint:
         fail(f'{path} does not hold the weights of this model ({" ".join(str(e).split())[:200]}): use another file')
 elif eval_only:
     fail('eval_only needs weights: --init_from=resume where out_dir holds a checkpoint, or --init_from=FILE')
-opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2,
-                              env.compile)
+opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2, embed_lr,
+                              embed_optimizer, env.compile)
 if start_iter:
     training.load_optimizer(opt, checkpoint['optimizer'])
 checkpoint = None  # free the memory
@@ -315,7 +318,7 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
 
     lr = training.lr_at(iter_num, learning_rate, min_lr, warmup_iters, max_iters)
     for group in opt.param_groups:
-        group['lr'] = lr
+        group['lr'] = lr * group['lr_scale']
     if dropout > 0:  # repeats and resumes exactly: the masks of an iteration depend on (seed, iter_num, rank) alone
         torch.manual_seed(int(np.random.SeedSequence((seed, iter_num, env.rank)).generate_state(1)[0]))
 

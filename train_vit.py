@@ -85,6 +85,8 @@ init = 'xavier'  # truncated (table 4), or 'tfixup' (second report)
 optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay)
 learning_rate = 0.5  # peak (table 4)
 min_lr = 1e-8  # where the cosine ends (table 4)
+embed_lr = 0.0  # peak for patch embedding, class token and positions, min_lr in the same ratio; 0: learning_rate
+embed_optimizer = 'auto'  # 'adamw': AdamW for these and optimizer for the rest
 epochs = 150.0  # table 4. each image once per epoch; a rest smaller than a batch waits for the next epoch
 max_iters = 0  # updates, in place of epochs; 0: all epochs
 warmup_epochs = 60.0  # table 4. here: linear, then a cosine from the peak (nanoGPT's; timm's default is another)
@@ -113,8 +115,8 @@ training.check_range(config, 0, 10, 'randaugment')
 training.check_range(config, 0, max(4, image_size - 1), 'shift')
 training.check_range(config, 0.0001, 1, 'crop_scale')
 training.check_range(config, 0, float('inf'), 'eval_interval', 'ckpt_interval', 'keep_interval', 'log_interval',
-                     'max_iters', 'epochs', 'warmup_epochs', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip',
-                     'agc', 'mixup', 'cutmix')
+                     'max_iters', 'epochs', 'warmup_epochs', 'learning_rate', 'min_lr', 'embed_lr', 'weight_decay',
+                     'grad_clip', 'agc', 'mixup', 'cutmix')
 training.check_clipping(config)
 training.check_share(config, 'dropout', 'drop_path', 'label_smoothing', 'momentum', 'beta1', 'beta2')
 if arch not in ('vit', 'nfnet'):
@@ -346,8 +348,8 @@ if checkpoint:
         raw_model.load_state_dict(checkpoint['model'])
     except RuntimeError as e:
         fail(f'{source} does not hold the weights of this model ({" ".join(str(e).split())[:200]}): use another file')
-opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2,
-                              env.compile)
+opt = training.make_optimizer(raw_model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2, embed_lr,
+                              embed_optimizer, env.compile)
 if start_iter:
     training.load_optimizer(opt, checkpoint['optimizer'])
 checkpoint = None  # free the memory
@@ -488,7 +490,7 @@ for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates a
 
     lr = training.lr_at(iter_num, learning_rate, min_lr, warmup_iters, total_iters)
     for group in opt.param_groups:
-        group['lr'] = lr
+        group['lr'] = lr * group['lr_scale']
     if dropout > 0 or drop_path > 0:  # the masks of an iteration depend on (seed, iter_num, rank) alone
         torch.manual_seed(int(np.random.SeedSequence((seed, iter_num, env.rank)).generate_state(1)[0]))
 

@@ -204,21 +204,78 @@ def lr_at(iter_num, learning_rate, min_lr, warmup_iters, max_iters):
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
 
 
-def param_groups(model, weight_decay):
+# top-level modules and tensors that embed_lr is for: tables by token, patch and position. an untied head is one more
+# table by token; the head of a ViT, one row for each class, is none
+EMBEDDINGS = ('wte', 'wpe', 'lm_head', 'patch_embed', 'cls_token', 'pos_embed')
+
+
+def param_groups(model, weight_decay, embed_scale=0.0):
     """
     Two groups that hold every trainable tensor once: matrices and embeddings decay; biases, gains and what
-    model.no_weight_decay() names do not.
+    model.no_weight_decay() names do not. With an embed_scale the embeddings are two more groups of this kind. The loop
+    sets a group's rate to lr_scale times that of the schedule.
     """
     exempt = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]  # a tied tensor comes once
-    decays = [n for n, p in named if p.dim() >= 2 and n not in exempt]
-    return [{'params': [p for n, p in named if n in decays], 'weight_decay': weight_decay},
-            {'params': [p for n, p in named if n not in decays], 'weight_decay': 0.0}]
+    groups = {(embed, decays): {'params': [], 'weight_decay': weight_decay if decays else 0.0,
+                                'lr_scale': embed_scale if embed else 1.0}
+              for embed in ((False, True) if embed_scale else (False,)) for decays in (True, False)}
+    for n, p in model.named_parameters():  # a tied tensor comes once
+        if p.requires_grad:
+            embed = embed_scale > 0 and n.split('.')[0] in EMBEDDINGS
+            groups[embed, p.dim() >= 2 and n not in exempt]['params'].append(p)
+    return list(groups.values())
 
 
-def make_optimizer(model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2, compile):
-    """'sgdw' (the paper's mSGDW; its step compiled or not), 'adamw', or 'sgd': torch's, whose weight decay is coupled."""
-    groups = param_groups(model, weight_decay)
+class Hybrid:
+    """Two optimizers, each with parameters of its own, used as one."""
+
+    def __init__(self, *optimizers):
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self):
+        return [group for opt in self.optimizers for group in opt.param_groups]
+
+    def step(self):
+        for opt in self.optimizers:
+            opt.step()
+
+    def zero_grad(self, set_to_none=True):
+        for opt in self.optimizers:
+            opt.zero_grad(set_to_none)
+
+    def state_dict(self):
+        return {'optimizers': [opt.state_dict() for opt in self.optimizers]}
+
+    def load_state_dict(self, state):
+        for opt, of_one in zip(self.optimizers, state['optimizers'], strict=True):
+            opt.load_state_dict(of_one)
+
+
+def make_optimizer(model, optimizer, learning_rate, weight_decay, momentum, beta1, beta2, embed_lr=0.0,
+                   embed_optimizer='auto', compile=False):
+    """
+    'sgdw' (the paper's mSGDW), 'adamw', or 'sgd': torch's, whose weight decay is coupled. embed_lr is the peak rate of
+    the embeddings, 0: learning_rate. embed_optimizer='adamw' gives them AdamW whatever the rest has, 'auto' the same.
+    compile: the step of 'sgdw' as one compiled pass.
+    """
+    hybrid = embed_optimizer == 'adamw' != optimizer
+    if embed_optimizer not in ('auto', 'adamw'):
+        fail(f'embed_optimizer={embed_optimizer} is unknown: use auto (as optimizer) or adamw')
+    if hybrid and not embed_lr:
+        fail(f'embed_optimizer=adamw needs an embed_lr: {learning_rate:g}, a rate for {optimizer}, is none for adamw')
+    if embed_lr and not learning_rate:
+        fail(f'embed_lr={embed_lr:g} follows the schedule of learning_rate, which is 0: give it a rate')
+    groups = param_groups(model, weight_decay, embed_lr / learning_rate if embed_lr else 0.0)
+    if embed_lr and not any(group['params'] for group in groups[2:]):
+        fail(f'embed_lr={embed_lr:g}, but this network has no embeddings: leave it at 0')
+    numbers = learning_rate, momentum, beta1, beta2, compile
+    if hybrid:
+        return Hybrid(one_optimizer(groups[:2], optimizer, *numbers), one_optimizer(groups[2:], 'adamw', *numbers))
+    return one_optimizer(groups, optimizer, *numbers)
+
+
+def one_optimizer(groups, optimizer, learning_rate, momentum, beta1, beta2, compile):
     if optimizer == 'sgdw':
         return SGDW(groups, lr=learning_rate, momentum=momentum, compile=compile)
     if optimizer == 'adamw':
@@ -265,7 +322,11 @@ def clip_units(units, limit, eps=1e-3):
 def load_optimizer(opt, state):
     """The momentum is the checkpoint's, the numbers (rates, decay) are those of the config."""
     flags = [{k: v for k, v in group.items() if k != 'params'} for group in opt.param_groups]
-    opt.load_state_dict(state)
+    try:
+        opt.load_state_dict(state)
+    except (KeyError, ValueError):
+        fail('the checkpoint has its optimizer state in other groups: give the embed_optimizer of that run, and an embed_lr '
+             'of 0 only if its was')
     for group, values in zip(opt.param_groups, flags):
         group.update(values)
 

@@ -7,23 +7,33 @@ Grids, seeds and variants: starts the train scripts as processes and writes down
     python -m experiments.reproduce cifar10              the four CIFAR-10 configs at full length, the test set read once
     python -m experiments.reproduce stability            learning rates from 1e-4 to 1, with and without normalization
     python -m experiments.reproduce decay                S5 with coupled and with decoupled weight decay
+    python -m experiments.reproduce language_grid        six arms, width 32: rate, warmup, decay and rate of the embeddings
+    python -m experiments.reproduce language             these at the best of that, three seeds
+    python -m experiments.reproduce law                  what mSGDW lacks, by length, width and vocabulary: experiments/law.py
+    python -m experiments.reproduce law_fifth            the point that experiments.law has predicted
+    python -m experiments.reproduce ablation_grid        S1 to S5 under both optimizers: learning rates
+    python -m experiments.reproduce ablation             these at the best rate of each, three seeds
+    python -m experiments.reproduce ablation_cifar10_grid and ablation_cifar10: the same for CIFAR-10
     python -m experiments.reproduce tiny --table=True    print the table of what has been run
 
 Run it again after a kill: what is finished is not run again, the rest is resumed. One line for each finished run goes
-to results/STUDY.jsonl.
+to results/STUDY.jsonl. A run that another study has finished counts for all.
 """
 
 import json
 import math
 import os
 import re
-import runpy
 import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from itertools import chain
 
 from configurator import configure, fail
+from experiments import searches
+from experiments.searches import key, read_config, walk
 
 processes = 2  # runs at the same time
 threads = 1  # of each run
@@ -49,10 +59,6 @@ SMALL = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 
 WARMUPS = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the run
 
 
-def read_config(config):
-    return runpy.run_path(f'config/{config}.py')
-
-
 def tiny_grid(done):
     """
     A third of the length, one grid for every arm: first the learning rates (but the highest) at warmup 0.1, then from
@@ -61,14 +67,9 @@ def tiny_grid(done):
     iters = 1500
     for config in TINY:
         lrs = LRS[read_config(config)['optimizer']]
-        runs = {(i, j): {'config': config, 'learning_rate': lr, 'warmup_iters': int(w * iters), 'max_iters': iters}
-                for i, lr in enumerate(lrs) for j, w in enumerate(WARMUPS)}
-        start = [(i, 1) for i in range(len(lrs) - 1)]
-        yield from (runs[k] for k in start)
-        losses = {k: done[key(run)]['val_loss'] for k, run in runs.items() if key(run) in done}
-        if all(k in losses for k in start):
-            i, j = min(losses, key=losses.get)
-            yield from (run for (k, l), run in runs.items() if abs(k - i) <= 1 and abs(l - j) <= 1)
+        yield from walk(lambda lr, w: {'config': config, 'learning_rate': lr, 'warmup_iters': int(w * iters),
+                                       'max_iters': iters},
+                        (lrs, WARMUPS), [(lr, 0.1) for lr in lrs[:-1]], done, box=True)[0]
 
 
 def tiny(done):
@@ -87,13 +88,12 @@ def cifar10_grid(done):
     for config in CIFAR:
         lrs = CIFAR_LRS[read_config(config)['optimizer']]
         runs = [{'config': config, 'learning_rate': lr, 'epochs': 0.5, 'warmup_epochs': 0.1} for lr in lrs]
-        yield from runs[2:5]
-        losses = {i: done[key(run)]['val_loss'] for i, run in enumerate(runs) if key(run) in done}
-        if len(losses) >= 3:
-            best = min(losses, key=losses.get)
-            yield from runs[max(0, best - 1):best + 2]
-            close = [i for i in losses if losses[i] - losses[best] < 0.01]
-            yield from ({**runs[i], 'epochs': 1.0, 'warmup_epochs': 0.2} for i in close if len(close) > 1)
+        todo, best = walk(lambda lr: runs[lrs.index(lr)], (lrs,), [(lr,) for lr in lrs[2:5]], done)
+        yield from todo
+        if not todo:
+            limit = done[key(best)]['val_loss'] + 0.01
+            close = [run for run in runs if key(run) in done and done[key(run)]['val_loss'] < limit]
+            yield from ({**run, 'epochs': 1.0, 'warmup_epochs': 0.2} for run in close if len(close) > 1)
 
 
 def cifar10(done):
@@ -123,12 +123,10 @@ def decay(done):
                        'optimizer': optimizer, 'weight_decay': weight_decay, 'learning_rate': lr}
 
 
-STUDIES = {f.__name__: f for f in (tiny_grid, tiny, cifar10_grid, cifar10, stability, decay)}
+STUDIES = {**{f.__name__: f for f in (tiny_grid, tiny, cifar10_grid, cifar10, stability, decay)}, **searches.STUDIES}
 
-
-def key(run):
-    return ' '.join(f'{k}={v}' for k, v in run.items())
-
+# -----------------------------------------------------------------------------
+# runs
 
 def read(path):
     """Finished runs by their key."""
@@ -137,6 +135,10 @@ def read(path):
     with open(path, encoding='utf-8') as f:
         rows = [{'val_loss': math.inf, **json.loads(line)} for line in f]  # what diverged has none
     return {key(row['run']): row for row in rows}
+
+
+def read_all():
+    return {k: row for study in STUDIES for k, row in read(f'results/{study}.jsonl').items()}
 
 
 def train(run, study):
@@ -179,12 +181,13 @@ def run_study(study):
 
     def one(run):
         row = train(run, study)
+        row['date'] = datetime.now().isoformat(' ', 'minutes')
         with open(path, 'a', encoding='utf-8') as f:
             f.write(json.dumps(row) + '\n')
         print(f'{row["val_loss"]:.4f}' if 'val_loss' in row else row['ended'], key(run), flush=True)
 
     while True:  # a study may go on from what its first runs gave
-        done = read(path)
+        done = read_all()
         todo = list({key(run): run for run in STUDIES[study](done) if key(run) not in done}.values())
         if not todo:
             return
@@ -238,7 +241,52 @@ def print_variants(study):
             print('| *share of units that it clipped* | ' + ' | '.join(cells) + ' |')
 
 
-TABLES = {'tiny_grid': print_grid, 'stability': print_variants, 'decay': print_variants}
+
+def mean_spread(values, sign=''):
+    spread = f' ± {statistics.stdev(values):.4f}' if len(values) > 1 else ''
+    return f'{statistics.mean(values):{sign}.4f}{spread}'
+
+
+def print_search(study):
+    """The best of each arm; behind each of its numbers the losses at the next lower and the next higher value of it."""
+    rows, axes = list(read(f'results/{study}.jsonl').values()), ('learning_rate', 'warmup_iters', 'weight_decay', 'embed_lr')
+    axes = [axis for axis in axes if len({row['run'].get(axis) for row in rows}) > 1]
+    print('| arm | runs | val_loss | ' + ' | '.join(axes) + ' |\n|---|---|---|' + '---|' * len(axes))
+    for variant in dict.fromkeys(row['run']['variant'] for row in rows):
+        arm = [row for row in rows if row['run']['variant'] == variant]
+        best, cells = min(arm, key=lambda row: row['val_loss']), []
+        for axis in axes:
+            at = best['run'].get(axis)
+            line = {row['run'][axis]: row['val_loss'] for row in arm if at is not None and
+                    all(row['run'][k] == v for k, v in best['run'].items() if k != axis)}
+            sides = [v for v in sorted(line) if v < at][-1:] or [None], [v for v in sorted(line) if v > at][:1] or [None]
+            cells.append(f'{at:g} ({", ".join(f"{line[v]:.4f}" if v in line else "edge" for v, in sides)})' if line else '')
+        print(f'| {variant} | {len(arm)} | {best["val_loss"]:.4f} | ' + ' | '.join(cells) + ' |')
+
+
+def print_arms(study):
+    """Mean and spread over the seeds; beside them what is left to L-DNT with AdamW, seed by seed, and the paper's number."""
+    arms = {}
+    for row in read(f'results/{study}.jsonl').values():
+        arms.setdefault(row['run']['variant'], {})[row['run']['seed']] = row
+    runs = [next(iter(arm.values()))['run'] for arm in arms.values()]
+    varied = [k for k in dict.fromkeys(chain(*runs)) if k not in ('variant', 'config', 'setting', 'seed')
+              and len({run.get(k) for run in runs}) > 1]
+    metrics = [m for m in ('val_loss', 'top1') if any(m in row for arm in arms.values() for row in arm.values())]
+    reference, paper = arms.get('L-DNT AdamW'), any(arm in searches.PAPER for arm in arms)
+    head = ['arm', *varied, 'seeds', *metrics, *(['minus L-DNT AdamW'] if reference else []), *(['paper, 124M'] if paper else [])]
+    print('| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|')
+    for (name, arm), run in zip(arms.items(), runs):
+        cells = [name, *(f'{run[k]:g}' if isinstance(run.get(k), (int, float)) else run.get(k, '') for k in varied), str(len(arm))]
+        cells += [mean_spread([row[m] for row in arm.values() if m in row]) for m in metrics]
+        if reference:
+            cells.append(mean_spread([arm[s]['val_loss'] - reference[s]['val_loss'] for s in arm if s in reference], '+'))
+        print('| ' + ' | '.join(cells + [str(searches.PAPER.get(name, ''))] * paper) + ' |')
+
+
+TABLES = {'tiny_grid': print_grid, 'stability': print_variants, 'decay': print_variants,
+          **{f'{name}_grid': print_search for name in ('language', 'ablation', 'ablation_cifar10')},
+          **dict.fromkeys(('language', 'ablation', 'ablation_cifar10'), print_arms)}
 
 if __name__ == '__main__':
     if len(sys.argv) < 2 or sys.argv[1] not in STUDIES:
