@@ -143,5 +143,5 @@ def sgdw_compiled(params, grads, buffers, lr, mu, wd, nesterov):
 
 
 def flat(tensors):
-    """The same memory as vectors. Not by view(): behind it torch.compile sees the shape, and makes a program for each."""
+    """The same memory as vectors. Not by view(): torch.compile would see the shape behind, and a program for each."""
     return [x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), (x.numel(),)) for x in tensors]

@@ -9,7 +9,7 @@ B); positions do no work, and a ViT's head works on one token in T. Speed: mfu t
 peak; that it stays the same on 32 GPUs and that the loader keeps up is assumed too. Memory: fp32 weights, gradients
 and optimizer state, which every GPU holds whole under DDP; activations of one sequence or image, bf16 and with flash
 attention, are 32 C bytes a token and block (Korthikanti et al., arXiv:2205.05198, without dropout) and for the loss
-10 V a token (logits in bf16, in fp32 and their gradient). DNT's further norms and the allocator's waste come on top.
+10 V a token (logits in bf16 and in fp32, log-probabilities). DNT's further norms and the allocator's waste come on top.
 """
 
 import runpy
@@ -56,8 +56,8 @@ peaks = dict(PEAK_TFLOPS)
 if gpu not in peaks:
     fail(f'gpu={gpu} is unknown: use one of {", ".join(peaks)}')
 print(f'{gpu}, {peaks[gpu]} TFLOP/s dense bf16, at an assumed {mfu:.0%} of it:\n')
-print('| config | run | GFLOPs a token | memory: AdamW | mSGDW | and each sequence or image | 1 GPU | 8 GPUs | 32 GPUs |')
-print('|---|---|---|---|---|---|---|---|---|')
+print('| config | run | GFLOPs a token | memory: AdamW | mSGDW | and each sequence or image | 1 GPU | 8 GPUs | 32 GPUs |\n'
+      '|---|---|---|---|---|---|---|---|---|')
 for name in ROWS:
     n, flops, T, count, activations = cost(name)
     cells = []
@@ -66,11 +66,11 @@ for name in ROWS:
         what = f'{round_off(speed * T)} tokens/s' if name[0] == 'd' else f'{round_off(speed)} images/s'
         cells.append(f'{what}, {count / speed / 86400:.2g} days')
     run = f'{count * T / 1e9:.1f}B tokens' if name[0] == 'd' else f'{count / 1e6:.0f}M images'
-    print(f'| `{name}` {n / 1e6:.1f}M | {run} | {flops / T / 1e9:.2f} | {16 * n / 1e9:.1f} GB | {12 * n / 1e9:.1f} GB | '
-          f'{activations / 1e9:.2f} GB | {" | ".join(cells)} |')
+    print(f'| `{name}` {n / 1e6:.1f}M | {run} | {flops / T / 1e9:.2f} | {16 * n / 1e9:.1f} GB | '
+          f'{12 * n / 1e9:.1f} GB | {activations / 1e9:.2f} GB | {" | ".join(cells)} |')
 
 n, flops, T, count, _ = cost('dnt_xl')
 rate = flops * count / (PAPER_DAYS * 86400 * PAPER_GPUS) / 1e12
-print(f'\nThe paper trained this {n / 1e6:.0f}M model in about {PAPER_DAYS} days on {PAPER_GPUS} GPUs whose kind it leaves open '
-      f'(the 774M\nmodel ran on A800): {rate:.0f} TFLOP/s a GPU, an MFU of {rate / peaks["A100"]:.0%} where they were A100 or A800, '
-      f'{rate / peaks["H100"]:.0%} where they were H100.')
+print(f'\nThe paper trained this {n / 1e6:.0f}M model in about {PAPER_DAYS} days on {PAPER_GPUS} GPUs, whose kind it leaves\n'
+      f'open (the 774M model ran on A800): {rate:.0f} TFLOP/s a GPU, an MFU of {rate / peaks["A100"]:.0%} where they were A100 or\n'
+      f'A800, {rate / peaks["H100"]:.0%} where they were H100.')
