@@ -38,6 +38,7 @@ import prepare_imagenet
 import sgdw
 import training
 from configurator import configure
+from experiments import lag, memory, reproduce, searches
 from model import GPT, NORMS, SETTINGS, DropPath, GPTConfig, LayerNorm, RMSNorm, ViT, ViTConfig, standardize
 from nfnet import GELU, NFNet, NFNetConfig, SqueezeExcite, WSConv2d
 from nfnet import Block as NFBlock
@@ -3131,6 +3132,173 @@ def test_propositions_as_a_command(tmp_path):
     for result in written:
         assert f'{result["statement"]}: {result["verdict"]}' in run.stdout and result['text'] in run.stdout
         assert f'\n| {result["statement"]} | {result["verdict"]} |\n' in run.stdout  # the closing table
+
+# -----------------------------------------------------------------------------
+# experiments: searches, the law, memory, smaller vocabularies
+
+
+def finish_study(name, done, loss):
+    """Every run of a study, at once; what each has lost is a function of it. Returns how many there were."""
+    count = 0
+    while todo := {searches.key(run): run for run in searches.STUDIES[name](done) if searches.key(run) not in done}:
+        count += len(todo)
+        done.update((k, {'run': run, 'iter': 9, 'val_loss': loss(run), 'ended': 'finished'}) for k, run in todo.items())
+    return count
+
+
+def test_walk_finds_the_lowest_place_and_repeats_the_tiny_grid(monkeypatch):
+    axes, done, seen = ([1, 2, 4, 8, 16], [0.1, 0.3, 0.5, 0.7], [1, 10, 100]), {}, []
+    loss = lambda run: (math.log2(run['a']) - 3) ** 2 + (run['b'] - 0.3) ** 2 + 0.01 * math.log10(run['c'])  # noqa: E731
+    for least, best in ((0.0, (8, 0.3, 1)), (0.1, (8, 0.5, 10))):  # what a step gains in b or c is less than 0.1
+        done.clear()
+        while True:
+            todo, at = searches.walk(lambda a, b, c: {'a': a, 'b': b, 'c': c}, axes, [(2, 0.5, 10)], done, least=least)
+            if not todo:
+                break
+            done.update((searches.key(run), {'val_loss': loss(run)}) for run in todo)
+        assert tuple(at.values()) == best
+        seen.append(len(done))
+    assert seen[1] < seen[0] < 20 and seen[1] == 1 + 2 + 2 + 2 + 2  # of 60; the fifth 2 are the steps on along a
+    for name, rows in (('tiny_grid', 75), ('cifar10_grid', 16)):  # from nothing, to the runs that were made
+        recorded, done = reproduce.read(ROOT / f'results/{name}.jsonl'), {}
+        monkeypatch.chdir(ROOT)
+        while todo := [k for k in map(searches.key, reproduce.STUDIES[name](done)) if k not in done]:
+            done.update((k, recorded[k]) for k in todo)
+        assert len(done) == len(recorded) == rows
+
+
+def test_studies_follow_each_other_and_the_law_predicts(tmp_path, monkeypatch):
+    """Losses that follow a law exactly: the searches find its optimum and the fit its exponents."""
+    monkeypatch.chdir(tmp_path)
+    os.symlink(ROOT / 'config', 'config')
+    os.mkdir('results')
+    sizes = {name: size for size, name in searches.DATA.items()}
+
+    def gap(run):
+        x = [math.log2(v) for v in (run['max_iters'] / searches.ITERS, run['n_embd'] / 32, sizes[run['dataset']] / 257)]
+        return 0.1 * 2 ** (-0.5 * x[0] + 0.25 * x[1] + 0.1 * x[2])
+
+    def loss(run):
+        kind = 'adamw' if run['config'] in ('dnt_tiny_adamw', 'gpt2_tiny') else 'sgdw'
+        off = math.log2(run['learning_rate'] / {'adamw': 0.016, 'sgdw': 0.2}[kind]) ** 2 / 20
+        off += math.log2(run['embed_lr'] / 0.008) ** 2 / 50 if run.get('embed_optimizer') == 'adamw' else 0
+        lacks = {'adamw': 0.0, 'sgdw': 1.0}[kind] * (0.1 if run.get('embed_optimizer') == 'adamw' else 1)
+        return 2 + off + lacks * gap(run) + 0.01 * run.get('seed', 0)
+
+    done = {}
+    for name in ('language', 'law', 'law_fifth'):
+        with pytest.raises(SystemExit, match='begins where language_grid ends|nothing has been predicted'):
+            list(searches.STUDIES[name](done))
+    assert finish_study('language_grid', done, loss) < 80
+    best = {b['variant']: (b['learning_rate'], b.get('embed_lr')) for _, b in searches.language_searches(done)}
+    assert best['L-DNT AdamW'] == (0.016, None) and best['L-DNT hybrid'] == (0.2, 0.008) and best['GPT-2 mSGDW'] == (0.2, None)
+    assert finish_study('language', done, loss) == 18
+    law = finish_study('law', done, loss)
+    assert 27 * 2 < law < 27 * 7 and finish_study('law', done, loss) == 0
+    assert all('seed' in row['run'] or row['run']['eval_interval'] == 0 for row in done.values())
+
+    def command(module, *args):
+        with open('results/law.jsonl', 'w') as f:
+            f.writelines(json.dumps(row) + '\n' for row in done.values())
+        monkeypatch.setattr(sys, 'argv', [module, *args])
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            runpy.run_path(str(ROOT / f'experiments/{module}.py'), run_name='__main__')
+        return said.getvalue()
+
+    table = table_of(command('reproduce', 'language', '--table=True'))
+    assert [row[0] for row in table] == list(searches.ARMS) and table[2][-2:] == ['+0.0000 ± 0.0000', '2.863']
+    assert [table[i][-2] for i in (3, 5)] == ['+0.1000 ± 0.0000', '+0.0100 ± 0.0000']
+    grid = {row[0]: row for row in table_of(command('reproduce', 'language_grid', '--table=True'))}
+    assert grid['L-DNT AdamW'][3] == '0.016 (2.0500, 2.0500)' and grid['L-DNT hybrid'][6] == '0.008 (2.0300, 2.0300)'
+    assert 'edge' not in str(grid)
+
+    said = command('law', '--predict=True')
+    assert 'L-DNT mSGDW, power: gap 0.200 at the first point, times 0.707 for each doubling of tokens, times 1.189 for each ' \
+        'doubling of width, times 1.072 for each doubling of vocabulary; root mean square of what is left 0.0000' in said
+    assert said.count('not run') == 4
+    predicted = json.loads(Path(searches.PREDICTION).read_text())
+    assert predicted['point'] == ['stdlib', 32, 4 * searches.ITERS] and predicted['points'] == 9
+    assert predicted['gaps']['L-DNT mSGDW']['power'] == pytest.approx(0.05) and predicted['gaps']['L-DNT hybrid']['power'] == pytest.approx(0.005)
+    with pytest.raises(SystemExit, match='stands'):  # once
+        command('law', '--predict=True')
+    assert finish_study('law_fifth', done, loss) > 6
+    assert '| L-DNT mSGDW | power | +0.0500 | +0.0500 ± 0.0000 |' in command('law')
+    os.remove(searches.PREDICTION)
+    with pytest.raises(SystemExit, match='was run already: a prediction comes before it'):
+        command('law', '--predict=True')
+
+
+def test_lag_trains_as_train_gpt_does(tokens, tmp_path):
+    shared = dict(iters=20, n_layer=2, learning_rate=0.4, weight_decay=0.003, seed=1, block_size=8, global_batch_size=4)
+    train(tokens, tmp_path / 'out', '--n_embd=32', '--n_head=1', '--embed_optimizer=adamw', '--embed_lr=0.01', '--min_lr=0',
+          '--warmup_iters=6', '--eval_interval=0', *(f'--{k}={v}' for k, v in shared.items() if k != 'iters'))
+    ours = lag.train({**shared, 'dataset': str(tokens), 'n_embd': 32, 'tied': True, 'adamw': 'embeddings', 'adamw_lr': 0.01,
+                      'adamw_decay': 0.003, 'warmup': 0.3})
+    assert ours == pytest.approx(rows(tmp_path / 'out')[-1]['loss'], abs=1e-5)
+    model = tiny(tied=False)
+    parts = {}
+    for group, p, rows_of in lag.pieces(model):
+        parts[group] = parts.get(group, 0) + p.data[rows_of].numel()
+    C, L = 16, 3
+    assert parts == {'embeddings': (64 + 12) * C, 'head': 64 * C, 'q and k': L * 2 * C * C, 'v and o': L * 2 * C * C,
+                     'FFN': L * 8 * C * C, 'gains': C + L * (3 * C + 2 * 8) + C}
+
+
+def test_optimizer_memory_calculated_is_measured(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(memory, 'configs', 'dnt_tiny,vit_cifar10')
+    for device in ('meta', 'cpu'):
+        monkeypatch.setattr(memory, 'device', device)
+        for name in ('dnt_tiny', 'vit_cifar10'):
+            config, model = memory.build(name)
+            tensors = len(list(model.parameters()))
+            of_embeddings = sum(n.split('.')[0] in training.EMBEDDINGS for n, _ in model.named_parameters())
+            for kind, counters in (('AdamW', tensors), ('mSGDW', 0), ('hybrid', of_embeddings)):
+                assert memory.measured(kind, config, model)[0] == memory.calculated(kind, model) + 4 * counters
+    monkeypatch.setattr(memory, 'device', 'meta')
+    memory.printed()
+    by_name = {row[0].split()[0]: row for row in table_of(capsys.readouterr().out)}
+    assert by_name['all'][1] == '1,438,024,704' and by_name['all'][-1] == 'no' and by_name['without'][-1] == '10^9'
+
+
+def test_smaller_vocabularies(tmp_path):
+    pytest.importorskip('tiktoken')
+    cache = os.environ.get('TIKTOKEN_CACHE_DIR') or os.environ.get('DATA_GYM_CACHE_DIR')
+    if not cache or not (Path(cache) / '0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4').exists():
+        pytest.skip("gpt2's file is not here and there is no network: set TIKTOKEN_CACHE_DIR to where it is")
+    from tiktoken_ext.openai_public import r50k_base
+    ranks = r50k_base()['mergeable_ranks']
+    docs = [f'the internationalization of {i} things\n'.encode() + 'né 日本'.encode() for i in range(30)]
+    folder = tmp_path / 'text'
+    folder.mkdir()
+    ids = {'train': docs[:25], 'val': docs[25:]}
+    for split, part in ids.items():
+        np.array([i for doc in part for i in [*doc, 256]], '<u2').tofile(folder / f'{split}.bin')
+    (folder / 'meta.json').write_text(json.dumps({'tokenizer': 'byte', 'vocab_size': 257, 'dtype': 'uint16', 'source': 'x'}))
+    finish(python('-m', 'experiments.vocabulary', f'--dataset={folder}', '--sizes=257,700,50257'))
+    # and from gpt2's ids back to the same
+    finish(python('-m', 'experiments.vocabulary', f'--dataset={folder}_50257', '--sizes=700', f'--out_dir={tmp_path}/again'))
+
+    def bpe(word, size):  # merges the pair of the lowest rank until there is none
+        parts = [word[i:i + 1] for i in range(len(word))]
+        while pairs := {i: r for i in range(len(parts) - 1) if (r := ranks.get(parts[i] + parts[i + 1], size)) < size - 1}:
+            i = min(pairs, key=pairs.get)
+            parts[i:i + 2] = [parts[i] + parts[i + 1]]
+        return [ranks[part] for part in parts]
+
+    back = {rank: token for token, rank in ranks.items()}
+    for name, size in (('text_257', 257), ('text_700', 700), ('again_700', 700), ('text_50257', 50257)):
+        meta = json.loads((tmp_path / name / 'meta.json').read_text())
+        assert meta['vocab_size'] == size and meta['val_bytes'] == sum(map(len, docs[25:]))
+        for split, part in ids.items():
+            got = np.fromfile(tmp_path / name / f'{split}.bin', '<u2').tolist()
+            assert meta[f'{split}_tokens'] == len(got) and got.count(size - 1) == meta[f'{split}_documents'] == len(part)
+            assert b''.join(b'|' if i == size - 1 else back[i] for i in got) == b''.join(doc + b'|' for doc in part)
+            word = bpe(b' internationalization', size)
+            assert got[:1 + len(bpe(b'the', size)) + len(word)][len(bpe(b'the', size)):-1] == word
+    train(tmp_path / 'text_700', tmp_path / 'out', '--max_iters=2')
+    assert 'a part of the gpt2 vocabulary' in finish(python('sample.py', f'--out_dir={tmp_path}/out', '--device=cpu'), 1)[1]
+
 
 # -----------------------------------------------------------------------------
 # figures: in a process of their own they would spend most of the time importing

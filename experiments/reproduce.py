@@ -241,52 +241,58 @@ def print_variants(study):
             print('| *share of units that it clipped* | ' + ' | '.join(cells) + ' |')
 
 
-
 def mean_spread(values, sign=''):
+    if not values or max(values) == math.inf:  # what diverged
+        return 'diverged' if values else ''
     spread = f' ± {statistics.stdev(values):.4f}' if len(values) > 1 else ''
     return f'{statistics.mean(values):{sign}.4f}{spread}'
 
 
 def print_search(study):
-    """The best of each arm; behind each of its numbers the losses at the next lower and the next higher value of it."""
-    rows, axes = list(read(f'results/{study}.jsonl').values()), ('learning_rate', 'warmup_iters', 'weight_decay', 'embed_lr')
-    axes = [axis for axis in axes if len({row['run'].get(axis) for row in rows}) > 1]
-    print('| arm | runs | val_loss | ' + ' | '.join(axes) + ' |\n|---|---|---|' + '---|' * len(axes))
-    for variant in dict.fromkeys(row['run']['variant'] for row in rows):
-        arm = [row for row in rows if row['run']['variant'] == variant]
-        best, cells = min(arm, key=lambda row: row['val_loss']), []
+    """Where each search stands; behind each of its numbers the losses at the next lower and the next higher value."""
+    def like(run, *free):  # finished runs that differ from it in nothing else
+        return [row for row in done.values() if list(row['run']) == list(run)
+                and all(row['run'][k] == v for k, v in run.items() if k not in free)]
+
+    done, axes = read_all(), ('learning_rate', 'warmup_iters', 'weight_decay', 'embed_lr')
+    print('| arm | runs | val_loss | ' + ' | '.join(axes) + ' |\n' + '|---' * (3 + len(axes)) + '|')
+    for _, best in searches.SEARCHES[study.removesuffix('_grid')](done):
+        if not best:
+            continue
+        cells = [best['variant'], str(len(like(best, *axes))), f'{done[key(best)]["val_loss"]:.4f}']
         for axis in axes:
-            at = best['run'].get(axis)
-            line = {row['run'][axis]: row['val_loss'] for row in arm if at is not None and
-                    all(row['run'][k] == v for k, v in best['run'].items() if k != axis)}
-            sides = [v for v in sorted(line) if v < at][-1:] or [None], [v for v in sorted(line) if v > at][:1] or [None]
-            cells.append(f'{at:g} ({", ".join(f"{line[v]:.4f}" if v in line else "edge" for v, in sides)})' if line else '')
-        print(f'| {variant} | {len(arm)} | {best["val_loss"]:.4f} | ' + ' | '.join(cells) + ' |')
+            at = best.get(axis)
+            line = {row['run'][axis]: row['val_loss'] for row in like(best, axis)} if axis in best else {}
+            sides = max((v for v in line if v < at), default=None), min((v for v in line if v > at), default=None)
+            between = ', '.join(f'{line[v]:.4f}' if v in line else 'edge' for v in sides)
+            cells.append(f'{at:g} ({between})' if len(line) > 1 else f'{at:g}' if line else '')
+        print('| ' + ' | '.join(cells) + ' |')
 
 
 def print_arms(study):
     """Mean and spread over the seeds; beside them what is left to L-DNT with AdamW, seed by seed, and the paper's number."""
-    arms = {}
-    for row in read(f'results/{study}.jsonl').values():
-        arms.setdefault(row['run']['variant'], {})[row['run']['seed']] = row
-    runs = [next(iter(arm.values()))['run'] for arm in arms.values()]
-    varied = [k for k in dict.fromkeys(chain(*runs)) if k not in ('variant', 'config', 'setting', 'seed')
-              and len({run.get(k) for run in runs}) > 1]
+    done, arms = read_all(), {}
+    for run in STUDIES[study](done):
+        if key(run) in done:
+            arms.setdefault(run['variant'], {})[run['seed']] = done[key(run)]
+    runs = {name: next(iter(arm.values()))['run'] for name, arm in arms.items()}
+    varied = [k for k in ('learning_rate', 'warmup_iters', 'weight_decay', 'embed_lr')
+              if len({run.get(k) for run in runs.values()}) > 1]
     metrics = [m for m in ('val_loss', 'top1') if any(m in row for arm in arms.values() for row in arm.values())]
-    reference, paper = arms.get('L-DNT AdamW'), any(arm in searches.PAPER for arm in arms)
-    head = ['arm', *varied, 'seeds', *metrics, *(['minus L-DNT AdamW'] if reference else []), *(['paper, 124M'] if paper else [])]
+    reference = arms.get('L-DNT AdamW', {})
+    paper = ['paper, 124M'] * bool(set(arms) & set(searches.PAPER))
+    head = ['arm', *varied, 'seeds', *metrics, *['minus L-DNT AdamW'] * bool(reference), *paper]
     print('| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|')
-    for (name, arm), run in zip(arms.items(), runs):
-        cells = [name, *(f'{run[k]:g}' if isinstance(run.get(k), (int, float)) else run.get(k, '') for k in varied), str(len(arm))]
+    for name, arm in arms.items():
+        cells = [name, *(f'{runs[name][k]:g}' if k in runs[name] else '' for k in varied), str(len(arm))]
         cells += [mean_spread([row[m] for row in arm.values() if m in row]) for m in metrics]
         if reference:
             cells.append(mean_spread([arm[s]['val_loss'] - reference[s]['val_loss'] for s in arm if s in reference], '+'))
-        print('| ' + ' | '.join(cells + [str(searches.PAPER.get(name, ''))] * paper) + ' |')
+        print('| ' + ' | '.join(cells + [str(searches.PAPER.get(name, '')) for _ in paper]) + ' |')
 
 
 TABLES = {'tiny_grid': print_grid, 'stability': print_variants, 'decay': print_variants,
-          **{f'{name}_grid': print_search for name in ('language', 'ablation', 'ablation_cifar10')},
-          **dict.fromkeys(('language', 'ablation', 'ablation_cifar10'), print_arms)}
+          **{f'{name}_grid': print_search for name in searches.SEARCHES}, **dict.fromkeys(searches.SEARCHES, print_arms)}
 
 if __name__ == '__main__':
     if len(sys.argv) < 2 or sys.argv[1] not in STUDIES:

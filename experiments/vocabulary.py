@@ -37,7 +37,7 @@ def documents(path, meta, gpt2):
     """The documents of a .bin file as bytes."""
     ids, end = np.fromfile(path, np.dtype(meta['dtype']).newbyteorder('<')), meta['vocab_size'] - 1
     if meta['tokenizer'] == 'gpt2':
-        tokenizer = tiktoken.Encoding(**{**gpt2, 'special_tokens': {}})
+        tokenizer = cut(gpt2, 50257)
         to_bytes = lambda doc: tokenizer.decode_bytes(doc.tolist())  # noqa: E731
     else:
         to_bytes = lambda doc: doc.astype(np.uint8).tobytes()  # noqa: E731
@@ -46,7 +46,7 @@ def documents(path, meta, gpt2):
 
 def write(folder, size, splits, meta, gpt2):
     """train.bin, val.bin, meta.json; a document that is no UTF-8 text is left out and counted."""
-    tokenizer, counts, dtype = cut(gpt2, size), {}, '<u2'
+    tokenizer, counts = cut(gpt2, size), {}
     os.makedirs(folder, exist_ok=True)
     for split, docs in splits.items():
         tokens = n_bytes = skipped = 0
@@ -55,7 +55,7 @@ def write(folder, size, splits, meta, gpt2):
                 if ids is None:
                     skipped += 1
                     continue
-                f.write(np.array([*ids, size - 1], dtype).tobytes())
+                f.write(np.array([*ids, size - 1], '<u2').tobytes())
                 tokens, n_bytes = tokens + len(ids) + 1, n_bytes + len(doc)
         counts |= {f'{split}_tokens': tokens, f'{split}_bytes': n_bytes, f'{split}_documents': len(docs) - skipped,
                    f'{split}_skipped': skipped}
