@@ -125,8 +125,8 @@ def main():
             cells = [f'{c["s"]:.3f}, {c["peak"] / 1e6:,.0f} MB' for c in (a, b)]
             saved = a['peak'] - b['peak']
             wins += [f'{world} x {B} x {accum}'] * (saved > a['weights'] / 2)
-            print(f'| {world} | {B} x {accum} | {cells[0]} | {cells[1]} | {b["s"] / a["s"]:.2f} | {saved / 1e6:,.0f} MB | '
-                  f'{saved / a["weights"]:.0%} | {off:.0e} |', flush=True)
+            print(f'| {world} | {B} x {accum} | {cells[0]} | {cells[1]} | {b["s"] / a["s"]:.2f} | '
+                  f'{saved / 1e6:,.0f} MB | {saved / a["weights"]:.0%} | {off:.0e} |', flush=True)
     print(f'\nMore than half a buffer is saved in {len(wins)} of {len(cases)} cases: {", ".join(wins) or "none"}.')
 
 
