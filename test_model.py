@@ -779,22 +779,25 @@ def test_batches_are_windows_of_the_data_and_change_with_iteration_and_seed(tmp_
     assert [r['loss'] for r in rows(tmp_path / 'a')] != [r['loss'] for r in rows(tmp_path / 'b')]
 
 
+def killed_and_resumed(tokens, out, *extra):
+    process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', *extra)
+    while not (out / 'ckpt.pt').exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with open(out / 'log.jsonl', 'a') as f:
+        f.write('{"iter": 19, "split": "tr')  # and a line that the kill cut short
+    train(tokens, out, *extra, '--init_from=resume')
+
+
 def test_repeats_and_resumes_bit_for_bit(straight, tokens, tmp_path):
     def again():
         train(tokens, tmp_path / 'again', '--dropout=0.1')
         assert_same_run(straight, tmp_path / 'again')
 
     def interrupted():
-        out = tmp_path / 'interrupted'
-        process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', '--dropout=0.1')
-        while not (out / 'ckpt.pt').exists():
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        with open(out / 'log.jsonl', 'a') as f:
-            f.write('{"iter": 19, "split": "tr')  # and a line that the kill cut short
-        train(tokens, out, '--dropout=0.1', '--init_from=resume')
-        assert_same_run(straight, out)
+        killed_and_resumed(tokens, tmp_path / 'interrupted', '--dropout=0.1')
+        assert_same_run(straight, tmp_path / 'interrupted')
 
     def too_early():  # killed before anything was saved: resume starts at 0
         out = tmp_path / 'early'
@@ -1128,7 +1131,10 @@ def test_help_lists_every_key_with_its_comment():
 
 
 def test_costs_on_paper_are_the_ones_done_by_hand():
-    out, _ = finish(python('-m', 'experiments.costs', '--gpu=A100', '--mfu=0.25'))
+    (out, _), (_, err) = in_parallel([
+        lambda: finish(python('-m', 'experiments.costs', '--gpu=A100', '--mfu=0.25')),
+        lambda: finish(python('-m', 'experiments.costs', '--gpu=H900'), code=1)])
+    assert 'gpu=H900 is unknown: use one of' in err
     rows = {line.split('`')[1]: [cell.strip() for cell in line.split('|')] for line in out.splitlines() if line.startswith('| `')}
     assert list(rows) == ['dnt_small', 'dnt_large', 'dnt_xl', 'vdnt_large', 'vdnt_huge']
     # L-DNT-XL: 6 (1438.0M - 1024 x 1536) + 12 x 48 x 1536 x 1024 FLOPs; 12 and 16 bytes a weight; 312 TFLOP/s x 0.25
@@ -1138,7 +1144,6 @@ def test_costs_on_paper_are_the_ones_done_by_hand():
     assert [cell.split(', ')[-1] for cell in rows['dnt_xl'][7:10]] == [f'{days / n:.2g} days' for n in (1, 8, 32)]
     paper = 200_000 * 512 * 1024 * flops / (4 * 86400 * 32) / 1e12
     assert f'{paper:.0f} TFLOP/s a GPU, an MFU of {paper / 312:.0%} where' in out
-    assert 'unknown: use one of' in finish(python('-m', 'experiments.costs', '--gpu=H900'), code=1)[1]
 
 
 @pytest.mark.slow
@@ -1213,6 +1218,19 @@ def test_compile_is_the_same_to_rounding(tokens, tmp_path, torchrun):
     train(tokens, tmp_path / 'compiled', size, '--compile=True', '--micro_batch_size=1', torchrun=torchrun)
     for a, b in zip(rows(tmp_path / 'eager'), rows(tmp_path / 'compiled')):
         assert abs(a['loss'] - b['loss']) < 1e-4
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_options_for_speed_and_memory_keep_the_promises(tokens, tmp_path):
+    options = ['--loss_chunk=5', '--recompute_blocks=True', '--n_embd=128']
+    runs_like_one(tokens, tmp_path, one=['--n_embd=128'], options=options, two=[*options, '--micro_batch_size=1'])
+    options += ['--compile=True', '--micro_batch_size=2', '--dropout=0.1']
+    train(tokens, tmp_path / 'compiled', *options)
+    killed_and_resumed(tokens, tmp_path / 'killed', *options)
+    assert_same_run(tmp_path / 'compiled', tmp_path / 'killed')
+    # and goes on without them: no option is bound to the checkpoint
+    train(tokens, tmp_path / 'killed', '--n_embd=128', '--init_from=resume', '--max_iters=22')
 
 
 @pytest.mark.slow

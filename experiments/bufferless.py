@@ -117,14 +117,17 @@ def main():
     cases = [(world, B, accum) for world in sorted({1, processes}) for B in batches.split(',') for accum in (1, 4)]
     with tempfile.TemporaryDirectory() as folder:
         paths = [os.path.join(folder, way) for way in ('sgdw', 'bufferless')]
+        wins = []
         for world, B, accum in cases:
             a, b = (measure(os.path.basename(path), B, accum, world, path) for path in paths)
             x, y = (torch.load(path, weights_only=True) for path in paths)
             off = max(((x[k] - y[k]).abs().max() / x[k].abs().max()).item() for k in x)
             cells = [f'{c["s"]:.3f}, {c["peak"] / 1e6:,.0f} MB' for c in (a, b)]
             saved = a['peak'] - b['peak']
-            print(f'| {world} | {B} x {accum} | {cells[0]} | {cells[1]} | {b["s"] / a["s"]:.2f} | {saved / 1e6:,.0f} MB | '
-                  f'{saved / a["weights"]:.0%} | {off:.0e} |', flush=True)
+            wins += [f'{world} x {B} x {accum}'] * (saved > a['weights'] / 2)
+            print(f'| {world} | {B} x {accum} | {cells[0]} | {cells[1]} | {b["s"] / a["s"]:.2f} | '
+                  f'{saved / 1e6:,.0f} MB | {saved / a["weights"]:.0%} | {off:.0e} |', flush=True)
+    print(f'\nMore than half a buffer is saved in {len(wins)} of {len(cases)} cases: {", ".join(wins) or "none"}.')
 
 
 if __name__ == '__main__':

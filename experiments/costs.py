@@ -56,8 +56,8 @@ peaks = dict(PEAK_TFLOPS)
 if gpu not in peaks:
     fail(f'gpu={gpu} is unknown: use one of {", ".join(peaks)}')
 print(f'{gpu}, {peaks[gpu]} TFLOP/s dense bf16, at an assumed {mfu:.0%} of it:\n')
-print('| config | run | GFLOPs a token | memory: AdamW | mSGDW | and each sequence or image | 1 GPU | 8 GPUs | 32 GPUs |\n'
-      '|---|---|---|---|---|---|---|---|---|')
+print('| config | run | GFLOPs a token | memory: AdamW | mSGDW | and each sequence or image | 1 GPU | 8 GPUs '
+      '| 32 GPUs |\n|---|---|---|---|---|---|---|---|---|')
 for name in ROWS:
     n, flops, T, count, activations = cost(name)
     cells = []
@@ -71,6 +71,7 @@ for name in ROWS:
 
 n, flops, T, count, _ = cost('dnt_xl')
 rate = flops * count / (PAPER_DAYS * 86400 * PAPER_GPUS) / 1e12
+shares = [f'{rate / peaks[kind]:.0%}' for kind in ('A100', 'H100')]
 print(f'\nThe paper trained this {n / 1e6:.0f}M model in about {PAPER_DAYS} days on {PAPER_GPUS} GPUs, whose kind it leaves\n'
-      f'open (the 774M model ran on A800): {rate:.0f} TFLOP/s a GPU, an MFU of {rate / peaks["A100"]:.0%} where they were A100 or\n'
-      f'A800, {rate / peaks["H100"]:.0%} where they were H100.')
+      f'open (the 774M model ran on A800): {rate:.0f} TFLOP/s a GPU, an MFU of {shares[0]} where they were A100 or\n'
+      f'A800, {shares[1]} where they were H100.')
