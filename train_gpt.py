@@ -120,7 +120,7 @@ def read_meta():
         except (OSError, ValueError, KeyError, TypeError):
             known = False
         if not known:
-            fail(f'{path} is broken: prepare the data set again, with --overwrite=True')
+            fail(f'{path} is broken or of another kind of data set: prepare the text again, with --overwrite=True')
     elif os.path.exists(os.path.join(data_dir, 'meta.pkl')):
         fail(f'{data_dir} has a meta.pkl of nanoGPT (pickles are not opened here): prepare the text with prepare_owt.py')
     for split in ('train', 'val'):
