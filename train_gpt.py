@@ -88,15 +88,11 @@ config = configure(globals())
 
 # -----------------------------------------------------------------------------
 # processes
-training.check_range(config, 1, 2**20, 'micro_batch_size', 'global_batch_size', 'block_size', 'n_embd')
+training.check_config(config)
+training.check_range(config, 1, 2**20, 'block_size')
 training.check_range(config, 1, 2**40, 'max_iters')
-training.check_range(config, 1, 1000, 'n_layer', 'n_head')
-training.check_range(config, 0, 2**32 - 1, 'seed', 'vocab_size', 'loss_chunk')
-training.check_range(config, 0, float('inf'), 'eval_interval', 'eval_tokens', 'ckpt_interval', 'keep_interval',
-                     'log_interval', 'warmup_iters', 'learning_rate', 'min_lr', 'embed_lr', 'weight_decay', 'grad_clip',
-                     'agc')
-training.check_clipping(config)
-training.check_share(config, 'dropout', 'momentum', 'beta1', 'beta2')
+training.check_range(config, 0, 2**32 - 1, 'vocab_size', 'loss_chunk')
+training.check_range(config, 0, float('inf'), 'eval_tokens', 'warmup_iters')
 env = training.start(device, dtype, compile, seed, deterministic)
 micro, accum = training.split_batch(global_batch_size, micro_batch_size, env.world_size)
 say = partial(print, flush=True) if env.master else lambda *args: None
@@ -124,7 +120,7 @@ def read_meta():
         except (OSError, ValueError, KeyError, TypeError):
             known = False
         if not known:
-            fail(f'{path} is broken: prepare the data set again, with --overwrite=True')
+            fail(f'{path} is broken or of another kind of data set: prepare the text again, with --overwrite=True')
     elif os.path.exists(os.path.join(data_dir, 'meta.pkl')):
         fail(f'{data_dir} has a meta.pkl of nanoGPT (pickles are not opened here): prepare the text with prepare_owt.py')
     for split in ('train', 'val'):

@@ -106,19 +106,14 @@ config = configure(globals())
 
 # -----------------------------------------------------------------------------
 # processes
-training.check_range(config, 1, 2**20, 'micro_batch_size', 'global_batch_size', 'n_embd')
+training.check_config(config)
 training.check_range(config, 1, 2**14, 'image_size', 'patch_size')
-training.check_range(config, 1, 1000, 'n_layer', 'n_head')
-training.check_range(config, 0, 2**32 - 1, 'seed')
 training.check_range(config, -1, 1024, 'num_workers')
 training.check_range(config, 0, 10, 'randaugment')
 training.check_range(config, 0, max(4, image_size - 1), 'shift')
 training.check_range(config, 0.0001, 1, 'crop_scale')
-training.check_range(config, 0, float('inf'), 'eval_interval', 'ckpt_interval', 'keep_interval', 'log_interval',
-                     'max_iters', 'epochs', 'warmup_epochs', 'learning_rate', 'min_lr', 'embed_lr', 'weight_decay',
-                     'grad_clip', 'agc', 'mixup', 'cutmix')
-training.check_clipping(config)
-training.check_share(config, 'dropout', 'drop_path', 'label_smoothing', 'momentum', 'beta1', 'beta2')
+training.check_range(config, 0, float('inf'), 'max_iters', 'epochs', 'warmup_epochs', 'mixup', 'cutmix')
+training.check_share(config, 'drop_path', 'label_smoothing')
 if arch not in ('vit', 'nfnet'):
     fail(f'arch={arch} is unknown: use vit or nfnet')
 if arch == 'vit' and image_size % patch_size:

@@ -89,15 +89,22 @@ def check_range(config, low, high, *keys):
             fail(f'{key}={config[key]} is out of range: use {low} ' + (f'to {high}' if high < math.inf else 'or more'))
 
 
-def check_clipping(config):
-    if config['agc'] and config['grad_clip']:
-        fail(f'agc={config["agc"]} and grad_clip={config["grad_clip"]} are two ways to clip: set one of them to 0')
-
-
 def check_share(config, *keys):
     for key in keys:
         if not 0 <= config[key] < 1:
             fail(f'{key}={config[key]} is out of range: use 0 or more, less than 1')
+
+
+def check_config(config):
+    """Ends with one sentence where a key that both scripts have is out of range."""
+    check_range(config, 1, 2**20, 'micro_batch_size', 'global_batch_size', 'n_embd')
+    check_range(config, 1, 1000, 'n_layer', 'n_head')
+    check_range(config, 0, 2**32 - 1, 'seed')
+    check_range(config, 0, math.inf, 'eval_interval', 'ckpt_interval', 'keep_interval', 'log_interval', 'learning_rate',
+                'min_lr', 'embed_lr', 'weight_decay', 'grad_clip', 'agc')
+    check_share(config, 'dropout', 'momentum', 'beta1', 'beta2')
+    if config['agc'] and config['grad_clip']:
+        fail(f'agc={config["agc"]} and grad_clip={config["grad_clip"]} are two ways to clip: set one of them to 0')
 
 
 def resolve_norms(config):
