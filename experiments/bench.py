@@ -1,0 +1,404 @@
+"""
+How fast, and how near to what this machine can do: memory, optimizer, training step, vision, and nanoGPT beside it.
+
+    python -m experiments.bench                                   under five minutes on two quiet CPU cores
+    python -m experiments.bench --only=optimizer,step --repeats=9 --json=FILE
+    python -m experiments.bench --nanogpt=path/to/nanoGPT         GPT-2 beside a checkout of nanoGPT, too
+
+What is compared takes turns in one process after a turn to warm up, so that the noise of a machine hits all alike.
+Times are medians over the turns, 'from' the fastest 'to' the slowest; a ratio is the median of each turn's ratio, and
+the last table has them all. Times on CUDA are those of events on its stream. CUDA and MPS: not run yet.
+"""
+
+import contextlib
+import datetime
+import importlib.util
+import io
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+from json import dumps
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import training
+from configurator import configure, fail
+from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
+from sgdw import SGDW
+
+only = 'memory,optimizer,step,vision,loader,nanogpt'  # sections
+sections = only.split(',')
+json = ''  # a file for all numbers, too
+repeats = 4  # turns
+size = '124M'  # of memory, step and nanoGPT: 124M, 774M, 1438M (table 3) or tiny
+optimizer_size = 'auto'  # of the optimizer; auto: 1438M on a GPU, else size
+micro_batch_size = 0  # sequences of a step, 0: 16 on a GPU, else 2
+block_size = 0  # tokens of each, 0: 1024 on a GPU, else 256
+memory_batch_size = 0  # sequences of full length where memory is measured, 0: 16 on a GPU, else 1
+loss_chunk = 256  # tokens whose logits are held at once, beside all at once
+image_batch_size = 0  # images of a step, 0: 64 on a GPU, else 8
+images = 'data/imagenet'  # JPEGs for the loader, prepared by prepare_imagenet.py
+nanogpt = ''  # the path of a checkout of nanoGPT
+device = 'auto'  # auto, cpu, cuda, cuda:N, mps
+dtype = 'auto'  # float32, bfloat16; auto: float32, and bfloat16 too where the device has it in hardware
+compile = 'auto'  # True: steps with torch.compile, too; auto: on a GPU, for a CPU compiles for minutes
+peak_of = ''  # 'AdamW,256': print the peak of that optimizer and chunk in bytes and leave; memory starts itself so
+seed = 1337  # of weights and batches
+config = configure(globals())
+
+SIZES = {'124M': dict(n_layer=12, n_head=12, n_embd=768), '774M': dict(n_layer=36, n_head=20, n_embd=1280),
+         '1438M': dict(n_layer=48, n_head=24, n_embd=1536),
+         'tiny': dict(n_layer=4, n_head=2, n_embd=64, block_size=128, vocab_size=320)}  # config/dnt_tiny.py
+NETWORKS = {'GPT-2': ('S1', 'layer'), 'S1 rms': ('S1', 'rms'), 'L-DNT': ('S5', 'rms')}
+
+training.check_range(config, 1, 1000, 'repeats')
+training.check_range(config, 0, 2**32 - 1, 'seed')
+training.check_range(config, 1, 2**20, 'loss_chunk')
+training.check_range(config, 0, 2**20, 'micro_batch_size', 'block_size', 'memory_batch_size', 'image_batch_size')
+for key in ('size', 'optimizer_size'):
+    if config[key] not in SIZES and (key, config[key]) != ('optimizer_size', 'auto'):
+        fail(f'{key}={config[key]} is unknown: use one of {", ".join(SIZES)}')
+longest, vocab = (getattr(GPTConfig(**SIZES[size]), key) for key in ('block_size', 'vocab_size'))
+if block_size > longest:
+    fail(f'block_size={block_size} is more than the {longest} positions of size={size}')
+if not set(only.split(',')) <= set(sections):
+    fail(f'--only={only}: use some of {",".join(sections)}')
+if not re.fullmatch(r'((AdamW|mSGDW),\d+)?', peak_of):
+    fail(f'--peak_of={peak_of} is not AdamW or mSGDW, a comma and a number of tokens')
+if nanogpt and not os.path.exists(os.path.join(nanogpt, 'model.py')):
+    fail(f'--nanogpt={nanogpt} has no model.py: give the path of a checkout of nanoGPT')
+if not os.path.isdir(os.path.dirname(json) or '.'):
+    fail(f'--json={json}: there is no folder {os.path.dirname(json)}')
+
+with contextlib.redirect_stdout(io.StringIO()):  # a word on training without compile
+    env = training.start(device, dtype, compile, seed, deterministic=False)
+gpu = env.device_type == 'cuda'
+dtypes = ['float32', 'bfloat16'] if dtype == 'auto' and env.dtype == 'bfloat16' else [env.dtype]
+optimizer_size = optimizer_size if optimizer_size != 'auto' else '1438M' if gpu else size
+B, T = micro_batch_size or (16 if gpu else 2), block_size or min(longest, 1024 if gpu else 256)
+memory_B, image_B = memory_batch_size or (16 if gpu else 1), image_batch_size or (64 if gpu else 8)
+
+# -----------------------------------------------------------------------------
+# tools
+
+tables, ratios = [], []
+
+
+def sync():
+    if env.device_type != 'cpu':
+        getattr(torch, env.device_type).synchronize()
+
+
+def clock(run):
+    """Seconds that run() takes on the device."""
+    sync()
+    if gpu:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        sync()
+        return start.elapsed_time(end) / 1e3
+    start = time.perf_counter()
+    run()
+    sync()
+    return time.perf_counter() - start
+
+
+def take_turns(arms):
+    """Seconds of every turn: {name: function} gives {name: list}."""
+    for run in arms.values():  # the first call compiles, and makes the optimizer's state
+        run()
+    turns = [{name: clock(run) for name, run in arms.items()} for _ in range(repeats)]
+    return {name: [turn[name] for turn in turns] for name in arms}
+
+
+def times(name, seconds):
+    """The first columns of a table, in milliseconds."""
+    ms = [1e3 * s for s in seconds[name]]
+    return {'what': name, 'ms': statistics.median(ms), 'from': min(ms), 'to': max(ms)}
+
+
+def compare(seconds, a, b, target=None):
+    """Keep a's time in units of b's for the last table. target: what it is meant to be at most."""
+    r = [x / y for x, y in zip(seconds[a], seconds[b])]
+    median = statistics.median(r)
+    ratios.append({'time of': a, 'in units of': b, 'ratio': median, 'from': min(r), 'to': max(r),
+                   'aim at most': target or '', 'reached': '' if not target else 'yes' if median <= target else 'no'})
+
+
+def cell(value):
+    return str(value) if not isinstance(value, float) else f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
+
+
+def table(title, rows):
+    """Print rows, dicts of the same keys, and keep them for --json."""
+    print(f'\n{title}\n\n| ' + ' | '.join(rows[0]) + ' |\n|' + '---|' * len(rows[0]))
+    for row in rows:
+        print('| ' + ' | '.join(map(cell, row.values())) + ' |', flush=True)
+    tables.append({'title': title, 'rows': rows})
+
+
+def make_gpt(size, setting, norm, on=env.device, **kwargs):
+    with torch.device(on):
+        return GPT(GPTConfig(**{**SETTINGS[setting], **SIZES[size], 'norm': norm, **kwargs}))
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def tokens(batch, length):
+    """Inputs and targets (batch, length): random ids, which take as long as any others."""
+    return torch.randint(vocab, (2, batch, length), device=env.device).unbind(0)
+
+
+def sgdw(model, **kwargs):
+    return SGDW(training.param_groups(model, 1e-4), lr=1e-3, momentum=0.9, **kwargs)
+
+
+def adamw(model, **kwargs):
+    return torch.optim.AdamW(training.param_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), **kwargs)
+
+
+OPTIMIZERS = {'mSGDW': partial(sgdw, compile=env.compile), 'AdamW': partial(adamw, fused=True)}  # as train_gpt.py does
+
+
+def autocast(dtype):
+    return torch.autocast(env.device_type, torch.bfloat16, enabled=dtype == 'bfloat16')
+
+
+def gpt_loss(model, X, Y):
+    return model(X, Y)[1]
+
+
+def vit_loss(model, X, Y):
+    return F.cross_entropy(model(X), Y)
+
+
+def update(opt, dtype, loss_of, *args):
+    """What a train script does for an update of one micro batch. loss_of(*args) is the forward pass."""
+    with autocast(dtype):
+        loss = loss_of(*args)
+    loss.backward()
+    params = [p for group in opt.param_groups for p in group['params']]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in params])
+    if not math.isfinite(loss.item() + norm.item()):  # the loop waits here, too
+        fail(f'the loss is {loss.item()}, the gradient norm {norm.item()}: there is nothing to measure')
+    torch.nn.utils.clip_grads_with_norm_(params, 1.0, norm)
+    opt.step()
+    opt.zero_grad(set_to_none=True)
+
+
+def script(name, *args):
+    """What python -m experiments.name prints."""
+    child = subprocess.run([sys.executable, '-m', f'experiments.{name}', *args], capture_output=True, text=True)
+    if child.returncode:
+        fail(f'experiments.{name} {" ".join(args)} ends with: {(child.stderr.splitlines() or [child.returncode])[-1]}')
+    return child.stdout
+
+# -----------------------------------------------------------------------------
+# sections
+
+def peak_memory():
+    """Bytes: the most so far that torch allocated on a GPU; elsewhere that this process held."""
+    if gpu:
+        return torch.cuda.max_memory_allocated()
+    from resource import RUSAGE_SELF, getrusage  # not on Windows
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
+def peak(optimizer, chunk):
+    """Bytes at the peak of an update with accumulation, in a process that does nothing else; chunk 0: all logits."""
+    before = peak_memory()
+    model = make_gpt(size, 'S5', 'rms', loss_chunk=chunk)
+    opt, X, Y = OPTIMIZERS[optimizer](model), *tokens(memory_B, longest)
+    update(opt, env.dtype, gpt_loss, model, X[:1, :8], Y[:1, :8])  # from here on the optimizer has its state
+    with autocast(env.dtype):
+        loss = gpt_loss(model, X[:1, :8], Y[:1, :8])
+    loss.backward()  # and from here on there are gradients, to which the next micro batch adds
+    update(opt, env.dtype, gpt_loss, model, X, Y)
+    return peak_memory() - before
+
+
+def memory():
+    n, rows, arms, X, Y = count(make_gpt(size, 'S5', 'rms', on='meta')), [], {}, *tokens(memory_B, longest)
+    chunks = {'all logits at once': 0, f'loss_chunk {loss_chunk}': loss_chunk}
+    for optimizer, copies in (('AdamW', 4), ('mSGDW', 3)):  # weights, gradients, and two moments or one
+        for name, chunk in chunks.items():
+            most = int(script('bench', *sys.argv[1:], f'--peak_of={optimizer},{chunk}'))
+            # in backward fp32 log probabilities, their gradient and that of the logits are there together
+            state, logits = 4 * copies * n, 3 * 4 * vocab * min(memory_B * longest, chunk or math.inf)
+            rows.append({'what': f'{optimizer}, {name}', 'weights, gradients, moments (GB)': state / 1e9,
+                         'logits (GB)': logits / 1e9, 'measured peak (GB)': most / 1e9,
+                         'more than both (GB)': (most - state - logits) / 1e9})
+    table(f'Peak memory: L-DNT, {n:,} parameters, {memory_B} x {longest} tokens, {env.dtype}. Weights and logits are '
+          'calculated; what is more than both are activations and work space', rows)
+    for name, chunk in chunks.items():
+        model = make_gpt(size, 'S5', 'rms', n_layer=0, loss_chunk=chunk)
+        arms[name] = partial(update, sgdw(model), env.dtype, gpt_loss, model, X, Y)
+    seconds = take_turns(arms)
+    table(f'The same without blocks: embedding, head, loss over {vocab:,} ids, step', [times(a, seconds) for a in arms])
+    compare(seconds, *reversed(chunks))
+
+
+def optimizer():
+    model = make_gpt(optimizer_size, 'S5', 'rms')
+    n = count(model)
+    for p in model.parameters():
+        p.grad = 1e-3 * torch.randn_like(p)
+    # reads and writes per weight. in one pass p, g, m (and v) are read, p, m (and v) written; loop and foreach do
+    # m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW with foreach makes eight passes of 2 to 4
+    accesses = {'copy': 2, 'SGDW loop': 10, 'SGDW foreach': 10, 'SGDW compiled': 5, 'torch SGD fused': 5,
+                'AdamW foreach': 20, 'AdamW fused': 7}
+    opts = (sgdw(model, foreach=False), sgdw(model), sgdw(model, compile=True),
+            torch.optim.SGD(training.param_groups(model, 1e-4), lr=1e-3, momentum=0.9, fused=True),
+            adamw(model, foreach=True), adamw(model, fused=True))
+    a, b = torch.zeros(2, n, device=env.device)
+    seconds, rows = take_turns(dict(zip(accesses, (partial(a.copy_, b), *(opt.step for opt in opts))))), []
+    for name, k in accesses.items():
+        row = times(name, seconds)
+        speed = 4 * k * n / row['ms'] / 1e6
+        rows.append({**row, 'accesses': k, 'GB': 4 * k * n / 1e9, 'GB/s': speed,
+                     'of the copy': speed / rows[0]['GB/s'] if rows else 1.0})
+    table(f'Optimizer step: {n:,} parameters, float32. Shares above 1 are no mistake: small tensors are read again '
+          'from the cache, and a copy on a CPU reads what it overwrites, too', rows)
+    compare(seconds, 'SGDW compiled', 'AdamW fused', 0.75)
+    compare(seconds, 'SGDW compiled', 'SGDW foreach', 0.6)
+    compare(seconds, 'SGDW foreach', 'AdamW fused')
+    compare(seconds, 'SGDW foreach', 'AdamW foreach')
+
+
+def step():
+    side, (X, Y), rows = 8192 if gpu else 2048, tokens(B, T), []
+    work = {f'a @ b, {d}': (0, 2 * side ** 3) for d in dtypes}  # tokens and FLOPs of each arm
+    arms = {f'a @ b, {d}': partial(torch.matmul, *torch.randn(2, side, side, device=env.device).to(getattr(torch, d)))
+            for d in dtypes}
+    ways = ('', ', compiled') if env.compile else ('',)
+    for network, (setting, norm) in NETWORKS.items():
+        model = make_gpt(size, setting, norm)
+        c, opt = model.config, OPTIMIZERS['mSGDW'](model)
+        flops = 6 * (count(model) - model.wpe.weight.numel()) + 12 * c.n_layer * c.n_embd * T  # as in train_gpt.py
+        for way in ways:
+            run = torch.compile(model) if way else model
+            for d in dtypes:
+                arms[f'{network}, {d}{way}'] = partial(update, opt, d, gpt_loss, run, X, Y)
+                work[f'{network}, {d}{way}'] = B * T, B * T * flops
+    seconds = take_turns(arms)
+    for name, (n_tokens, flops) in work.items():
+        row, limit = times(name, seconds), f'a @ b, {name.split(", ")[1]}'
+        speed, best = (f / times(a, seconds)['ms'] / 1e9 for a, f in ((name, flops), (limit, work[limit][1])))
+        rows.append({**row, 'tokens/s': 1e3 * n_tokens / row['ms'] if n_tokens else '', 'TFLOP/s': speed,
+                     'of a @ b': speed / best})
+    table(f'Training step: {count(model):,} parameters, {B} x {T} tokens, mSGDW, clip 1.0. a and b: {side}^2', rows)
+    for way in ways:
+        for d in dtypes:
+            for base in ('S1 rms', 'GPT-2'):
+                compare(seconds, f'L-DNT, {d}{way}', f'{base}, {d}{way}', 1.03 if way else 1.12)
+    if not env.compile:
+        print('\nNot measured: compiled training steps (--compile=True; a CPU compiles for minutes)')
+
+
+def vision():
+    shape = dict(n_layer=24, n_head=16, n_embd=1024) if gpu else dict(n_layer=12, n_head=6, n_embd=384)  # ViT-L, ViT-S
+    if size == 'tiny':
+        shape = dict(n_layer=4, n_head=3, n_embd=96, image_size=32, patch_size=4)  # config/vdnt_cifar10.py
+    arms = {}
+    for name, setting, norm in (('ViT', 'S1', 'layer'), ('V-DNT', 'S5', 'rms')):
+        with torch.device(env.device):
+            model = ViT(ViTConfig(**SETTINGS[setting], norm=norm, **shape))
+            X, Y = torch.randn(image_B, 3, *[model.config.image_size] * 2), torch.randint(1000, (image_B,))
+        run = torch.compile(model) if env.compile else model
+        arms[name] = partial(update, OPTIMIZERS['mSGDW'](model), env.dtype, vit_loss, run, X, Y)
+    seconds, c = take_turns(arms), model.config
+    table(f'Vision step: {count(model):,} parameters, {image_B} images of {c.image_size}^2 pixels, patches of '
+          f'{c.patch_size}^2, {env.dtype}, mSGDW, clip 1.0, compile {env.compile}',
+          [{**times(a, seconds), 'images/s': image_B / statistics.median(seconds[a])} for a in arms])
+    compare(seconds, 'V-DNT', 'ViT')
+
+
+def loader():
+    if not os.path.exists(os.path.join(images, 'train_offsets.npy')):
+        return print(f'\nNot measured: the loader (--images={images} holds no JPEGs; prepare_imagenet.py makes them)')
+    lines = script('loader_speed', f'--dataset={images}', '--repeats=3', '--count=50').splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip('|').split('|')] for line in lines)
+    table('Loader: experiments.loader_speed, 50 pictures', [dict(zip(head, row)) for row in rows])
+
+
+def peer():
+    """GPT-2 by nanoGPT's model.py, optimizer and iteration, and by ours: the same weights and batch."""
+    if not nanogpt:
+        return print('\nNot measured: nanoGPT (--nanogpt=PATH of a checkout)')
+    spec = importlib.util.spec_from_file_location('nanogpt_model', os.path.join(nanogpt, 'model.py'))
+    module = sys.modules['nanogpt_model'] = importlib.util.module_from_spec(spec)
+    with contextlib.redirect_stdout(io.StringIO()):
+        spec.loader.exec_module(module)
+        theirs = module.GPT(module.GPTConfig(bias=False, **SIZES[size])).to(env.device)  # bias as its train.py
+        opt = theirs.configure_optimizers(0.1, 1e-4, (0.9, 0.95), env.device_type)
+    ours, more = (make_gpt(size, *NETWORKS['GPT-2']) for _ in range(2))
+    X, Y = tokens(B, T)
+    with torch.no_grad():
+        for weights in zip(theirs.parameters(), ours.parameters(), more.parameters(), strict=True):  # in the same order
+            weights[1].copy_(weights[0]), weights[2].copy_(weights[0])
+        losses = [gpt_loss(model, X, Y).item() for model in (theirs, ours)]
+    if abs(losses[0] - losses[1]) > 1e-3:
+        fail(f'with the same weights nanoGPT has the loss {losses[0]}, ours {losses[1]}: they are not the same network')
+
+    def iteration(dtype, model):  # what its train.py does with one micro batch
+        with autocast(dtype):
+            loss = gpt_loss(model, X, Y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        loss.item()  # for its log
+
+    arms = {'nanoGPT, float32, AdamW': partial(iteration, 'float32', theirs),
+            'ours, float32, AdamW': partial(update, adamw(ours, fused=True), 'float32', gpt_loss, ours, X, Y),
+            f'ours, {env.dtype}, mSGDW': partial(update, OPTIMIZERS['mSGDW'](more), env.dtype, gpt_loss,
+                                                 torch.compile(more) if env.compile else more, X, Y)}
+    shipped = 'nanoGPT, float32, AdamW'  # on a CPU it has no autocast, and its README says --compile=False
+    if gpu:
+        shipped = 'nanoGPT, bfloat16, AdamW, compiled'
+        arms[shipped] = partial(iteration, 'bfloat16', torch.compile(theirs))
+    seconds = take_turns(arms)
+    git = subprocess.run(['git', '-C', nanogpt, 'log', '-1', '--format=%h of %cs'], capture_output=True, text=True)
+    table(f'GPT-2 beside nanoGPT ({git.stdout.strip() or "no git"}): {count(theirs):,} parameters, {B} x {T} tokens, '
+          f'forward, backward, clip 1.0, step; loss at first {losses[0]:.5f} and {losses[1]:.5f}, from the same weights',
+          [{**times(a, seconds), 'tokens/s': B * T / statistics.median(seconds[a])} for a in arms])
+    compare(seconds, 'ours, float32, AdamW', 'nanoGPT, float32, AdamW', 0.95)
+    compare(seconds, f'ours, {env.dtype}, mSGDW', shipped, 0.5)
+
+# -----------------------------------------------------------------------------
+
+try:
+    if peak_of:
+        print(peak(peak_of.split(',')[0], int(peak_of.split(',')[1])))
+        raise SystemExit(0)
+    cpuinfo = Path('/proc/cpuinfo').read_text() if os.path.exists('/proc/cpuinfo') else ''
+    cpu = re.search(r'model name\s*: (.*)', cpuinfo)
+    machine = torch.cuda.get_device_name() if gpu else cpu[1] if cpu else platform.processor() or platform.machine()
+    header = (f'{machine}, {env.device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, '
+              f'{" and ".join(dtypes)}, {repeats} turns, {datetime.date.today()}')
+    print(header, flush=True)
+    # memory goes first: on Linux a process begins with the peak of the one that starts it
+    for name, measure in zip(sections, (memory, optimizer, step, vision, loader, peer), strict=True):
+        if name in only.split(','):
+            measure()
+        if gpu:
+            torch.cuda.empty_cache()
+            torch.compiler.reset()  # it keeps a few programs for each function, not dozens
+except RuntimeError as e:
+    training.explain(e, 'that does not fit into memory: use a smaller size or smaller batches')
+if ratios:
+    table('Ratios of times', ratios)
+if json:
+    training.replace_text(json, dumps({'machine': header, 'config': config, 'tables': tables}, indent=1))
