@@ -332,8 +332,8 @@ def load_optimizer(opt, state):
     try:
         opt.load_state_dict(state)
     except (KeyError, ValueError):
-        fail('the checkpoint has its optimizer state in other groups: give the embed_optimizer of that run, and an embed_lr '
-             'of 0 only if its was')
+        fail('the checkpoint has its optimizer state in other groups: give the embed_optimizer of that run, and an '
+             'embed_lr of 0 only if its was')
     for group, values in zip(opt.param_groups, flags):
         group.update(values)
 

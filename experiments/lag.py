@@ -53,6 +53,10 @@ def pieces(model):
                    'FFN' if '.ffn.' in name else 'v and o' if 'c_proj' in name else 'gains'), p, slice(None)
 
 
+def folder_of(dataset):
+    return dataset if os.path.isdir(dataset) else os.path.join('data', dataset)
+
+
 def windows(tokens, T, offsets):
     rows = torch.from_numpy(np.stack([tokens[i:i + T + 1] for i in offsets]).astype(np.int64))  # (B, T + 1)
     return rows[:, :-1], rows[:, 1:]
@@ -63,13 +67,13 @@ def train(run):
     torch.set_num_threads(1)
     torch.manual_seed(run['seed'])
     B, T = run['global_batch_size'], run['block_size']
-    folder = run['dataset'] if os.path.isdir(run['dataset']) else os.path.join('data', run['dataset'])
+    folder = folder_of(run['dataset'])
     with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
         meta = json.load(f)
     tokens, val = (np.memmap(os.path.join(folder, f'{split}.bin'), np.dtype(meta['dtype']).newbyteorder('<'), 'r')
                    for split in ('train', 'val'))
-    model = GPT(GPTConfig(**SETTINGS['S5'], block_size=T, vocab_size=-(-meta['vocab_size'] // 64) * 64, tied=run['tied'],
-                          n_layer=run['n_layer'], n_embd=run['n_embd'], n_head=run['n_embd'] // 32))
+    model = GPT(GPTConfig(**SETTINGS['S5'], block_size=T, vocab_size=-(-meta['vocab_size'] // 64) * 64,
+                          n_layer=run['n_layer'], n_embd=run['n_embd'], n_head=run['n_embd'] // 32, tied=run['tied']))
     parts, groups = [], {True: [], False: []}
     for group, p, rows in pieces(model):
         part = nn.Parameter(p.data[rows])  # a view: what steps it steps the weight
@@ -101,8 +105,8 @@ def train(run):
 
 def plan(config):
     """mSGDW for all; AdamW for one group after the other and for all, at three rates each."""
-    keys = ('dataset', 'iters', 'global_batch_size', 'block_size', 'n_layer', 'n_embd', 'tied', 'learning_rate', 'weight_decay',
-            'adamw_decay', 'warmup')
+    keys = ('dataset', 'iters', 'global_batch_size', 'block_size', 'n_layer', 'n_embd', 'tied', 'learning_rate',
+            'weight_decay', 'adamw_decay', 'warmup')
     for seed in range(1, 1 + config['seeds']):
         for group in ('nothing', *(g for g in GROUPS if g != 'head' or not config['tied']), 'everything'):
             for factor in (1.0, 0.5, 2.0)[:1 if group == 'nothing' else 3]:
@@ -123,21 +127,22 @@ def print_table(runs, done):
         rate = min(of_rate, key=lambda rate: fmean(of_rate[rate]))
         loss[group] = rate, fmean(of_rate[rate])
     nothing, everything = loss['nothing'][1], loss['everything'][1]
-    print('| AdamW for | its rate | val loss | gain | share of what AdamW for everything gains |\n|---|---|---|---|---|')
+    print('| AdamW for | its rate | val loss | gain | share of the gain for everything |\n|---|---|---|---|---|')
     for group, (rate, value) in loss.items():
-        share = f'{(nothing - value) / (nothing - everything):.0%}' if nothing != everything else ''
+        share = f'{(nothing - value) / (nothing - everything):.0%}' if nothing > everything and value != nothing else ''
         print(f'| {group} | {rate:g} | {value:.4f} | {nothing - value:+.4f} | {share} |')
 
 
 if __name__ == '__main__':
     runs = list(plan(configure(globals())))
     todo = [run for run in runs if json.dumps(run) not in read(out)]
-    if not os.path.exists(os.path.join(dataset if os.path.isdir(dataset) else os.path.join('data', dataset), 'meta.json')):
+    if not os.path.exists(os.path.join(folder_of(dataset), 'meta.json')):
         fail(f'there is no data set {dataset}: make it with python prepare_owt.py --dataset={dataset}')
     os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
     with ProcessPoolExecutor(processes, get_context('spawn')) as pool:
         for future in as_completed(started := {pool.submit(train, run): run for run in todo}):
+            run, loss = started[future], future.result()
             with open(out, 'a', encoding='utf-8') as f:
-                f.write(json.dumps({'run': started[future], 'val_loss': future.result()}) + '\n')
-            print(f'{future.result():.4f}  AdamW for {started[future]["adamw"]}  {started[future]["adamw_lr"]:g}', flush=True)
+                f.write(json.dumps({'run': run, 'val_loss': loss}) + '\n')
+            print(f'{loss:.4f}  AdamW for {run["adamw"]}  {run["adamw_lr"]:g}', flush=True)
     print_table(runs, read(out))

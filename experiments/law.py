@@ -2,13 +2,13 @@
 A law of what mSGDW lacks on L-DNT against AdamW, by length, width and vocabulary, and one point predicted by it.
 
     python -m experiments.reproduce law          the points, after language_grid
-    python -m experiments.law --predict=True     fit them, write the prediction of one more to results/law_prediction.json
+    python -m experiments.law --predict=True     the prediction of one more, to results/law_prediction.json
     python -m experiments.reproduce law_fifth    and only then run it
     python -m experiments.law                    the table: predicted beside measured
 
 The gap of an arm is its validation loss minus AdamW's, seed by seed, in nats per token. Two forms are fitted by least
-squares, with x the logarithms to base 2 of tokens, width and vocabulary (as multiples of the first point's): gap = a + b x, and log
-gap = a + b x where all gaps are above 0.
+squares: gap = a + b x, and log gap = a + b x where all gaps are above 0. x are the logarithms to base 2 of tokens,
+width and vocabulary, as multiples of the first point's.
 """
 
 import json
@@ -63,40 +63,61 @@ def forms(points, values):
     return found
 
 
-if __name__ == '__main__':
-    configure(globals())
-    done, fifth = read_all(), fifth_point()
-    points = [point for point in law_points() if all(losses(arm, point, done) for arm in LAW_ARMS)]
-    if predict:
-        if len(points) < len(law_points()):
-            fail(f'{len(law_points()) - len(points)} points are missing: python -m experiments.reproduce law runs them')
-        begun = [row for row in done.values() if (row['run'].get('dataset'), row['run'].get('n_embd'), row['run'].get('max_iters'))
-                 == fifth]
-        if begun or os.path.exists(searches.PREDICTION):
-            fail(f'{searches.PREDICTION} stands' if not begun else f'{begun[0]["run"]} was run already: a prediction comes before it')
-    fits = {arm: forms(points, [statistics.fmean(gaps(arm, point, done)) for point in points])
-            for arm in LAW_ARMS[1:]} if len(points) > 4 else {}
-    if predict:
-        with open(searches.PREDICTION, 'w', encoding='utf-8') as f:
-            json.dump({'date': datetime.now().isoformat(' ', 'seconds'), 'point': fifth, 'points': len(points), 'gaps': {
-                arm: {form: said(fifth) for form, (said, *_) in of_arm.items()} for arm, of_arm in fits.items()}}, f, indent=2)
-    print('| data | ' + ' | '.join(AXES) + ' | ' + ' | '.join([LAW_ARMS[0], *(f'{arm}, gap' for arm in LAW_ARMS[1:])]) + ' |\n|---'
-          + '|---' * (len(AXES) + len(LAW_ARMS)) + '|')
-    for point in points + [fifth] * bool(losses(LAW_ARMS[1], fifth, done)):
-        print(f'| {point[0]} | ' + ' | '.join(f'{a:,}' for a in axes_of(point)) + f' | {mean_spread(losses(LAW_ARMS[0], point, done))} | '
-              + ' | '.join(mean_spread(gaps(arm, point, done), '+') for arm in LAW_ARMS[1:]) + ' |')
+def write_prediction(done, points, fits):
+    """Once, from all points, and before the fifth is begun."""
+    point, missing = fifth_point(), len(law_points()) - len(points)
+    if missing:
+        fail(f'{missing} points are missing: python -m experiments.reproduce law runs them')
+    for run in (row['run'] for row in done.values()):
+        if (run.get('dataset'), run.get('n_embd'), run.get('max_iters')) == point:
+            fail(f'{run} was run already: a prediction comes before it')
+    if os.path.exists(searches.PREDICTION):
+        fail(f'{searches.PREDICTION} stands')
+    said = {arm: {form: prediction(point) for form, (prediction, *_) in of_arm.items()} for arm, of_arm in fits.items()}
+    with open(searches.PREDICTION, 'w', encoding='utf-8') as f:
+        json.dump({'date': datetime.now().isoformat(' ', 'seconds'), 'point': point, 'points': len(points), 'gaps': said},
+                  f, indent=2)
+
+
+def print_points(done, points):
+    head = ['data', *AXES, LAW_ARMS[0], *(f'{arm}, gap' for arm in LAW_ARMS[1:])]
+    print('| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|')
+    for point in points:
+        cells = [point[0], *(f'{a:,}' for a in axes_of(point)), mean_spread(losses(LAW_ARMS[0], point, done)),
+                 *(mean_spread(gaps(arm, point, done), '+') for arm in LAW_ARMS[1:])]
+        print('| ' + ' | '.join(cells) + ' |')
+
+
+def print_fits(fits):
     for arm, of_arm in fits.items():
         for form, (_, (first, *each), left) in of_arm.items():
-            say = (lambda v: f'{math.exp(v):.3f}') if form == 'power' else (lambda v: f'{v:+.4f}')
-            print(f'\n{arm}, {form}: gap {say(first)} at the first point' + ''.join(
-                f'{", times" if form == "power" else ","} {say(b)} for each doubling of {axis}' for b, axis in zip(each, AXES))
-                + f'; root mean square of what is left {left:.4f}' + ' of log gap' * (form == 'power'))
+            power = form == 'power'
+            say = (lambda v: f'{math.exp(v):.3f}') if power else (lambda v: f'{v:+.4f}')
+            print(f'\n{arm}, {form}: gap {say(first)} at the first point'
+                  + ''.join(f', {"times " * power}{say(b)} for each doubling of {axis}' for b, axis in zip(each, AXES))
+                  + f'; root mean square of what is left {left:.4f}' + ' of log gap' * power)
+
+
+def print_prediction(done):
+    with open(searches.PREDICTION, encoding='utf-8') as f:
+        said = json.load(f)
+    point = tuple(said['point'])
+    print(f'\nPredicted {said["date"]} from {said["points"]} points: {" ".join(map(str, point))} updates\n\n'
+          '| arm | form | predicted gap | measured |\n|---|---|---|---|')
+    for arm, of_arm in said['gaps'].items():
+        for form, value in of_arm.items():
+            print(f'| {arm} | {form} | {value:+.4f} | {mean_spread(gaps(arm, point, done), "+") or "not run"} |')
+
+
+if __name__ == '__main__':
+    configure(globals())
+    done = read_all()
+    points = [point for point in law_points() if all(losses(arm, point, done) for arm in LAW_ARMS)]
+    fits = {arm: forms(points, [statistics.fmean(gaps(arm, point, done)) for point in points])
+            for arm in LAW_ARMS[1:]} if len(points) > 1 + len(AXES) else {}
+    if predict:
+        write_prediction(done, points, fits)
+    print_points(done, points + [fifth_point()] * bool(losses(LAW_ARMS[1], fifth_point(), done)))
+    print_fits(fits)
     if os.path.exists(searches.PREDICTION):
-        with open(searches.PREDICTION, encoding='utf-8') as f:
-            said = json.load(f)
-        print(f'\nPredicted {said["date"]} from {said["points"]} points, measured afterwards: {tuple(said["point"])}\n\n'
-              '| arm | form | predicted gap | measured |\n|---|---|---|---|')
-        for arm, of_arm in said['gaps'].items():
-            measured = gaps(arm, tuple(said['point']), done)
-            for form, value in of_arm.items():
-                print(f'| {arm} | {form} | {value:+.4f} | {mean_spread(measured, "+") if measured else "not run"} |')
+        print_prediction(done)

@@ -1,5 +1,5 @@
 """
-Table 2: what the optimizers keep, by calculation and by measurement, at every size of the paper; and what its runs cost.
+Table 2: what the optimizers keep, calculated and measured, at every size of the paper; and what its runs cost.
 
     python -m experiments.memory                                          all sizes, on the meta device: no memory needed
     python -m experiments.memory --configs=dnt_small --device=cpu         with real tensors, and what the process grew by
@@ -20,7 +20,8 @@ from configurator import configure, fail, read_file
 from model import SETTINGS, GPT, GPTConfig, ViT, ViTConfig
 from sgdw import SGDW
 
-configs = 'gpt2_small,dnt_small,gpt2_large,dnt_large,gpt2_xl,dnt_xl,vit_large,vdnt_large,vit_huge,vdnt_huge'  # names in config/
+# names in config/
+configs = 'gpt2_small,dnt_small,gpt2_large,dnt_large,gpt2_xl,dnt_xl,vit_large,vdnt_large,vit_huge,vdnt_huge'
 device = 'meta'  # meta, cpu, cuda
 batch = 0  # cuda: sequences or images of a forward and backward pass before the step; 0: gradients are zeros
 gpu_tflops = 312.0  # cost: dense bf16 peak of a GPU: A100 and A800 312, H100 989
@@ -68,7 +69,8 @@ def measured(kind, config, model):
                 idx = torch.zeros(batch, model.config.block_size, dtype=torch.long, device=device)
                 loss = model(idx, idx)[1]
             else:
-                loss = model(torch.zeros(batch, 3, model.config.image_size, model.config.image_size, device=device)).float().sum()
+                size = model.config.image_size
+                loss = model(torch.zeros(batch, 3, size, size, device=device)).float().sum()
         loss.backward()
     else:
         for p in model.parameters():
@@ -79,7 +81,8 @@ def measured(kind, config, model):
     grown = in_use() - before if device != 'meta' else None
     states = opt.state_dict()['optimizers'] if kind == 'hybrid' else [opt.state_dict()]
     tensors = [t for s in states for of_one in s['state'].values() for t in of_one.values() if torch.is_tensor(t)]
-    return sum(t.untyped_storage().nbytes() for t in tensors), grown, torch.cuda.max_memory_allocated() if batch else None
+    peak = torch.cuda.max_memory_allocated() if batch else None
+    return sum(t.untyped_storage().nbytes() for t in tensors), grown, peak
 
 
 def table_2():
@@ -100,7 +103,8 @@ def table_2():
             peak += [f'{most / 1e9:.2f}'] if most else []
             n = sum(p.numel() for p in model.parameters())
             del model
-        print(f'| `{name}` | {n:,} | ' + ' | '.join(said + found + [', '.join(x) for x in (grown, peak) if x]) + ' |', flush=True)
+        cells = [f'`{name}`', f'{n:,}', *said, *found, *(', '.join(x) for x in (grown, peak) if x)]
+        print('| ' + ' | '.join(cells) + ' |', flush=True)
     print('\nAdamW keeps a step counter of 4 bytes for each tensor too: measured is that much more than calculated.')
 
 
@@ -110,11 +114,12 @@ def printed():
     n = sum(p.numel() for p in model.parameters())
     counts = {f'all {n:,} parameters': n, 'without the positions (nanoGPT counts so)': n - model.wpe.weight.numel(),
               "the paper's name, 1436M": 1436 * 10**6}
-    print('\n| L-DNT-XL | parameters | AdamW, 10^9 bytes | mSGDW | AdamW, 2^30 bytes | mSGDW | gives the paper\'s 11.5 and 5.7 |\n'
+    print('\n| L-DNT-XL | parameters | AdamW, 10^9 bytes | mSGDW | AdamW, 2^30 bytes | mSGDW | 11.5 and 5.7? |\n'
           '|---|---|---|---|---|---|---|')
     for name, count in counts.items():
         sizes = [width * count / unit for unit in (10**9, 2**30) for width in (8, 4)]
-        fits = [unit for unit, pair in (('10^9', sizes[:2]), ('2^30', sizes[2:])) if [f'{s:.1f}' for s in pair] == ['11.5', '5.7']]
+        pairs = {'10^9': sizes[:2], '2^30': sizes[2:]}
+        fits = [unit for unit, pair in pairs.items() if [f'{size:.1f}' for size in pair] == ['11.5', '5.7']]
         print(f'| {name} | {count:,} | ' + ' | '.join(f'{s:.3f}' for s in sizes) + f' | {" ".join(fits) or "no"} |')
 
 
@@ -133,10 +138,11 @@ def flops(config, model):
 
 def cost():
     """GPU hours of each run, at the share of the peak that the paper's own figure for the 1.4B model comes to."""
-    peak, paper = gpu_tflops * 1e12, 32 * 4 * 24  # GPU hours: 'around four days to train 200K steps on 32 GPUs' (section B)
+    peak, paper = gpu_tflops * 1e12, 32 * 4 * 24  # GPU hours: section B's 'around four days' on 32 GPUs
     share = flops(*build('dnt_xl')) / (paper * 3600 * peak)
-    print(f'\nThe paper trained the 1.4B model for about four days on 32 GPUs: {paper:,} GPU hours, or {share:.0%} of {gpu_tflops:g} '
-          'TFLOP/s.\nAt the same share the others take:\n\n| run | FLOPs | GPU hours |\n|---|---|---|')
+    print(f'\nThe paper trained the 1.4B model for about four days on 32 GPUs: {paper:,} GPU hours, or '
+          f'{share:.0%} of {gpu_tflops:g} TFLOP/s.\nAt the same share the others take:\n\n'
+          '| run | FLOPs | GPU hours |\n|---|---|---|')
     for name in configs.split(','):
         script, total = 'train_vit.py' if 'vit' in name or 'vdnt' in name else 'train_gpt.py', flops(*build(name))
         print(f'| `torchrun ... {script} config/{name}.py` | {total:.2e} | {total / (share * peak) / 3600:,.0f} |')
@@ -146,6 +152,8 @@ if __name__ == '__main__':
     configure(globals())
     if device not in ('meta', 'cpu', 'cuda') or batch and device != 'cuda':
         fail(f'device={device} is not one of meta, cpu, cuda, or batch={batch} is not for it: batch needs a GPU')
+    if device == 'cpu' and not os.path.exists('/proc/self/statm'):
+        fail('device=cpu reads what the process holds from /proc, which only Linux has: use meta')
     table_2()
     if device == 'meta':
         printed()

@@ -11,8 +11,8 @@ from itertools import chain, product
 
 from configurator import fail
 
-ITERS = 800  # language: updates of 1,024 tokens; ablation: half; law: a quarter, half, once, twice, then four times as many
-# one text by its vocabularies: all studies are on the first, the law on all (python -m experiments.vocabulary makes them)
+ITERS = 800  # updates of 1,024 tokens in language; half in ablation; a quarter to four times as many in law
+# one text by its vocabularies: all studies are on the first, the law on all; experiments.vocabulary makes the others
 DATA = {257: 'stdlib', 512: 'stdlib_512', 1024: 'stdlib_1024', 4096: 'stdlib_4096'}
 TEXT, *LARGER = DATA.values()
 SEEDS = (1, 2, 3)
@@ -101,9 +101,9 @@ def search(variant, point, done, base=None):
         axes = [RATES[kind], *([v] for v in start[1:])]
 
     def make(lr, warmup, decay, *embed_lr):
-        return {'variant': variant, **arm, 'dataset': dataset, 'n_embd': width, 'n_head': width // 32, 'max_iters': iters,
-                'eval_interval': 0, 'dtype': 'float32', 'learning_rate': lr, 'warmup_iters': round(warmup * iters),
-                'weight_decay': decay, **dict(zip(['embed_lr'], embed_lr))}
+        return {'variant': variant, **arm, 'dataset': dataset, 'n_embd': width, 'n_head': width // 32,
+                'max_iters': iters, 'eval_interval': 0, 'dtype': 'float32', 'learning_rate': lr,
+                'warmup_iters': round(warmup * iters), 'weight_decay': decay, **dict(zip(['embed_lr'], embed_lr))}
     return walk(make, axes, [start], done, least=LEAST)
 
 
@@ -157,8 +157,9 @@ def settings(sgdw, adamw):
 def ablation_searches(done):
     for kind, arm in settings('dnt_tiny', 'dnt_tiny_adamw'):
         lr, warmup, decay = START[kind]
-        size = {'dataset': TEXT, 'n_embd': 32, 'n_head': 1, 'max_iters': ITERS // 2, 'warmup_iters': round(warmup * (ITERS // 2))}
-        yield walk(lambda lr: {**arm, **size, 'weight_decay': decay, 'learning_rate': lr}, [RATES[kind]], [[lr]], done, least=LEAST)
+        rest = {'dataset': TEXT, 'n_embd': 32, 'n_head': 1, 'max_iters': ITERS // 2,
+                'warmup_iters': round(warmup * (ITERS // 2)), 'weight_decay': decay}
+        yield walk(lambda lr: {**arm, **rest, 'learning_rate': lr}, [RATES[kind]], [[lr]], done, least=LEAST)
 
 
 def ablation_cifar10_searches(done):

@@ -60,8 +60,8 @@ def write(folder, size, splits, meta, gpt2):
         counts |= {f'{split}_tokens': tokens, f'{split}_bytes': n_bytes, f'{split}_documents': len(docs) - skipped,
                    f'{split}_skipped': skipped}
     with open(os.path.join(folder, 'meta.json'), 'w', encoding='utf-8') as f:
-        json.dump({'tokenizer': 'gpt2', 'vocab_size': size, 'dtype': 'uint16', 'source': meta['source'], 'val_every': val_every,
-                   **counts}, f, indent=2)
+        json.dump({'tokenizer': 'gpt2', 'vocab_size': size, 'dtype': 'uint16', 'source': meta['source'],
+                   'val_every': val_every, **counts}, f, indent=2)
     return counts
 
 
