@@ -1130,6 +1130,7 @@ def test_help_lists_every_key_with_its_comment():
     assert out.count('\n  ') >= 45
 
 
+@pytest.mark.slow
 def test_costs_on_paper_are_the_ones_done_by_hand():
     (out, _), (_, err) = in_parallel([
         lambda: finish(python('-m', 'experiments.costs', '--gpu=A100', '--mfu=0.25')),
