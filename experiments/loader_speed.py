@@ -14,6 +14,7 @@ import statistics
 import time
 
 import numpy as np
+import torch
 from PIL import Image
 
 import augment
@@ -25,6 +26,7 @@ repeats = 7  # turns
 count = 100  # pictures a turn
 gpu_speed = 600  # pictures per second that one GPU trains on: an assumption, to be replaced by what yours does
 configure(globals())
+torch.set_num_threads(1)  # as in a worker process of a DataLoader
 
 if not os.path.exists(os.path.join(dataset, 'train_offsets.npy')):
     fail(f'{dataset} holds no JPEGs: python prepare_imagenet.py makes them')
