@@ -262,7 +262,7 @@ def optimizer():
     opts = (sgdw(model, foreach=False), sgdw(model), sgdw(model, compile=True),
             torch.optim.SGD(training.param_groups(model, 1e-4), lr=1e-3, momentum=0.9, fused=True),
             adamw(model, foreach=True), adamw(model, fused=True))
-    a, b = torch.zeros(2, n, device=env.device)
+    a, b = torch.ones(2, n, device=env.device)
     seconds, rows = take_turns(dict(zip(accesses, (partial(a.copy_, b), *(opt.step for opt in opts))))), []
     for name, k in accesses.items():
         row = times(name, seconds)
