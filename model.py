@@ -199,6 +199,11 @@ class Block(nn.Module):
                 nn.init.zeros_(linear.bias)
 
 
+def torch_default_(w):
+    """What nn.Linear and nn.Conv2d do by themselves: uniform within 1 / sqrt(fan_in), deviation 1 / sqrt(3 fan_in)."""
+    return nn.init.kaiming_uniform_(w, a=math.sqrt(5))
+
+
 def init_scales(config):
     """
     (scale of the matrices in the blocks, deviation of the embeddings) of config.init: for 'tfixup' 0.67 N^-1/4 and
@@ -206,10 +211,10 @@ def init_scales(config):
     deviation, as T-Fixup means it). T-Fixup itself (Huang et al., ICML 2020) gives an encoder 0.67 N^-1/4 on W_v, W_o
     and the FFN alone, and leaves W_q and W_k as they are; the report scales the whole attention block, and so do we.
     """
-    if config.init == 'xavier':
+    if config.init in ('xavier', 'torch'):
         return 1.0, 0.02
     if config.init != 'tfixup':
-        raise ValueError(f'init={config.init} is unknown: use xavier or tfixup')
+        raise ValueError(f'init={config.init} is unknown: use xavier, torch or tfixup')
     return 0.67 * config.n_layer ** -0.25, config.n_embd ** -0.5 * (9 * config.n_layer) ** -0.25
 
 # -----------------------------------------------------------------------------
@@ -230,7 +235,7 @@ class GPTConfig:
     tied: bool = True  # the head is the token embedding, as in GPT-2
     weight_standardization: str = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report, eq. 1)
     weight_gain: bool = True  # a learnable gain for each standardized unit of W_o, W_1, W_2
-    init: str = 'xavier'  # or 'tfixup' (second report, section 3.1)
+    init: str = 'xavier'  # or 'torch' (PyTorch's default), or 'tfixup' (second report, section 3.1)
     flash: bool = True  # False: attention written out by hand
     loss_chunk: int = 0  # tokens whose logits the loss holds at once, 0: all
     recompute_blocks: bool = False  # True: only inputs of blocks are kept, backward runs each block again
@@ -286,7 +291,7 @@ class GPT(nn.Module):
     def init_weights(self):
         scale, std = init_scales(self.config)
         for block in self.blocks:
-            block.init_weights(nn.init.xavier_normal_, scale)
+            block.init_weights(torch_default_ if self.config.init == 'torch' else nn.init.xavier_normal_, scale)
         nn.init.normal_(self.wte.weight, std=std)
         nn.init.normal_(self.wpe.weight, std=std)
         if not self.config.tied:
@@ -358,7 +363,7 @@ class ViTConfig:
     norm: str = 'rms'  # 'rms' or 'layer'
     weight_standardization: str = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report, eq. 1)
     weight_gain: bool = True  # a learnable gain for each standardized unit of W_o, W_1, W_2
-    init: str = 'xavier'  # or 'tfixup' (second report, section 3.1)
+    init: str = 'xavier'  # or 'torch' (PyTorch's default), or 'tfixup' (second report, section 3.1)
     flash: bool = True  # False: attention written out by hand
     recompute_blocks: bool = False  # True: only inputs of blocks are kept, backward runs each block again
     input_norm: bool = True
@@ -409,14 +414,15 @@ class ViT(nn.Module):
     @torch.no_grad()
     def init_weights(self):
         scale, std = init_scales(self.config)
+        init = torch_default_ if self.config.init == 'torch' else truncated_xavier_
         for block in self.blocks:
-            block.init_weights(truncated_xavier_, scale)
+            block.init_weights(init, scale)
         for layer in (self.patch_embed, self.head):
-            truncated_xavier_(layer.weight)
+            init(layer.weight)
             nn.init.zeros_(layer.bias)
         # InputNorm makes all tokens equally long, and a short one's gradient long: at 0.02 beside patches of RMS 0.8 to 1
         # class token and positions had half of the squared gradient norm, which a clip takes from all other weights
-        std = 0.5 if self.config.input_norm and self.config.init == 'xavier' else std
+        std = 0.5 if self.config.input_norm and self.config.init != 'tfixup' else std
         nn.init.normal_(self.cls_token, std=std)
         nn.init.normal_(self.pos_embed, std=std)
         if self.config.init == 'tfixup':  # the embedding of a picture is made by this matrix, so it counts as one

@@ -2670,6 +2670,12 @@ def test_deviations_of_tfixup():
             elif 'blocks' in name and p.dim() == 2:
                 fans = 2 * d if 'attn' in name else 5 * d  # W_q, W_k, W_v are three matrices
                 assert abs(p.std().item() / (matrices * math.sqrt(2 / fans)) - 1) < 0.02, name
+    for Network, config in ((GPT, GPTConfig(n_layer=1, n_embd=d, init='torch')), (ViT, ViTConfig(n_layer=1, n_embd=d, init='torch'))):
+        model = Network(config)
+        for layer in (model.blocks[0].attn.c_attn, model.blocks[0].ffn.c_proj, getattr(model, 'head', None), getattr(model, 'patch_embed', None)):
+            if layer is not None:
+                most = layer.weight[0].numel() ** -0.5
+                assert 0.98 * most < layer.weight.abs().max() <= most and abs(layer.weight.std() / most * 3 ** 0.5 - 1) < 0.02
     with pytest.raises(ValueError, match='init=orthogonal is unknown'):
         GPT(GPTConfig(n_layer=1, n_embd=16, n_head=2, init='orthogonal'))
 

@@ -61,7 +61,7 @@ flash = True  # False: attention written out by hand
 recompute_blocks = False  # True: backward runs each block again in place of keeping it all: a third more work
 weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report)
 weight_gain = True  # a gain for each standardized unit of W_o, W_1, W_2
-init = 'xavier'  # or 'tfixup' (second report)
+init = 'xavier'  # or 'torch' (PyTorch's default), or 'tfixup' (second report)
 vocab_size = 0  # 0: the data set's, rounded up to a multiple of 64
 loss_chunk = 0  # tokens whose logits are held at once, 0: all. saves memory, costs the head's forward pass again
 # optimizer

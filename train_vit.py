@@ -80,7 +80,7 @@ flash = True  # False: attention written out by hand
 recompute_blocks = False  # True: backward runs each block again in place of keeping it all: a third more work
 weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report)
 weight_gain = True  # a gain for each standardized unit of W_o, W_1, W_2
-init = 'xavier'  # truncated (table 4), or 'tfixup' (second report)
+init = 'xavier'  # truncated (table 4), or 'torch' (PyTorch's default), or 'tfixup' (second report)
 # optimizer
 optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay)
 learning_rate = 0.5  # peak (table 4)

@@ -117,7 +117,7 @@ def resolve_norms(config):
     for key in NORMS:
         if config[key] not in ('auto', True, False):
             fail(f'{key}={config[key]} is not one of auto, True, False')
-    for key, values in (('weight_standardization', ('none', 'ffn', 'all')), ('init', ('xavier', 'tfixup'))):
+    for key, values in (('weight_standardization', ('none', 'ffn', 'all')), ('init', ('xavier', 'torch', 'tfixup'))):
         if config[key] not in values:
             fail(f'{key}={config[key]} is unknown: use {" or ".join(values)}')
     if config['n_embd'] % config['n_head']:

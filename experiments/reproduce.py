@@ -6,6 +6,7 @@ Grids, seeds and variants: starts the train scripts as processes and writes down
     python -m experiments.reproduce cifar10_grid         learning rates of the four CIFAR-10 configs, short runs
     python -m experiments.reproduce cifar10              the four CIFAR-10 configs at full length, the test set read once
     python -m experiments.reproduce stability            learning rates from 1e-4 to 1, with and without normalization
+    python -m experiments.reproduce weights              the same from PyTorch's own initial weights
     python -m experiments.reproduce decay                S5 with coupled and with decoupled weight decay
     python -m experiments.reproduce language_grid        six arms, width 32: rate, warmup, decay, rate of the embeddings
     python -m experiments.reproduce language             these at the best of that, three seeds
@@ -113,6 +114,14 @@ def stability(done):
             yield {'config': 'nft_cifar10', 'variant': variant, **SMALL, **flags, 'learning_rate': lr}
 
 
+def weights(done):
+    """The same with PyTorch's own initial weights in place of Xavier's, where that makes a difference."""
+    for lr in (1e-2, 1e-1, 1e-3, 3e-2, 3e-1, 3e-3, 1.0, 3e-4, 1e-4):
+        for variant, flags in VARIANTS.items():
+            if 'init' not in flags:
+                yield {'config': 'nft_cifar10', 'variant': variant, **SMALL, **flags, 'init': 'torch', 'learning_rate': lr}
+
+
 def decay(done):
     """Coupled decay, as in torch's SGD, against the decoupled one of mSGDW, where decay is strong enough to count."""
     for lr in (1e-1, 3e-1):
@@ -123,7 +132,7 @@ def decay(done):
                        'optimizer': optimizer, 'weight_decay': weight_decay, 'learning_rate': lr}
 
 
-STUDIES = {**{f.__name__: f for f in (tiny_grid, tiny, cifar10_grid, cifar10, stability, decay)}, **searches.STUDIES}
+STUDIES = {**{f.__name__: f for f in (tiny_grid, tiny, cifar10_grid, cifar10, stability, weights, decay)}, **searches.STUDIES}
 
 # -----------------------------------------------------------------------------
 # runs
@@ -291,7 +300,7 @@ def print_arms(study):
         print('| ' + ' | '.join(cells + [str(searches.PAPER.get(name, '')) for _ in paper]) + ' |')
 
 
-TABLES = {'tiny_grid': print_grid, 'stability': print_variants, 'decay': print_variants,
+TABLES = {'tiny_grid': print_grid, 'stability': print_variants, 'weights': print_variants, 'decay': print_variants,
           **{f'{name}_grid': print_search for name in searches.SEARCHES}, **dict.fromkeys(searches.SEARCHES, print_arms)}
 
 if __name__ == '__main__':
