@@ -1,8 +1,8 @@
 """
 What the paper's runs cost on 1, 8 and 32 GPUs, from a model on paper: nothing here is measured.
 
-    python -m experiments.costs                        H100
-    python -m experiments.costs --gpu=A100 --mfu=0.5
+    python -m experiments.costs                        H100, at an assumed share of its peak
+    python -m experiments.costs --gpu=A100 --mfu=0.29  at the share that the paper's own figure comes to
 
 Work: 6 FLOPs per weight and 12 L C T for attention, per token, forward and backward (PaLM, arXiv:2204.02311, appendix
 B); positions do no work, and a ViT's head works on one token in T. Speed: mfu times the GPU's dense bf16

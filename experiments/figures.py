@@ -29,6 +29,7 @@ from PIL import Image
 
 import augment
 from configurator import configure, fail, read_file
+from experiments.reproduce import mean_spread
 from model import GPT, NORMS, SETTINGS, GPTConfig, ViT, ViTConfig
 
 matplotlib.use('Agg')
@@ -113,11 +114,6 @@ def quantity(name, images):
     if 'top' in name:
         return 100, f'{where}top-{name[-1]} accuracy (%)'
     return 1, f'{where}loss (nats per {"image" if images else "token"})' if 'loss' in name else name
-
-
-def mean_spread(values, digits='.4f'):
-    spread = f' ± {statistics.stdev(values):{digits}}' if len(values) > 1 else ''
-    return f'{statistics.fmean(values):{digits}}{spread}'
 
 
 def print_table(head, rows):

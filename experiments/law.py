@@ -84,7 +84,7 @@ def print_points(done, points):
     print('| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|')
     for point in points:
         cells = [point[0], *(f'{a:,}' for a in axes_of(point)), mean_spread(losses(LAW_ARMS[0], point, done)),
-                 *(mean_spread(gaps(arm, point, done), '+') for arm in LAW_ARMS[1:])]
+                 *(mean_spread(gaps(arm, point, done), '+.4f') for arm in LAW_ARMS[1:])]
         print('| ' + ' | '.join(cells) + ' |')
 
 
@@ -106,7 +106,7 @@ def print_prediction(done):
           '| arm | form | predicted gap | measured |\n|---|---|---|---|')
     for arm, of_arm in said['gaps'].items():
         for form, value in of_arm.items():
-            print(f'| {arm} | {form} | {value:+.4f} | {mean_spread(gaps(arm, point, done), "+") or "not run"} |')
+            print(f'| {arm} | {form} | {value:+.4f} | {mean_spread(gaps(arm, point, done), "+.4f") or "not run"} |')
 
 
 if __name__ == '__main__':

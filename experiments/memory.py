@@ -1,5 +1,5 @@
 """
-Table 2: what the optimizers keep, calculated and measured, at every size of the paper; and what its runs cost.
+Table 2: what the optimizers keep, calculated and measured, at every size of the paper.
 
     python -m experiments.memory                                          all sizes, on the meta device: no memory needed
     python -m experiments.memory --configs=dnt_small --device=cpu         with real tensors, and what the process grew by
@@ -24,7 +24,6 @@ from sgdw import SGDW
 configs = 'gpt2_small,dnt_small,gpt2_large,dnt_large,gpt2_xl,dnt_xl,vit_large,vdnt_large,vit_huge,vdnt_huge'
 device = 'meta'  # meta, cpu, cuda
 batch = 0  # cuda: sequences or images of a forward and backward pass before the step; 0: gradients are zeros
-gpu_tflops = 312.0  # cost: dense bf16 peak of a GPU: A100 and A800 312, H100 989
 KINDS = ('AdamW', 'mSGDW', 'hybrid')
 
 
@@ -123,31 +122,6 @@ def printed():
         print(f'| {name} | {count:,} | ' + ' | '.join(f'{s:.3f}' for s in sizes) + f' | {" ".join(fits) or "no"} |')
 
 
-def flops(config, model):
-    """Of a whole run: forward and backward, 6 a weight and 12 L C T for attention, for each token (arXiv:2204.02311)."""
-    c, n = model.config, sum(p.numel() for p in model.parameters())
-    if isinstance(model, GPT):
-        T, tokens = c.block_size, config['max_iters'] * config['global_batch_size'] * c.block_size
-        n -= model.wpe.weight.numel()
-    else:
-        T = 1 + (c.image_size // c.patch_size) ** 2
-        tokens = config['epochs'] * (1281167 // config['global_batch_size']) * config['global_batch_size'] * T
-        n -= model.pos_embed.numel() + model.cls_token.numel()
-    return (6 * n + 12 * c.n_layer * c.n_embd * T) * tokens
-
-
-def cost():
-    """GPU hours of each run, at the share of the peak that the paper's own figure for the 1.4B model comes to."""
-    peak, paper = gpu_tflops * 1e12, 32 * 4 * 24  # GPU hours: section B's 'around four days' on 32 GPUs
-    share = flops(*build('dnt_xl')) / (paper * 3600 * peak)
-    print(f'\nThe paper trained the 1.4B model for about four days on 32 GPUs: {paper:,} GPU hours, or '
-          f'{share:.0%} of {gpu_tflops:g} TFLOP/s.\nAt the same share the others take:\n\n'
-          '| run | FLOPs | GPU hours |\n|---|---|---|')
-    for name in configs.split(','):
-        script, total = 'train_vit.py' if 'vit' in name or 'vdnt' in name else 'train_gpt.py', flops(*build(name))
-        print(f'| `torchrun ... {script} config/{name}.py` | {total:.2e} | {total / (share * peak) / 3600:,.0f} |')
-
-
 if __name__ == '__main__':
     configure(globals())
     if device not in ('meta', 'cpu', 'cuda') or batch and device != 'cuda':
@@ -157,4 +131,3 @@ if __name__ == '__main__':
     table_2()
     if device == 'meta':
         printed()
-        cost()

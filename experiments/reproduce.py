@@ -104,22 +104,23 @@ def cifar10(done):
             yield {'config': config, 'seed': seed, 'learning_rate': read_config(config)['learning_rate']}
 
 
+def sweep(variants, **more):
+    for lr in (1e-2, 1e-1, 1e-3, 3e-2, 3e-1, 3e-3, 1.0, 3e-4, 1e-4):  # the middle of the range comes first
+        for variant, flags in variants.items():
+            yield {'config': 'nft_cifar10', 'variant': variant, **SMALL, **flags, **more, 'learning_rate': lr}
+
+
 def stability(done):
     """
     The second report's question at a size for two cores: which variants of a small ViT train at which learning rates,
-    with its optimizer (coupled decay 2e-5, batch 64, no warmup), one epoch. The middle of the range comes first.
+    with its optimizer (coupled decay 2e-5, batch 64, no warmup), one epoch.
     """
-    for lr in (1e-2, 1e-1, 1e-3, 3e-2, 3e-1, 3e-3, 1.0, 3e-4, 1e-4):
-        for variant, flags in VARIANTS.items():
-            yield {'config': 'nft_cifar10', 'variant': variant, **SMALL, **flags, 'learning_rate': lr}
+    return sweep(VARIANTS)
 
 
 def weights(done):
     """The same with PyTorch's own initial weights in place of Xavier's, where that makes a difference."""
-    for lr in (1e-2, 1e-1, 1e-3, 3e-2, 3e-1, 3e-3, 1.0, 3e-4, 1e-4):
-        for variant, flags in VARIANTS.items():
-            if 'init' not in flags:
-                yield {'config': 'nft_cifar10', 'variant': variant, **SMALL, **flags, 'init': 'torch', 'learning_rate': lr}
+    return sweep({variant: flags for variant, flags in VARIANTS.items() if 'init' not in flags}, init='torch')
 
 
 def decay(done):
@@ -204,6 +205,14 @@ def run_study(study):
             list(pool.map(one, todo))
 
 
+def mean_spread(values, digits='.4f'):
+    """'mean ± standard deviation' of what several seeds gave; 'diverged' where one of them did."""
+    if not values or max(values) == math.inf:
+        return 'diverged' if values else ''
+    spread = f' ± {statistics.stdev(values):{digits.lstrip("+")}}' if len(values) > 1 else ''
+    return f'{statistics.fmean(values):{digits}}{spread}'
+
+
 def print_table(study):
     """Rows by everything but the seed: mean and spread (standard deviation) of what the runs ended with."""
     groups = {}
@@ -214,9 +223,7 @@ def print_table(study):
     for name, rows in groups.items():
         cells = []
         for column in columns:
-            values = [row[column] for row in rows if column in row and row['ended'] != 'diverged']
-            spread = f' ± {statistics.stdev(values):.4f}' if len(values) > 1 else ''
-            cells.append(f'{statistics.mean(values):.4f}{spread}' if values else 'diverged')
+            cells.append(mean_spread([row[column] for row in rows if column in row and row['ended'] != 'diverged']) or 'diverged')
         print(f'| {name} | {len(rows)} | ' + ' | '.join(cells) + ' |')
 
 
@@ -248,13 +255,6 @@ def print_variants(study):
         if any('agc_share' in row for row in rows):
             cells = [f'{row["agc_share"]:.2f}' if 'agc_share' in row else '' for row in rows]
             print('| *share of units that it clipped* | ' + ' | '.join(cells) + ' |')
-
-
-def mean_spread(values, sign=''):
-    if not values or max(values) == math.inf:  # what diverged
-        return 'diverged' if values else ''
-    spread = f' ± {statistics.stdev(values):.4f}' if len(values) > 1 else ''
-    return f'{statistics.mean(values):{sign}.4f}{spread}'
 
 
 def print_search(study):
@@ -296,7 +296,7 @@ def print_arms(study):
         cells = [name, *(f'{runs[name][k]:g}' if k in runs[name] else '' for k in varied), str(len(arm))]
         cells += [mean_spread([row[m] for row in arm.values() if m in row]) for m in metrics]
         if reference:
-            cells.append(mean_spread([arm[s]['val_loss'] - reference[s]['val_loss'] for s in arm if s in reference], '+'))
+            cells.append(mean_spread([arm[s]['val_loss'] - reference[s]['val_loss'] for s in arm if s in reference], '+.4f'))
         print('| ' + ' | '.join(cells + [str(searches.PAPER.get(name, '')) for _ in paper]) + ' |')
 
 
