@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import platform
 import random
 import re
 import runpy
@@ -1208,6 +1209,21 @@ def test_sigterm_under_torchrun_saves_once_and_all_leave(tokens, tmp_path):
     process.communicate(timeout=60)
     assert process.returncode not in (None, -9)
     assert final(tmp_path)['iter'] >= 9 and final(tmp_path)['iter'] <= rows(tmp_path)[-1]['iter'] + 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
+def test_freed_memory_is_taken_again():
+    """A tensor of 64 MB where one was freed, again and again: no page (of at least 4 KB) is asked of the kernel anew."""
+    out, _ = finish(python('-c', """
+import resource, torch, training
+training.start('cpu', 'float32', False, 0, False)
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    x = torch.ones(2**24)
+    del x
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""))
+    assert int(out) < 100
 
 
 @pytest.mark.slow
