@@ -3227,13 +3227,18 @@ def test_studies_follow_each_other_and_the_law_predicts(tmp_path, monkeypatch):
         return 2 + off + lacks * gap(run) + 0.01 * run.get('seed', 0)
 
     done = {}
-    for name in ('language', 'law', 'law_fifth'):
+    for name in ('language', 'knobs_grid', 'law', 'law_fifth'):
         with pytest.raises(SystemExit, match='begins where language_grid ends|nothing has been predicted'):
             list(searches.STUDIES[name](done))
     assert finish_study('language_grid', done, loss) < 80
     best = {b['variant']: (b['learning_rate'], b.get('embed_lr')) for _, b in searches.language_searches(done)}
     assert best['L-DNT AdamW'] == (0.016, None) and best['L-DNT hybrid'] == (0.2, 0.008) and best['GPT-2 mSGDW'] == (0.2, None)
     assert finish_study('language', done, loss) == 18
+    finish_study('knobs_grid', done, loss)
+    knobs = {b['variant']: b for _, b in searches.knob_searches(done)}
+    assert len(knobs) == sum(map(len, searches.KNOBS.values()))
+    half = knobs['L-DNT mSGDW, global_batch_size=4']
+    assert (half['max_iters'], half['warmup_iters'], half['learning_rate']) == (1600, 480, 0.2)
     law = finish_study('law', done, loss)
     assert 27 * 2 < law < 27 * 7 and finish_study('law', done, loss) == 0
     assert all('seed' in row['run'] or row['run']['eval_interval'] == 0 for row in done.values())

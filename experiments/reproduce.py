@@ -10,6 +10,8 @@ Grids, seeds and variants: starts the train scripts as processes and writes down
     python -m experiments.reproduce decay                S5 with coupled and with decoupled weight decay
     python -m experiments.reproduce language_grid        six arms, width 32: rate, warmup, decay, rate of the embeddings
     python -m experiments.reproduce language             these at the best of that, three seeds
+    python -m experiments.reproduce knobs_grid           from there: momentum, clip, batch, untied, each with its best rates
+    python -m experiments.reproduce knobs                these at the best of that, three seeds
     python -m experiments.reproduce law                  what mSGDW lacks, by length, width, vocabulary: experiments/law.py
     python -m experiments.reproduce law_fifth            the point that experiments.law has predicted
     python -m experiments.reproduce ablation_grid        S1 to S5 under both optimizers: learning rates

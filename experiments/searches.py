@@ -32,6 +32,13 @@ ARMS = {
     'L-DNT hybrid': {'config': 'dnt_tiny', 'embed_optimizer': 'adamw'},
 }
 PAPER = {'GPT-2 AdamW': 2.867, 'GPT-2 mSGDW': 2.906, 'L-DNT AdamW': 2.863, 'L-DNT mSGDW': 2.849}  # table 1, 124M
+KNOBS = {  # what one more setting is worth, each with its own learning rate; half the batch sees the same tokens
+    'L-DNT AdamW': [{'tied': False}, {'grad_clip': 0.25}, {'global_batch_size': 4, 'max_iters': 2 * ITERS}, {'beta2': 0.99}],
+    'L-DNT mSGDW': [{'tied': False}, {'grad_clip': 0.25}, {'global_batch_size': 4, 'max_iters': 2 * ITERS},
+                    {'momentum': 0.8}, {'momentum': 0.95}, {'momentum': 0.98}],
+    'L-DNT mSGDW, embed_lr': [{'tied': False}, {'grad_clip': 0.25}, {'momentum': 0.95}],
+    'L-DNT hybrid': [{'tied': False}, {'grad_clip': 0.25}, {'momentum': 0.95}],
+}
 LAW_ARMS = ('L-DNT AdamW', 'L-DNT mSGDW', 'L-DNT hybrid')
 PREDICTION = 'results/law_prediction.json'
 
@@ -112,6 +119,23 @@ def language_searches(done):
         yield search(variant, (TEXT, 32, ITERS), done)
 
 
+def knob_searches(done):
+    found = dict(zip(ARMS, language_searches(done)))
+    if any(todo for todo, _ in found.values()):
+        fail('knobs begins where language_grid ends: run that first')
+    for arm, changes in KNOBS.items():
+        _, base = found[arm]
+        rates = [k for k in ('learning_rate', 'embed_lr') if k in base]
+        kind = {'learning_rate': read_config(base['config'])['optimizer']}
+        kind['embed_lr'] = 'adamw' if base.get('embed_optimizer') == 'adamw' else kind['learning_rate']
+        for change in changes:
+            name = f'{arm}, ' + ' '.join(f'{k}={v}' for k, v in change.items() if k != 'max_iters')
+            run = {**base, **change, 'variant': name}
+            run['warmup_iters'] = base['warmup_iters'] * run['max_iters'] // base['max_iters']
+            yield walk(lambda *lr: {**run, **dict(zip(rates, lr))}, [RATES[kind[k]] for k in rates],
+                       [[base[k] for k in rates]], done, least=LEAST)
+
+
 def law_points():
     """(data set, width, updates): four lengths, two more widths, three more vocabularies; these at half the length."""
     half = ITERS // 2
@@ -181,7 +205,7 @@ def grid_and_seeds(name, search_all):
     return {f'{name}_grid': grid, name: seeds}
 
 
-SEARCHES = {'language': language_searches, 'ablation': ablation_searches, 'ablation_cifar10': ablation_cifar10_searches}
+SEARCHES = {'language': language_searches, 'knobs': knob_searches, 'ablation': ablation_searches, 'ablation_cifar10': ablation_cifar10_searches}
 STUDIES = {'law': law, 'law_fifth': law_fifth}
 for name, search_all in SEARCHES.items():
     STUDIES |= grid_and_seeds(name, search_all)
