@@ -5,14 +5,14 @@ How fast, and how near to what this machine can do: memory, optimizer, training 
     python -m experiments.bench --only=optimizer,step --repeats=9 --json=FILE
     python -m experiments.bench --nanogpt=path/to/nanoGPT         GPT-2 beside a checkout of nanoGPT, too
 
-What is compared takes turns in one process after a turn to warm up, so that the noise of a machine hits all alike.
-Times are medians over the turns, 'from' the fastest 'to' the slowest; a ratio is the median of each turn's ratio, and
-the last table has them all. Times on CUDA are those of events on its stream. CUDA and MPS: not run yet.
+What is compared takes turns after a turn to warm up, so that the noise of a machine hits all alike: in one process, but
+for nanoGPT, which is a process of its own. Times are medians over the turns, 'from' the fastest 'to' the slowest; a
+ratio is the median of each turn's ratio, and the last table has them all. Times on CUDA are those of events on its
+stream. CUDA and MPS: not run yet.
 """
 
 import contextlib
 import datetime
-import importlib.util
 import io
 import math
 import os
@@ -21,6 +21,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from json import dumps
@@ -334,44 +335,43 @@ def loader():
 
 
 def peer():
-    """GPT-2 by nanoGPT's model.py, optimizer and iteration, and by ours: the same weights and batch."""
+    """
+    GPT-2 by nanoGPT's model.py, optimizer and iteration, and by ours: the same weights and batch. Theirs runs in a
+    process of its own (experiments.peer): training.start has settled how this one keeps its memory.
+    """
     if not nanogpt:
         return print('\nNot measured: nanoGPT (--nanogpt=PATH of a checkout)')
-    spec = importlib.util.spec_from_file_location('nanogpt_model', os.path.join(nanogpt, 'model.py'))
-    module = sys.modules['nanogpt_model'] = importlib.util.module_from_spec(spec)
-    with contextlib.redirect_stdout(io.StringIO()):
-        spec.loader.exec_module(module)
-        theirs = module.GPT(module.GPTConfig(bias=False, **SIZES[size])).to(env.device)  # bias as its train.py
-        opt = theirs.configure_optimizers(0.1, 1e-4, (0.9, 0.95), env.device_type)
-    ours, more = (make_gpt(size, *NETWORKS['GPT-2']) for _ in range(2))
-    X, Y = tokens(B, T)
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, 'weights.pt')
+        child = subprocess.Popen([sys.executable, '-m', 'experiments.peer', nanogpt, dumps(SIZES[size]), str(B), str(T),
+                                  env.device, str(seed), file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        answer = lambda: child.stdout.readline() or fail(f'nanoGPT ended with exit code {child.wait()}')  # noqa: E731
+        losses, said = [float(answer())], torch.load(file, map_location=env.device)
+
+    def theirs(way):
+        print(way, file=child.stdin, flush=True)
+        answer()
+
+    (ours, more), (weights, X, Y) = (make_gpt(size, *NETWORKS['GPT-2']) for _ in range(2)), said.values()
     with torch.no_grad():
-        for weights in zip(theirs.parameters(), ours.parameters(), more.parameters(), strict=True):  # in the same order
-            weights[1].copy_(weights[0]), weights[2].copy_(weights[0])
-        losses = [gpt_loss(model, X, Y).item() for model in (theirs, ours)]
+        for w, *copies in zip(weights, ours.parameters(), more.parameters(), strict=True):  # in the same order
+            for p in copies:
+                p.copy_(w)
+        losses.append(gpt_loss(ours, X, Y).item())
     if abs(losses[0] - losses[1]) > 1e-3:
         fail(f'with the same weights nanoGPT has the loss {losses[0]}, ours {losses[1]}: they are not the same network')
-
-    def iteration(dtype, model):  # what its train.py does with one micro batch
-        with autocast(dtype):
-            loss = gpt_loss(model, X, Y)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        opt.step()
-        opt.zero_grad(set_to_none=True)
-        loss.item()  # for its log
-
-    arms = {'nanoGPT, float32, AdamW': partial(iteration, 'float32', theirs),
+    arms = {'nanoGPT, float32, AdamW': partial(theirs, 'float32'),
             'ours, float32, AdamW': partial(update, adamw(ours, fused=True), 'float32', gpt_loss, ours, X, Y),
             f'ours, {env.dtype}, mSGDW': partial(update, OPTIMIZERS['mSGDW'](more), env.dtype, gpt_loss,
                                                  torch.compile(more) if env.compile else more, X, Y)}
     shipped = 'nanoGPT, float32, AdamW'  # on a CPU it has no autocast, and its README says --compile=False
     if gpu:
         shipped = 'nanoGPT, bfloat16, AdamW, compiled'
-        arms[shipped] = partial(iteration, 'bfloat16', torch.compile(theirs))
+        arms[shipped] = partial(theirs, 'bfloat16 compiled')
     seconds = take_turns(arms)
+    child.communicate()  # its input ends, and so does it
     git = subprocess.run(['git', '-C', nanogpt, 'log', '-1', '--format=%h of %cs'], capture_output=True, text=True)
-    table(f'GPT-2 beside nanoGPT ({git.stdout.strip() or "no git"}): {count(theirs):,} parameters, {B} x {T} tokens, '
+    table(f'GPT-2 beside nanoGPT ({git.stdout.strip() or "no git"}): {count(ours):,} parameters, {B} x {T} tokens, '
           f'forward, backward, clip 1.0, step; loss at first {losses[0]:.5f} and {losses[1]:.5f}, from the same weights',
           [{**times(a, seconds), 'tokens/s': B * T / statistics.median(seconds[a])} for a in arms])
     compare(seconds, 'ours, float32, AdamW', 'nanoGPT, float32, AdamW', 0.95)

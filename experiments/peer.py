@@ -1,0 +1,48 @@
+"""
+nanoGPT's training step as it ships, for experiments.bench: in a process of its own, where nothing of ours is at work.
+
+    python -m experiments.peer PATH SHAPE BATCH LENGTH DEVICE SEED FILE
+
+PATH is a checkout of nanoGPT, SHAPE its GPTConfig as JSON. Writes weights and one batch of random ids to FILE, prints
+the loss of that batch, then makes an update and prints 'done' for each line of its input: float32, bfloat16 or bfloat16
+compiled.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from contextlib import redirect_stdout
+
+import torch
+
+if __name__ == '__main__':
+    path, shape, batch, length, device, seed, file = sys.argv[1:]
+    spec = importlib.util.spec_from_file_location('nanogpt_model', os.path.join(path, 'model.py'))
+    module = sys.modules['nanogpt_model'] = importlib.util.module_from_spec(spec)
+    device_type = device.split(':')[0]
+    torch.manual_seed(int(seed))
+    torch.set_float32_matmul_precision('high')  # tf32 on a GPU, as its train.py has it
+    with redirect_stdout(sys.stderr):
+        spec.loader.exec_module(module)
+        model = module.GPT(module.GPTConfig(bias=False, **json.loads(shape))).to(device)  # bias as its train.py
+        opt = model.configure_optimizers(0.1, 1e-4, (0.9, 0.95), device_type)
+    X, Y = torch.randint(model.config.vocab_size, (2, int(batch), int(length)), device=device).unbind(0)
+    torch.save({'weights': [p.data for p in model.parameters()], 'X': X, 'Y': Y}, file)
+    with torch.no_grad():
+        print(model(X, Y)[1].item(), flush=True)
+    forward = {'float32': model, 'bfloat16': model}
+    for line in sys.stdin:  # what its train.py does with one micro batch
+        way = line.strip()
+        if way not in forward:
+            forward[way] = torch.compile(model)
+        with torch.autocast(device_type, torch.bfloat16, enabled=way != 'float32'):
+            loss = forward[way](X, Y)[1]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        loss.item()  # for its log
+        if device_type != 'cpu':
+            getattr(torch, device_type).synchronize()
+        print('done', flush=True)
