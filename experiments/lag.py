@@ -4,11 +4,13 @@ Which parameters lag under mSGDW: AdamW takes over one group of an L-DNT's weigh
     python -m experiments.lag        19 short runs, two at once; a table, and a line for each run in results/lag.jsonl
 
 The gain of a group is the validation loss with mSGDW for all minus that with AdamW for this group, which takes the best
-of three rates; mSGDW's rate, both decays and the warmup stay. Batches, schedule, clipping and validation windows are
+of three rates (by the mean over the seeds; from few seeds this flatters it); mSGDW's rate, both decays and the warmup
+stay. Batches, schedule, clipping and validation windows are
 those of train_gpt.py. Run it again after a kill: what is finished is not run again.
 """
 
 import json
+import math
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -19,6 +21,7 @@ import torch
 import torch.nn as nn
 
 from configurator import configure, fail
+from experiments.reproduce import mean_spread
 from model import SETTINGS, GPT, GPTConfig
 from sgdw import SGDW
 from training import lr_at
@@ -63,7 +66,7 @@ def windows(tokens, T, offsets):
 
 
 def train(run):
-    """One run from its start to its end: the loss over all of val.bin."""
+    """One run from its start to its end: the loss over all of val.bin; inf where it diverges."""
     torch.set_num_threads(1)
     torch.manual_seed(run['seed'])
     B, T = run['global_batch_size'], run['block_size']
@@ -88,7 +91,8 @@ def train(run):
     for i in range(run['iters']):
         offsets = np.random.default_rng((run['seed'], i)).integers(0, len(tokens) - T - 1, size=B, endpoint=True)
         model(*windows(tokens, T, offsets))[1].backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
+        if not nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
+            return math.inf
         for part, p, rows in parts:
             part.grad = p.grad[rows]
         for opt, peak in optimizers:
@@ -125,12 +129,14 @@ def print_table(runs, done):
         groups.setdefault(run['adamw'], {}).setdefault(run['adamw_lr'], []).append(done[json.dumps(run)])
     for group, of_rate in groups.items():
         rate = min(of_rate, key=lambda rate: fmean(of_rate[rate]))
-        loss[group] = rate, fmean(of_rate[rate])
+        loss[group] = rate, of_rate[rate]
     nothing, everything = loss['nothing'][1], loss['everything'][1]
     print('| AdamW for | its rate | val loss | gain | share of the gain for everything |\n|---|---|---|---|---|')
-    for group, (rate, value) in loss.items():
-        share = f'{(nothing - value) / (nothing - everything):.0%}' if nothing > everything and value != nothing else ''
-        print(f'| {group} | {rate:g} | {value:.4f} | {nothing - value:+.4f} | {share} |')
+    for group, (rate, values) in loss.items():
+        gains = [a - b for a, b in zip(nothing, values)]
+        whole = fmean(nothing) - fmean(everything)
+        share = f'{fmean(gains) / whole:.0%}' if whole > 0 and group != 'nothing' else ''
+        print(f'| {group} | {rate:g} | {mean_spread(values)} | {mean_spread(gains, "+.4f")} | {share} |')
 
 
 if __name__ == '__main__':

@@ -8,7 +8,8 @@ A law of what mSGDW lacks on L-DNT against AdamW, by length, width and vocabular
 
 The gap of an arm is its validation loss minus AdamW's, seed by seed, in nats per token. Two forms are fitted by least
 squares: gap = a + b x, and log gap = a + b x where all gaps are above 0. x are the logarithms to base 2 of tokens,
-width and vocabulary, as multiples of the first point's.
+width and vocabulary, as multiples of the first point's. A token of a larger vocabulary is more bytes: part of what the
+vocabulary does to a gap is this unit, and as many tokens are more text.
 """
 
 import json
@@ -49,6 +50,8 @@ def fit(points, values):
     def x(point):
         return [1, *(math.log2(a / b) for a, b in zip(axes_of(point), axes_of(points[0])))]
     X = np.array([x(point) for point in points])
+    if not np.isfinite(values).all():
+        fail('a run of the law has diverged: no line goes through that')
     coefficients = np.linalg.lstsq(X, np.array(values), rcond=None)[0]
     left = np.sqrt(np.mean((X @ coefficients - values) ** 2))
     return lambda point: float(x(point) @ coefficients), coefficients.tolist(), float(left)
@@ -114,7 +117,7 @@ if __name__ == '__main__':
     done = read_all()
     points = [point for point in law_points() if all(losses(arm, point, done) for arm in LAW_ARMS)]
     fits = {arm: forms(points, [statistics.fmean(gaps(arm, point, done)) for point in points])
-            for arm in LAW_ARMS[1:]} if len(points) > 1 + len(AXES) else {}
+            for arm in LAW_ARMS[1:]} if len(points) == len(law_points()) else {}
     if predict:
         write_prediction(done, points, fits)
     print_points(done, points + [fifth_point()] * bool(losses(LAW_ARMS[1], fifth_point(), done)))

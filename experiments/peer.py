@@ -22,6 +22,8 @@ if __name__ == '__main__':
     module = sys.modules['nanogpt_model'] = importlib.util.module_from_spec(spec)
     device_type = device.split(':')[0]
     torch.manual_seed(int(seed))
+    if device_type == 'cuda':
+        torch.cuda.set_device(device)
     torch.set_float32_matmul_precision('high')  # tf32 on a GPU, as its train.py has it
     with redirect_stdout(sys.stderr):
         spec.loader.exec_module(module)

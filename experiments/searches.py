@@ -1,8 +1,9 @@
 """
 Studies that search before they compare: each arm at its own best of one grid, which a walk finds with few runs.
 
-experiments.reproduce runs them: language (six arms), law (what mSGDW lacks by length, width and vocabulary), ablation
-(S1 to S5). Each run states all that varies. ITERS is what the whole thing costs: at 800 some 130 minutes of one core.
+experiments.reproduce runs them: language (six arms), knobs (one more setting each), law (what mSGDW lacks by length,
+width and vocabulary), ablation (S1 to S5). Each run states all that varies. ITERS is what the whole thing costs: at 800
+some three hours of one core.
 """
 
 import os
@@ -11,7 +12,7 @@ from itertools import chain, product
 
 from configurator import fail
 
-ITERS = 800  # updates of 1,024 tokens in language; half in ablation; a quarter to four times as many in law
+ITERS = 800  # updates of 1,024 tokens in language and knobs; half in ablation; a quarter to four times as many in law
 # one text by its vocabularies: all studies are on the first, the law on all; experiments.vocabulary makes the others
 DATA = {257: 'stdlib', 512: 'stdlib_512', 1024: 'stdlib_1024', 4096: 'stdlib_4096'}
 TEXT, *LARGER = DATA.values()
@@ -32,7 +33,7 @@ ARMS = {
     'L-DNT hybrid': {'config': 'dnt_tiny', 'embed_optimizer': 'adamw'},
 }
 PAPER = {'GPT-2 AdamW': 2.867, 'GPT-2 mSGDW': 2.906, 'L-DNT AdamW': 2.863, 'L-DNT mSGDW': 2.849}  # table 1, 124M
-KNOBS = {  # what one more setting is worth, each with its own learning rate; half the batch sees the same tokens
+KNOBS = {  # what one more setting is worth, each with its own rates, weight_decay as it was; half the batch, same tokens
     'L-DNT AdamW': [{'tied': False}, {'grad_clip': 0.25}, {'global_batch_size': 4, 'max_iters': 2 * ITERS}, {'beta2': 0.99}],
     'L-DNT mSGDW': [{'tied': False}, {'grad_clip': 0.25}, {'global_batch_size': 4, 'max_iters': 2 * ITERS},
                     {'momentum': 0.8}, {'momentum': 0.95}, {'momentum': 0.98}],
@@ -123,6 +124,7 @@ def knob_searches(done):
     found = dict(zip(ARMS, language_searches(done)))
     if any(todo for todo, _ in found.values()):
         fail('knobs begins where language_grid ends: run that first')
+    yield from (found[arm] for arm in KNOBS)  # as they are, to compare with
     for arm, changes in KNOBS.items():
         _, base = found[arm]
         rates = [k for k in ('learning_rate', 'embed_lr') if k in base]
