@@ -3229,8 +3229,8 @@ def test_studies_follow_each_other_and_the_law_predicts(tmp_path, monkeypatch):
         return 2 + off + lacks * gap(run) + 0.01 * run.get('seed', 0)
 
     done = {}
-    for name in ('language', 'knobs_grid', 'law', 'law_fifth'):
-        with pytest.raises(SystemExit, match='begins where language_grid ends|nothing has been predicted'):
+    for name in ('language', 'knobs_grid', 'law', 'law_fifth', 'sizes'):
+        with pytest.raises(SystemExit, match='begins where (language_grid|law) ends|nothing has been predicted'):
             list(searches.STUDIES[name](done))
     assert finish_study('language_grid', done, loss) < 80
     best = {b['variant']: (b['learning_rate'], b.get('embed_lr')) for _, b in searches.language_searches(done)}
@@ -3260,6 +3260,9 @@ def test_studies_follow_each_other_and_the_law_predicts(tmp_path, monkeypatch):
     assert grid['L-DNT AdamW'][3] == '0.016 (2.0500, 2.0500)' and grid['L-DNT hybrid'][6] == '0.008 (2.0300, 2.0300)'
     assert 'edge' not in str(grid)
 
+    assert finish_study('sizes', done, loss) == 12  # width 32 is there
+    widths = table_of(command('reproduce', 'sizes', '--table=True'))
+    assert [row[0] for row in widths] == ['32', '64', '96'] and widths[1][-1] == f'{0.01 * 2 ** (-0.5 + 0.25):+.4f} ± 0.0000'
     said = command('law', '--predict=True')
     assert 'L-DNT mSGDW, power: gap 0.200 at the first point, times 0.707 for each doubling of tokens, times 1.189 for each ' \
         'doubling of width, times 1.072 for each doubling of vocabulary; root mean square of what is left 0.0000' in said

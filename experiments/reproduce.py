@@ -14,6 +14,7 @@ Grids, seeds and variants: starts the train scripts as processes and writes down
     python -m experiments.reproduce knobs                these at the best of that, three seeds
     python -m experiments.reproduce law                  what mSGDW lacks, by length, width, vocabulary: experiments/law.py
     python -m experiments.reproduce law_fifth            the point that experiments.law has predicted
+    python -m experiments.reproduce sizes                AdamW and the hybrid at three widths, longer, after law
     python -m experiments.reproduce ablation_grid        S1 to S5 under both optimizers: learning rates
     python -m experiments.reproduce ablation             these at the best rate of each, three seeds
     python -m experiments.reproduce ablation_cifar10_grid and ablation_cifar10: the same for CIFAR-10
@@ -302,7 +303,18 @@ def print_arms(study):
         print('| ' + ' | '.join(cells + [str(searches.PAPER.get(name, '')) for _ in paper]) + ' |')
 
 
+def print_sizes(study):
+    """For each width mean and spread over the seeds, and the difference seed by seed."""
+    done, (first, second) = read_all(), [arm for arm in searches.LAW_ARMS if 'mSGDW' not in arm]
+    print(f'| width | updates | {first} | {second} | {second} minus {first} |\n|---|---|---|---|---|')
+    for width, arms in searches.size_runs(done).items():
+        a, b = ([done[key(run)]['val_loss'] for run in arms[arm]] for arm in (first, second))
+        print(f'| {width} | {arms[first][0]["max_iters"]} | {mean_spread(a)} | {mean_spread(b)} | '
+              f'{mean_spread([y - x for x, y in zip(a, b)], "+.4f")} |')
+
+
 TABLES = {'tiny_grid': print_grid, 'stability': print_variants, 'weights': print_variants, 'decay': print_variants,
+          'sizes': print_sizes,
           **{f'{name}_grid': print_search for name in searches.SEARCHES}, **dict.fromkeys(searches.SEARCHES, print_arms)}
 
 if __name__ == '__main__':

@@ -169,6 +169,27 @@ def law_fifth(done):
         fail('nothing has been predicted: python -m experiments.law --predict=True, once the study law is finished')
     return law(done, [fifth_point()])
 
+
+
+def size_runs(done):
+    """
+    {width: {variant: runs}}: AdamW and hybrid at three widths and twice the length of language, three seeds. Width 32
+    is a point of the law; the others take the learning rate that the law found for them at a quarter of this length.
+    """
+    runs = {}
+    for width, iters in ((32, 2 * ITERS), (64, ITERS // 2), (96, ITERS // 2)):
+        factor = 2 * ITERS // iters
+        found = {variant: law_runs(variant, (TEXT, width, iters), done) for variant in LAW_ARMS if 'mSGDW' not in variant}
+        if any(todo for todo, _ in found.values()):
+            fail('sizes begins where law ends: run that first')
+        runs[width] = {variant: [{**run, 'max_iters': factor * run['max_iters'], 'warmup_iters': factor * run['warmup_iters']}
+                                 for run in of_arm] for variant, (_, of_arm) in found.items()}
+    return runs
+
+
+def sizes(done):
+    return [run for arms in size_runs(done).values() for of_arm in arms.values() for run in of_arm]
+
 # -----------------------------------------------------------------------------
 # S1 to S5, all with RMSNorm; warmup and decay as every search begins, or as the config has them
 
@@ -210,6 +231,6 @@ def grid_and_seeds(name, search_all):
 
 SEARCHES = {'language': language_searches, 'knobs': knob_searches, 'ablation': ablation_searches,
             'ablation_cifar10': ablation_cifar10_searches}
-STUDIES = {'law': law, 'law_fifth': law_fifth}
+STUDIES = {'law': law, 'law_fifth': law_fifth, 'sizes': sizes}
 for name, search_all in SEARCHES.items():
     STUDIES |= grid_and_seeds(name, search_all)
