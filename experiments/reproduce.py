@@ -3,6 +3,7 @@ Grids, seeds and variants: starts the train scripts as processes and writes down
 
     python -m experiments.reproduce tiny_grid            learning rate x warmup of the four tiny configs, short runs
     python -m experiments.reproduce tiny                 the four tiny configs at full length, three seeds
+    python -m experiments.reproduce tiny_rates           whether those rates are the best at full length, too
     python -m experiments.reproduce cifar10_grid         learning rates of the four CIFAR-10 configs, short runs
     python -m experiments.reproduce cifar10              the four CIFAR-10 configs at full length, the test set read once
     python -m experiments.reproduce stability            learning rates from 1e-4 to 1, with and without normalization
@@ -84,6 +85,15 @@ def tiny(done):
             yield {'config': config, **{k: stated[k] for k in ('learning_rate', 'warmup_iters', 'max_iters')}, 'seed': seed}
 
 
+def tiny_rates(done):
+    """Whether the rates hold at full length: half and twice of each, and what is next to that if it is better; seed 1."""
+    for config in ('dnt_tiny_adamw', 'dnt_tiny', 'gpt2_tiny', 'gpt2_tiny_sgdw'):
+        stated = read_config(config)
+        yield from walk(lambda lr: {'config': config, 'learning_rate': lr, 'warmup_iters': stated['warmup_iters'],
+                                    'max_iters': stated['max_iters'], 'seed': 1},
+                        [[stated['learning_rate'] * 2.0**i for i in range(-4, 5)]], [[stated['learning_rate']]], done)[0]
+
+
 def cifar10_grid(done):
     """
     Half an epoch each, from the middle of the grid outwards until the best rate has a worse one on both sides. Where
@@ -136,7 +146,7 @@ def decay(done):
                        'optimizer': optimizer, 'weight_decay': weight_decay, 'learning_rate': lr}
 
 
-STUDIES = {**{f.__name__: f for f in (tiny_grid, tiny, cifar10_grid, cifar10, stability, weights, decay)}, **searches.STUDIES}
+STUDIES = {**{f.__name__: f for f in (tiny_grid, tiny, tiny_rates, cifar10_grid, cifar10, stability, weights, decay)}, **searches.STUDIES}
 
 # -----------------------------------------------------------------------------
 # runs
