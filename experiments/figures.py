@@ -278,7 +278,8 @@ def gradients():
     lines += [plt.Line2D([], [], color='black', linestyle=stroke, linewidth=2, label=when)
               for stroke, when in zip((':', '--', '-'), ('early', 'middle', 'late'))]
     lines += [plt.Line2D([], [], color='0.75', linewidth=8, label='normal distribution')]
-    fig.legend(handles=lines, loc='outside upper center', ncols=len(lines), columnspacing=1.2, handlelength=1.6)
+    ncols = len(lines) if len(lines) < 7 else 4
+    fig.legend(handles=lines, loc='outside upper center', ncols=ncols, columnspacing=1.2, handlelength=1.6)
 
     normal = torch.erfinv((2 * torch.arange(10 ** 6).double() + 1) / 10 ** 6 - 1)
     table.append(['', 'normal distribution', '', '', '', *(f'{v:z.1f}' for v in heaviness(normal)), ''])
