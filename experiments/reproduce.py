@@ -86,12 +86,16 @@ def tiny(done):
 
 
 def tiny_rates(done):
-    """Whether the rates hold at full length: half and twice of each, and what is next to that if it is better; seed 1."""
+    """
+    Whether the rates hold at full length: half and twice of each, and what is next to that if it is better, seed 1; then
+    the best with the other seeds.
+    """
     for config in ('dnt_tiny_adamw', 'dnt_tiny', 'gpt2_tiny', 'gpt2_tiny_sgdw'):
         stated = read_config(config)
-        yield from walk(lambda lr: {'config': config, 'learning_rate': lr, 'warmup_iters': stated['warmup_iters'],
-                                    'max_iters': stated['max_iters'], 'seed': 1},
-                        [[stated['learning_rate'] * 2.0**i for i in range(-4, 5)]], [[stated['learning_rate']]], done)[0]
+        todo, best = walk(lambda lr: {'config': config, 'learning_rate': lr, 'warmup_iters': stated['warmup_iters'],
+                                      'max_iters': stated['max_iters'], 'seed': 1},
+                          [[stated['learning_rate'] * 2.0**i for i in range(-4, 5)]], [[stated['learning_rate']]], done)
+        yield from todo or ({**best, 'seed': seed} for seed in (2, 3))
 
 
 def cifar10_grid(done):
