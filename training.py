@@ -70,8 +70,8 @@ def start(device, dtype, compile, seed, deterministic):
                   'compile is off: Triton is missing or does not support this GPU', flush=True)
 
     if device_type == 'cpu' and sys.platform == 'linux':
-        # glibc gives large tensors back to the kernel, which clears it again for the next step: a seventh of a step
-        # at 124M. M_MMAP_MAX and M_TRIM_THRESHOLD (malloc.h) make it keep what it has
+        # glibc gives the memory of large tensors back to the kernel, which clears it again for the next step: a seventh
+        # of a step at 124M. M_MMAP_MAX and M_TRIM_THRESHOLD (malloc.h) make it keep what it has
         libc = ctypes.CDLL(None)
         if hasattr(libc, 'mallopt'):  # musl has none
             libc.mallopt(-4, 0), libc.mallopt(-1, -1)

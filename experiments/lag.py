@@ -5,8 +5,8 @@ Which parameters lag under mSGDW: AdamW takes over one group of an L-DNT's weigh
 
 The gain of a group is the validation loss with mSGDW for all minus that with AdamW for this group, which takes the best
 of three rates (by the mean over the seeds; from few seeds this flatters it); mSGDW's rate, both decays and the warmup
-stay. Batches, schedule, clipping and validation windows are
-those of train_gpt.py. Run it again after a kill: what is finished is not run again.
+stay. Batches, schedule, clipping and validation windows are those of train_gpt.py. Run it again after a kill: what is
+finished is not run again.
 """
 
 import json

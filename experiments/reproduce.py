@@ -319,7 +319,7 @@ def print_arms(study):
 
 def print_sizes(study):
     """For each width mean and spread over the seeds, and the difference seed by seed."""
-    done, (first, second) = read_all(), [arm for arm in searches.LAW_ARMS if 'mSGDW' not in arm]
+    done, (first, second) = read_all(), searches.SIZE_ARMS
     print(f'| width | updates | {first} | {second} | {second} minus {first} |\n|---|---|---|---|---|')
     for width, arms in searches.size_runs(done).items():
         a, b = ([done[key(run)]['val_loss'] for run in arms[arm]] for arm in (first, second))

@@ -41,6 +41,7 @@ KNOBS = {  # what one more setting is worth, each with its own rates, weight_dec
     'L-DNT hybrid': [{'tied': False}, {'grad_clip': 0.25}, {'momentum': 0.95}],
 }
 LAW_ARMS = ('L-DNT AdamW', 'L-DNT mSGDW', 'L-DNT hybrid')
+SIZE_ARMS = LAW_ARMS[0], LAW_ARMS[2]
 PREDICTION = 'results/law_prediction.json'
 
 # ablation on CIFAR-10: learning rates, and where the search begins
@@ -92,17 +93,22 @@ def walk(make, axes, starts, done, box=False, least=0.0):
 # language: six arms, the law
 
 
+def kinds(arm):
+    """{rate that an arm has: the optimizer that it is for}."""
+    kind = read_config(arm['config'])['optimizer']
+    of_embeddings = 'adamw' if arm.get('embed_optimizer') == 'adamw' else kind
+    return {'learning_rate': kind, **({'embed_lr': of_embeddings} if 'embed_optimizer' in arm else {})}
+
+
 def search(variant, point, done, base=None):
     """
     The walk of an arm at a point (data set, width, updates) over learning rate, warmup, decay and, where the arm has
     one, embed_lr. From a base, a run that another search has found, over the learning rate alone.
     """
     (dataset, width, iters), arm = point, ARMS[variant]
-    kind = read_config(arm['config'])['optimizer']
-    axes, start = [RATES[kind], WARMUPS, DECAYS[kind]], START[kind]
-    if 'embed_optimizer' in arm:
-        of_embeddings = 'adamw' if arm['embed_optimizer'] == 'adamw' else kind
-        axes, start = axes + [RATES[of_embeddings]], start + START[of_embeddings][:1]
+    kind, *of_embeddings = kinds(arm).values()
+    axes = [RATES[kind], WARMUPS, DECAYS[kind], *(RATES[k] for k in of_embeddings)]
+    start = [*START[kind], *(START[k][0] for k in of_embeddings)]
     if base:
         start = [base['learning_rate'], base['warmup_iters'] / base['max_iters'], base['weight_decay'],
                  *([base['embed_lr']] if 'embed_lr' in base else [])]
@@ -127,15 +133,13 @@ def knob_searches(done):
     yield from (found[arm] for arm in KNOBS)  # as they are, to compare with
     for arm, changes in KNOBS.items():
         _, base = found[arm]
-        rates = [k for k in ('learning_rate', 'embed_lr') if k in base]
-        kind = {'learning_rate': read_config(base['config'])['optimizer']}
-        kind['embed_lr'] = 'adamw' if base.get('embed_optimizer') == 'adamw' else kind['learning_rate']
+        grids = {rate: RATES[kind] for rate, kind in kinds(base).items()}
         for change in changes:
             name = f'{arm}, ' + ' '.join(f'{k}={v}' for k, v in change.items() if k != 'max_iters')
             run = {**base, **change, 'variant': name}
             run['warmup_iters'] = base['warmup_iters'] * run['max_iters'] // base['max_iters']
-            yield walk(lambda *lr: {**run, **dict(zip(rates, lr))}, [RATES[kind[k]] for k in rates],
-                       [[base[k] for k in rates]], done, least=LEAST)
+            yield walk(lambda *lr: {**run, **dict(zip(grids, lr))}, list(grids.values()), [[base[k] for k in grids]], done,
+                       least=LEAST)
 
 
 def law_points():
@@ -170,7 +174,6 @@ def law_fifth(done):
     return law(done, [fifth_point()])
 
 
-
 def size_runs(done):
     """
     {width: {variant: runs}}: AdamW and hybrid at three widths and twice the length of language, three seeds. Width 32
@@ -179,7 +182,7 @@ def size_runs(done):
     runs = {}
     for width, iters in ((32, 2 * ITERS), (64, ITERS // 2), (96, ITERS // 2)):
         factor = 2 * ITERS // iters
-        found = {variant: law_runs(variant, (TEXT, width, iters), done) for variant in LAW_ARMS if 'mSGDW' not in variant}
+        found = {variant: law_runs(variant, (TEXT, width, iters), done) for variant in SIZE_ARMS}
         if any(todo for todo, _ in found.values()):
             fail('sizes begins where law ends: run that first')
         runs[width] = {variant: [{**run, 'max_iters': factor * run['max_iters'], 'warmup_iters': factor * run['warmup_iters']}
