@@ -684,7 +684,8 @@ def python(*argv, cwd=ROOT, torchrun=0, **kwargs):
 
 def finish(process, code=0):
     out, err = process.communicate(timeout=300)
-    assert process.returncode == code, (process.args, process.returncode, out, err)
+    if process.returncode != code:  # an assert would cut short what was said
+        pytest.fail(f'{process.args} ended with {process.returncode}\n{out}\n{err}')
     return out, err
 
 
@@ -1198,6 +1199,17 @@ def test_killed_at_twenty_random_moments(tokens, tmp_path):
     assert kills == sorted(kills) and len({k for k in kills if 0 < k < 400}) > 10  # in the midst of it, and none lost
     train(tokens, out, *extra, '--ckpt_interval=1', '--init_from=resume')
     assert_same_run(tmp_path / 'straight', out)
+
+
+def test_two_processes_run_what_is_registered_for_the_exit(tmp_path):
+    (tmp_path / 'script.py').write_text(f"""
+import atexit, sys
+sys.path.append({str(ROOT)!r})
+import training
+atexit.register(print, 'at exit')  # as loggers do
+training.leave(0, training.start('cpu', 'float32', False, 0, False))
+""")
+    assert finish(python(tmp_path / 'script.py', torchrun=2))[0].count('at exit') == 2
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ What both train scripts need and neither explains: processes and device, schedul
 Plain functions that are called; nothing here calls back.
 """
 
+import atexit
 import ctypes
 import json
 import math
@@ -167,6 +168,11 @@ def leave(code, env):
     if env.world_size > 1:
         dist.barrier()  # nobody goes while rank 0 still writes: torchrun would end it
         dist.destroy_process_group()
+        # DDP still holds the group, and a thread of gloo's that lets go of a tensor while Python takes itself down aborts
+        # the process (pytorch#190489): so what is registered to run at exit runs, and Python is not taken down
+        atexit._run_exitfuncs()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
     raise SystemExit(code)
 
 
