@@ -4,8 +4,8 @@
 #   python train_vit.py config/vit_cifar10.py --init_from=resume --eval_only=True --eval_split=test
 #
 # 45,000 training images, 5,000 held out to choose by, the set's own 10,000 test images to be read once. the four CIFAR-10
-# configs share all but norms and optimizer; each arm has its best learning rate of a short grid, or
-# half of that where it is better at full length (results/README.md).
+# configs share all but norms and optimizer; each arm has its best learning rate of a short grid, or half of
+# that where it is better at full length (results/README.md).
 # so few epochs leave mixup, cutmix and drop path out; a gradient of norm 1 at most is worth a higher rate in all four.
 
 out_dir = 'out/vit_cifar10'

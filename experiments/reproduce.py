@@ -5,7 +5,7 @@ Grids, seeds and variants: starts the train scripts as processes and writes down
     python -m experiments.reproduce tiny                 the four tiny configs at full length, three seeds
     python -m experiments.reproduce tiny_rates           whether those rates are the best at full length, too
     python -m experiments.reproduce cifar10_grid         learning rates of the four CIFAR-10 configs, short runs
-    python -m experiments.reproduce cifar10              the four CIFAR-10 configs at full length, half the rates, three seeds of the better
+    python -m experiments.reproduce cifar10              the four at full length, at half the rates too; three seeds
     python -m experiments.reproduce stability            learning rates from 1e-4 to 1, with and without normalization
     python -m experiments.reproduce weights              the same from PyTorch's own initial weights
     python -m experiments.reproduce decay                S5 with coupled and with decoupled weight decay
