@@ -25,7 +25,7 @@ class SGDW(torch.optim.Optimizer):
     foreach: None or True updates all tensors of one dtype and device together, False one after the other, with the
     same numbers (for bfloat16 parameters to rounding: there torch rounds mu itself).
     compile: True makes the step one compiled pass over w, g and m, in place of foreach, equal to rounding: five
-    memory accesses a weight, the least there is (foreach ten, AdamW seven). The first steps wait for torch.compile.
+    memory accesses a weight, the least there is (foreach ten, AdamW seven). The first step waits for torch.compile.
     The state is one buffer per tensor ('momentum_buffer'), and none at momentum 0, the same on all three ways.
     p.grad is only read.
     """
@@ -115,33 +115,31 @@ def one_pass(params, grads, buffers, lr, decay, mu, nesterov):
     torch._foreach_copy_(params, torch._foreach_sub(torch._foreach_mul(p, decay), torch._foreach_mul(g, lr)))
 
 
-compiled = {}  # one_pass for the CPU (True) and for all else (False); None where torch.compile fails
+compiled = {}  # device type: one_pass for it, None where torch.compile fails
 
 
 def sgdw_compiled(params, grads, buffers, lr, mu, wd, nesterov):
-    """one_pass, compiled; the definition, after a warning, where the compiler is missing."""
+    """one_pass, compiled, one program for the whole list; foreach, after a warning, where the compiler is missing."""
     kind = dict(dtype=torch.promote_types(params[0].dtype, torch.float32), device=params[0].device)
-    rate, decay = torch.full((), lr, **kind), torch.full((), 1 - lr * wd, **kind)
-    # a GPU takes the whole list in a few launches. a CPU takes one vector at a time: one loop for all sizes, where the
-    # list would be a function of hundreds of loops, which keeps the C++ compiler busy for minutes
-    cpu, parts = kind['device'].type == 'cpu', [(params, grads, buffers)]
-    if cpu:
-        parts = [[[x] for x in part] for part in zip(params, grads, buffers)]
-    if cpu not in compiled:
-        compiled[cpu] = torch.compile(one_pass, dynamic=cpu)
-    for part in parts:
-        # small ones are done before a compiled call, some 35 us, has begun
-        plain = cpu and (part[0][0].numel() < 2**15 or not all(x.is_contiguous() for x, in part))
-        if compiled[cpu] and not plain:
-            try:
-                compiled[cpu](*(map(flat, part) if cpu else part), rate, decay, mu, nesterov)
-                continue
-            except RuntimeError as e:  # of the compiler: nothing was written yet
-                warnings.warn(f'SGDW goes on without torch.compile, which fails here: {str(e).splitlines()[0]}')
-                compiled[cpu] = None
-        sgdw(*part, lr, mu, wd, nesterov)
-
-
-def flat(tensors):
-    """The same memory as vectors. Not by view(): torch.compile would see the shape behind, and a program for each."""
-    return [x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), (x.numel(),)) for x in tensors]
+    device, hyper = kind['device'].type, dict(lr=lr, mu=mu, wd=wd, nesterov=nesterov)
+    if device not in compiled:
+        compiled[device] = torch.compile(one_pass, dynamic=False)
+    large = list(zip(params, grads, buffers))
+    if device == 'cpu':  # each tensor is a loop for the C++ compiler, and small ones, which stay in the cache, gain nothing
+        small = [x for x in large if x[0].numel() < 2**15]
+        large = [x for x in large if x[0].numel() >= 2**15]
+        if small:
+            sgdw_foreach(*map(list, zip(*small)), **hyper)
+    if not large:
+        return
+    params, grads, buffers = map(list, zip(*large))
+    if compiled[device]:
+        rate, decay = torch.full((), lr, **kind), torch.full((), 1 - lr * wd, **kind)
+        try:
+            # .data, or torch.compile looks at what a tensor is a view of, too: DDP's buckets, which change
+            compiled[device](*([x.data for x in part] for part in (params, grads, buffers)), rate, decay, mu, nesterov)
+            return
+        except RuntimeError as e:  # of the compiler: nothing was written yet
+            warnings.warn(f'SGDW goes on without torch.compile, which fails here: {str(e).splitlines()[0]}')
+            compiled[device] = None
+    sgdw_foreach(params, grads, buffers, **hyper)
