@@ -7,8 +7,8 @@ Text in, token ids out: data/NAME/{train,val}.bin and meta.json, which is what t
     python prepare_owt.py --dataset=HuggingFaceFW/fineweb-edu:sample-10BT --max_docs=100000
 
 A text file, or a row of a table, is one document; its ids are closed by end-of-text. A validation split that
-the source has is kept; else documents are shuffled and split as nanoGPT does it: the same rows give nanoGPT's
-bins. The price of that order: `datasets` first unpacks tables to an Arrow copy in its cache (HF_HOME moves
+the source has is kept; of a text file that stands alone the last tenth is it; else documents are shuffled and
+split as nanoGPT does it: the same rows give nanoGPT's bins. The price of that order: `datasets` first unpacks tables to an Arrow copy in its cache (HF_HOME moves
 it; delete it afterwards if you like). --streaming=True goes without: the rows of train as they come, the
 first of every 2000 to validation. Stopped at any moment it leaves nothing that looks finished; the same line
 then starts anew, with the downloads and the Arrow copy that are there, and gives the same bytes.
@@ -43,7 +43,7 @@ out_dir = ''             # where the bins go; '' is data/NAME
 tokenizer = 'auto'       # 'gpt2' or 'byte'; 'auto' is byte for stdlib, gpt2 for the rest
 text_column = 'text'     # the column of a table, or the key in json lines, that holds the text
 max_docs = 0             # at most so many documents of each split; 0 is all
-val_fraction = 0.0005    # goes to validation where the source has no such split; nanoGPT's
+val_fraction = 0.0005    # goes to validation where the source has no such split; nanoGPT's (a lone text: 0.1 or more)
 streaming = 'auto'       # tables unshuffled, without the Arrow copy; 'auto': for max_docs of a set on the Hub
 revision = ''            # branch, tag or commit of a set on the Hub; '' is its main branch
 num_proc = 0             # processes that tokenize; 0 is one on every core
@@ -90,7 +90,7 @@ def open_stdlib():
     digest = hashlib.sha256()
     for name, path in zip(names, paths):
         digest.update(name.encode() + b'\0' + hashlib.sha256(Path(path).read_bytes()).digest())
-    keys = np.array([(i, -1, 0) for i in range(len(paths))])
+    keys = np.array([(i, 0, -1, 0) for i in range(len(paths))])
     held_out = np.arange(len(keys)) % 20 == 19  # every 20th
     return dict(read=partial(read_files, paths, ''), parts={'train': keys[~held_out], 'val': keys[held_out]},
                 size=sum(map(os.path.getsize, paths)),
@@ -132,19 +132,26 @@ def open_local(config):
         way = dict(path='parquet', data_files={s: splits[s] for s in ('train', 'val') if splits[s]})
         return open_table(way, str(root), config['streaming'] is True, config, 2 * size)
 
-    keys = array('q')  # of a document: its file, its line's offset (-1: all of the file), its line's number
+    keys = array('q')  # of a document: its file, its first byte, its bytes (-1: all that follow), its line (0: no json)
     for i, path in enumerate(paths):
         if kind == 'text':
-            keys.extend((i, -1, 0))
+            keys.extend((i, 0, -1, 0))
             continue
         offset = 0
         with open(path, 'rb') as f:
             for number, line in enumerate(f, 1):
                 if line.strip():
-                    keys.extend((i, offset, number))
+                    keys.extend((i, offset, len(line), number))
                 offset += len(line)
-    keys = np.array(keys).reshape(-1, 3)
+    keys = np.array(keys).reshape(-1, 4)
     in_train = keys[:, 0] < len(splits['train'])
+    if kind == 'text' and len(keys) == 1:  # a book, nanoGPT's input.txt: cut behind a line
+        with open(paths[0], 'rb') as f:
+            f.seek(int(size * (1 - max(0.1, config['val_fraction']))))
+            f.readline()
+            cut = f.tell()
+        if cut < size:
+            keys, in_train = np.array([(0, 0, cut, 0), (0, cut, -1, 0)]), np.array([True, False])
     return dict(read=partial(read_files, paths, config['text_column']), meta=dict(source=str(root)),
                 parts={'train': keys[in_train], 'val': keys[~in_train]}, size=size)
 
@@ -254,15 +261,15 @@ def read_rows(table, column, keys):
 
 def read_files(paths, column, keys):
     texts = []
-    for i, offset, number in keys:
+    for i, offset, length, number in keys:
         with open(paths[i], 'rb') as f:
-            f.seek(max(offset, 0))
-            raw = f.read() if offset < 0 else f.readline()
+            f.seek(offset)
+            raw = f.read(length)
         try:
             text = raw.decode()
-            texts.append(text if offset < 0 else json.loads(text)[column])
+            texts.append(json.loads(text)[column] if number else text)
         except UnicodeDecodeError as e:
-            raise BadData(f'{paths[i]} is not UTF-8 at byte {max(offset, 0) + e.start}: convert it (iconv -f '
+            raise BadData(f'{paths[i]} is not UTF-8 at byte {offset + e.start}: convert it (iconv -f '
                           'latin1 -t utf-8) or take it away')
         except json.JSONDecodeError as e:
             raise BadData(f'{paths[i]}, line {number} is not JSON ({e.msg}): mend it, one object a line')

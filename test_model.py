@@ -1403,6 +1403,18 @@ def test_prepare_json_lines_and_parquet_give_the_same_bins(tmp_path):
     assert val == TEXTS[:150:10] and train == [t for i, t in enumerate(TEXTS[:150]) if i % 10]
 
 
+def test_prepare_cuts_a_lone_text_by_position(tmp_path):
+    lines = [f'{i}: caf\u00e9\n' for i in range(100)]
+    (tmp_path / 'input.txt').write_text(''.join(lines), encoding='utf-8')
+    prepare(tmp_path, '--dataset=input.txt')
+    train, val, _ = prepared(tmp_path / 'data/input')
+    assert len(train) == len(val) == 1 and train[0] + val[0] == ''.join(lines)
+    assert val[0].startswith('91: ')  # nine tenths are within line 90, which is kept whole
+    prepare(tmp_path, '--dataset=input.txt', '--val_fraction=0.5', '--out_dir=half')
+    train, val, _ = prepared(tmp_path / 'half')
+    assert train[0] + val[0] == ''.join(lines) and abs(len(train[0]) - len(val[0])) < 20
+
+
 def test_prepare_keeps_named_splits_and_odd_lines(tmp_path):
     write_lines(tmp_path / 'named/train-00000-of-00002.jsonl', TEXTS[:50])
     write_lines(tmp_path / 'named/train-00001-of-00002.jsonl', TEXTS[50:100])
@@ -1429,7 +1441,7 @@ def test_prepare_refuses_in_words(tmp_path):
     (tmp_path / 'latin/b.txt').write_bytes(b'caf\xe9 au lait')
     (tmp_path / 'pictures').mkdir()
     (tmp_path / 'pictures/a.png').write_bytes(b'\x89PNG')
-    (tmp_path / 'alone.txt').write_text('one text is one document')
+    (tmp_path / 'alone.txt').write_text('one line is one document')
     (tmp_path / 'nothing.jsonl').write_text('')
     write_lines(tmp_path / 'empty.jsonl', ['', '', ''])
     (tmp_path / 'bad.parquet').write_bytes(b'PAR1 is not enough')

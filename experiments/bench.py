@@ -114,12 +114,12 @@ def clock(run):
     return time.perf_counter() - start
 
 
-def take_turns(arms):
+def take_turns(arms, turns=repeats):
     """Seconds of every turn: {name: function} gives {name: list}."""
     for run in arms.values():  # the first call compiles, and makes the optimizer's state
         run()
-    turns = [{name: clock(run) for name, run in arms.items()} for _ in range(repeats)]
-    return {name: [turn[name] for turn in turns] for name in arms}
+    seconds = [{name: clock(run) for name, run in arms.items()} for _ in range(turns)]
+    return {name: [turn[name] for turn in seconds] for name in arms}
 
 
 def times(name, seconds):
@@ -264,14 +264,15 @@ def optimizer():
             torch.optim.SGD(training.param_groups(model, 1e-4), lr=1e-3, momentum=0.9, fused=True),
             adamw(model, foreach=True), adamw(model, fused=True))
     a, b = torch.ones(2, n, device=env.device)
-    seconds, rows = take_turns(dict(zip(accesses, (partial(a.copy_, b), *(opt.step for opt in opts))))), []
+    arms, rows = dict(zip(accesses, (partial(a.copy_, b), *(opt.step for opt in opts)))), []
+    seconds = take_turns(arms, 6 * repeats)  # short ones
     for name, k in accesses.items():
         row = times(name, seconds)
         speed = 4 * k * n / row['ms'] / 1e6
         rows.append({**row, 'accesses': k, 'GB': 4 * k * n / 1e9, 'GB/s': speed,
                      'of the copy': speed / rows[0]['GB/s'] if rows else 1.0})
-    table(f'Optimizer step: {n:,} parameters, float32. Shares above 1 are no mistake: small tensors are read again '
-          'from the cache, and a copy on a CPU reads what it overwrites, too', rows)
+    table(f'Optimizer step: {n:,} parameters, float32, {6 * repeats} turns. Shares above 1 are no mistake: small tensors '
+          'are read again from the cache, and a copy on a CPU reads what it overwrites, too', rows)
     compare(seconds, 'SGDW compiled', 'AdamW fused', 0.75)
     compare(seconds, 'SGDW compiled', 'SGDW foreach', 0.6)
     compare(seconds, 'SGDW foreach', 'AdamW fused')
