@@ -27,6 +27,8 @@ RENAMED = {
     'lr_decay_iters': 'max_iters (the cosine ends where the run ends)',
     'decay_lr': 'min_lr (equal to learning_rate for a constant rate)',
     'always_save_checkpoint': 'ckpt_interval',
+    'lr': 'learning_rate',
+    'wandb_log': 'log.jsonl, which every run writes, one object a line',
 }
 
 
@@ -83,7 +85,8 @@ def checked(key, value, text, defaults, where):
         if key in RENAMED:
             fail(f'{where}: {key} is not a key here, it is replaced by {RENAMED[key]}')
         near = difflib.get_close_matches(key, defaults, n=3)
-        fail(f'{where}: unknown key {key!r}' + (f', did you mean {" or ".join(near)}?' if near else '; see --help'))
+        near = f', did you mean {" or ".join(near)}?' if near else '; see --help'
+        fail(f'{where}: unknown key {key!r}{near}' + ' (or is this the config of another script?)' * (text is None))
     default = defaults[key]
     if default == 'auto' and isinstance(value, (bool, str)):
         return value

@@ -71,6 +71,8 @@ def make_norm(config, on, ndim):
     """The norm of config.norm over ndim channels where the flag is on, nothing where it is off."""
     if not on:
         return nn.Identity()
+    if config.norm not in ('rms', 'layer'):
+        raise ValueError(f"norm={config.norm!r} is unknown: use 'rms' or 'layer'")
     return RMSNorm(ndim) if config.norm == 'rms' else LayerNorm(ndim, config.bias)
 
 # -----------------------------------------------------------------------------
@@ -111,6 +113,8 @@ class Attention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        if config.n_embd % config.n_head:
+            raise ValueError(f'n_embd={config.n_embd} does not divide into n_head={config.n_head} heads')
         self.n_head = config.n_head
         self.dropout = config.dropout
         self.causal = config.causal

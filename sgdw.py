@@ -1,13 +1,31 @@
 """
 SGDW: momentum SGD with decoupled weight decay, the paper's mSGDW. This file stands alone: copy it where you need it.
 
+    decay = [p for p in model.parameters() if p.dim() >= 2]  # matrices and embeddings, not biases and gains
+    rest = [p for p in model.parameters() if p.dim() < 2]
+    optimizer = SGDW([{'params': decay, 'weight_decay': 1e-4}, {'params': rest}], lr=0.5, momentum=0.9)
+    ...
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # as the paper's language runs do
+    optimizer.step()
+
+Its rates are far above AdamW's: 0.1 to 1 in the paper (tables 4 and 5), 0.05 to 0.4 in the small runs here (config/).
+
 Paper: "DNT: a Deeply Normalized Transformer that can be trained by Momentum SGD", arXiv:2507.17501, section 2;
-decoupled decay: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
+decoupled decay: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101. License: MIT, see LICENSE.
 """
 
 import warnings
 
 import torch
+
+
+def sgdw(params, grads, buffers, lr, mu, wd, nesterov):
+    """The definition, one tensor at a time."""
+    for p, g, m in zip(params, grads, buffers):
+        if mu != 0:
+            m.mul_(mu).add_(g)
+            g = g.add(m, alpha=mu) if nesterov else m
+        p.mul_(1 - lr * wd).add_(g, alpha=-lr)
 
 
 class SGDW(torch.optim.Optimizer):
@@ -80,15 +98,6 @@ def by_kind(params, grads, buffers):
         for part, tensor in zip(kinds.setdefault((p.device, p.dtype, g.dtype), ([], [], [])), (p, g, m)):
             part.append(tensor)
     return kinds.values()
-
-
-def sgdw(params, grads, buffers, lr, mu, wd, nesterov):
-    """The definition, one tensor at a time."""
-    for p, g, m in zip(params, grads, buffers):
-        if mu != 0:
-            m.mul_(mu).add_(g)
-            g = g.add(m, alpha=mu) if nesterov else m
-        p.mul_(1 - lr * wd).add_(g, alpha=-lr)
 
 
 def sgdw_foreach(params, grads, buffers, lr, mu, wd, nesterov):

@@ -623,6 +623,32 @@ def test_embedding_optimizer_against_two_optimizers():
             training.load_optimizer(make(tiny()), other(tiny()).state_dict())
 
 
+def test_a_name_under_data_comes_before_a_raw_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ('mytext', 'data/mytext', 'elsewhere/set', 'alone'):
+        (tmp_path / folder).mkdir(parents=True)
+    assert [training.data_folder(d) for d in ('mytext', 'elsewhere/set', 'alone', './mytext', 'nowhere')] == [
+        'data/mytext', 'elsewhere/set', 'alone', './mytext', 'data/nowhere']
+
+
+def test_a_run_says_what_is_not_as_its_name_or_its_checkpoint_says():
+    assert training.name_norms('S5', SETTINGS['S5']) == 'S5'
+    assert training.name_norms('S5', SETTINGS['S5'] | {'mid_norm': False}) == 'S5 with mid_norm=False'
+    said = []
+    then = {'learning_rate': 0.2, 'init_from': 'scratch', 'old': 1, 'seed': 1}
+    training.tell_changes(then, then | {'init_from': 'resume'}, said.append)
+    assert not said
+    training.tell_changes(then, {'learning_rate': 0.4, 'init_from': 'resume', 'new': 2, 'seed': 1}, said.append)
+    assert said == ['not as in the checkpoint: learning_rate 0.2 -> 0.4']
+
+
+def test_the_networks_refuse_in_words():
+    with pytest.raises(ValueError, match="norm='batch' is unknown: use 'rms' or 'layer'"):
+        GPT(GPTConfig(n_layer=1, n_embd=12, norm='batch'))
+    with pytest.raises(ValueError, match='n_embd=64 does not divide into n_head=5 heads'):
+        GPT(GPTConfig(n_layer=1, n_embd=64, n_head=5))
+
+
 def test_split_batch():
     assert training.split_batch(480, 16, 8) == (15, 4)
     assert training.split_batch(480, 30, 16) == (30, 1)
@@ -950,10 +976,12 @@ def test_mistakes_get_one_sentence(straight, tokens, tmp_path):
         (['--norm=batch'], 'norm=batch is unknown'), (['--mid_norm=maybe'], 'mid_norm=maybe is not one of'),
         (['--device=tpu'], 'device=tpu is unknown'), (['--dtype=float16'], 'dtype=float16 is not one of'),
         (['--seed=-1'], 'seed=-1 is out of range'), (['--learning_rate=1e999'], 'learning_rate=inf is out of range'),
+        (['--lr=1'], 'lr is not a key here, it is replaced by learning_rate'),
+        (['config/vdnt_cifar10.py'], 'or is this the config of another script?'),
         (['--embed_optimizer=adamw', f'--out_dir={tmp_path}/x'], 'needs an embed_lr: 0.1, a rate for sgdw, is none for adamw'),
         (['--embed_lr=1', '--learning_rate=0', f'--out_dir={tmp_path}/x'], 'which is 0: give it a rate'),
         (['--init_from=resume', '--embed_lr=1'], 'has its optimizer state in other groups'),
-        (['--init_from=resume', '--n_layer=3'], 'was made with n_layer=2'),
+        (['--init_from=resume', '--n_layer=3', '--bias=True'], 'was made with n_layer=2, now it is 3; bias=False, now it is True'),
         (['--init_from=resume', '--seed=2'], 'was made with seed=1337'),
         (['--init_from=resume', '--setting=S1'], 'was made with input_norm=True'),
         (['--init_from=resume', '--max_iters=10'], 'is at iteration 20, past max_iters=10'),
@@ -2712,7 +2740,7 @@ def test_deviations_of_tfixup():
             elif 'blocks' in name and p.dim() == 2:
                 fans = 2 * d if 'attn' in name else 5 * d  # W_q, W_k, W_v are three matrices
                 assert abs(p.std().item() / (matrices * math.sqrt(2 / fans)) - 1) < 0.02, name
-    for Network, config in ((GPT, GPTConfig(n_layer=1, n_embd=d, init='torch')), (ViT, ViTConfig(n_layer=1, n_embd=d, init='torch'))):
+    for Network, config in ((GPT, GPTConfig(n_layer=1, n_head=4, n_embd=d, init='torch')), (ViT, ViTConfig(n_layer=1, n_embd=d, init='torch'))):
         model = Network(config)
         for layer in (model.blocks[0].attn.c_attn, model.blocks[0].ffn.c_proj, getattr(model, 'head', None), getattr(model, 'patch_embed', None)):
             if layer is not None:

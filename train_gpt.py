@@ -101,7 +101,7 @@ training.refuse_to_overwrite(out_dir, init_from, overwrite, eval_only)
 
 # -----------------------------------------------------------------------------
 # data: train.bin and val.bin of token ids, one document after another, and meta.json
-data_dir = dataset if os.path.isdir(dataset) else os.path.join('data', dataset)
+data_dir = training.data_folder(dataset)
 
 
 def read_meta():
@@ -158,6 +158,8 @@ def get_batch(iter_num, micro_step):
 
 
 meta = read_meta()
+if warmup_iters >= max_iters and not eval_only:
+    say(f'the warmup ({warmup_iters} updates) is as long as the run ({max_iters}): the rate does not reach its peak')
 
 # -----------------------------------------------------------------------------
 # model
@@ -182,12 +184,14 @@ elif init_from != 'scratch':
     training.refuse_changes(path, asdict(GPTConfig()) | checkpoint['model_args'], model_args, same)
     training.refuse_changes(path, checkpoint['data'], meta, ['tokenizer'])
     if resume:
-        training.refuse_changes(path, checkpoint['data'], meta, ['vocab_size', 'train_tokens', 'val_tokens', 'source'])
+        training.refuse_changes(path, checkpoint['data'], meta, ['source', 'train_tokens', 'val_tokens', 'vocab_size'],
+                                'give the data set of that run, or start anew from its weights (--init_from=FILE, another --out_dir)')
         training.refuse_changes(path, checkpoint['config'], config, ['seed', 'global_batch_size', 'optimizer'])
         start_iter, best_val_loss = checkpoint['iter'], checkpoint['best_val_loss']
-        if start_iter > max_iters:
+        if start_iter > max_iters and not eval_only:
             fail(f'{path} is at iteration {start_iter}, past max_iters={max_iters}: raise max_iters')
-        say(f'going on at iteration {start_iter} of {out_dir}')
+        say(f'{path}: iteration {start_iter}')
+        training.tell_changes(checkpoint['config'], config, say)
     else:
         positions = checkpoint['model']['wpe.weight']
         if len(positions) < block_size:
@@ -226,7 +230,7 @@ if env.compile:
     model = torch.compile(model)
 
 # -----------------------------------------------------------------------------
-# evaluate, save
+# evaluate, save: functions of what stands above, and of where the loop below is (iter_num, lr, saved_iter)
 
 @torch.no_grad()
 def evaluate():
@@ -283,7 +287,7 @@ tokens_per_iter = global_batch_size * block_size
 # forward and backward: 6 FLOPs per weight and 12 L C T for attention, per token (PaLM, arXiv:2204.02311, appendix B)
 flops_per_token = 6 * (n_params - raw_model.wpe.weight.numel()) + 12 * n_layer * n_embd * block_size
 peak = training.peak_flops(env.device_type)
-say(f'{n_params / 1e6:.2f}M parameters, setting {setting}, {optimizer} | {meta["train_tokens"]:,} training tokens, '
+say(f'{n_params / 1e6:.2f}M parameters, setting {training.name_norms(setting, norms)}, {optimizer} | {meta["train_tokens"]:,} training tokens, '
     f'{tokens_per_iter:,} per update = {env.world_size} processes x {accum} x {micro} x {block_size} | '
     f'{env.device}, {env.dtype}, compile {env.compile} | {out_dir}')
 

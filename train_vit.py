@@ -142,7 +142,7 @@ if checkpoint and not ('classes' in checkpoint['data'] and 'best_top1' in checkp
 
 # -----------------------------------------------------------------------------
 # data: {train,val,test}_labels.npy with _images.npy (small pictures, all of one size) or _jpeg.bin and _offsets.npy
-data_dir = dataset if os.path.isdir(dataset) else os.path.join('data', dataset)
+data_dir = training.data_folder(dataset)
 
 
 def read_meta():
@@ -313,7 +313,8 @@ if 0 < total_iters <= warmup_iters:
 # model
 Network, NetworkConfig = (ViT, ViTConfig) if arch == 'vit' else (NFNet, NFNetConfig)
 model_args = {f.name: config[f.name] for f in fields(NetworkConfig) if f.name in config}
-model_args.update(training.resolve_norms(config) if arch == 'vit' else {}, n_classes=len(meta['classes']))
+norms = training.resolve_norms(config) if arch == 'vit' else {}
+model_args.update(norms, n_classes=len(meta['classes']))
 start_iter, best_top1 = 0, -1.0
 if checkpoint:
     resume = init_from == 'resume'
@@ -325,13 +326,15 @@ if checkpoint:
             fail(f'{source} was trained on other classes: its class {i} is {then!r}, that of {data_dir} is {now!r}')
     if resume and not reads_only:
         training.refuse_changes(source, checkpoint['data'], meta, [
-            'layout', 'train_images', 'val_images', 'source', 'mean', 'std', 'val_from_train', 'seed'])
+            'source', 'layout', 'train_images', 'val_images', 'mean', 'std', 'val_from_train', 'seed'],
+            'give the data set of that run, or start anew from its weights (--init_from=FILE, another --out_dir)')
         training.refuse_changes(source, checkpoint['config'], config, ['seed', 'global_batch_size', 'optimizer'])
         start_iter, best_top1 = checkpoint['iter'], checkpoint['best_top1']
         if start_iter > total_iters:
             fail(f'{source} is at iteration {start_iter}, past the {total_iters} of this run: raise epochs, max_iters')
-        say(f'going on at iteration {start_iter} of {out_dir}')
-    elif not resume:
+        say(f'{source}: iteration {start_iter}')
+        training.tell_changes(checkpoint['config'], config, say)
+    else:
         say(f'weights of {source}' + ', with a fresh optimizer' * (not reads_only))
 try:
     raw_model = Network(NetworkConfig(**model_args)).to(env.device)
@@ -362,7 +365,7 @@ if env.compile:
     model = torch.compile(model)
 
 # -----------------------------------------------------------------------------
-# evaluate, predict, save
+# evaluate, predict, save: functions of what stands above, and of where the loop below is (iter_num, lr, saved_iter, seen)
 
 @torch.no_grad()
 def evaluate(split='val'):
@@ -449,7 +452,7 @@ opened = training.on_master(lambda: training.open_out_dir(
     out_dir, config, env, start_iter, overwrite, init_from == 'resume'), env)
 log, evaluated = opened or (lambda row: None, False)
 evaluated = training.all_sum([int(evaluated)], env)[0] > 0
-say(f'{n_params / 1e6:.2f}M parameters, {f"setting {setting}" if arch == "vit" else arch}, {optimizer} | '
+say(f'{n_params / 1e6:.2f}M parameters, {f"setting {training.name_norms(setting, norms)}" if arch == "vit" else arch}, {optimizer} | '
     f'{len(splits["train"][1]):,} training images of {len(meta["classes"])} classes, {iters_per_epoch} updates an '
     f'epoch of {global_batch_size} = {env.world_size} processes x {accum} x {micro} | '
     f'{env.device}, {env.dtype}, compile {env.compile} | {out_dir}')

@@ -1,6 +1,6 @@
 """
 What both train scripts need and neither explains: processes and device, schedule, parameter groups, checkpoints, log.
-Plain functions that are called; nothing here calls back.
+Plain functions: the two loops stay in the scripts.
 """
 
 import atexit
@@ -66,16 +66,16 @@ def start(device, dtype, compile, seed, deterministic):
         fail(f'compile={compile} is not one of auto, True, False')
     if compile == 'auto':
         compile = device_type == 'cuda' and has_triton()
-        if rank == 0 and not compile:
-            print(f'compile is off: it does not pay on {device_type}' if device_type != 'cuda' else
-                  'compile is off: Triton is missing or does not support this GPU', flush=True)
+        if rank == 0 and device_type == 'cuda' and not compile:
+            print('compile is off: Triton is missing or does not support this GPU', flush=True)
 
     if device_type == 'cpu' and sys.platform == 'linux':
         # glibc gives the memory of large tensors back to the kernel, which clears it again for the next step: a seventh
-        # of a step at 124M. M_MMAP_MAX and M_TRIM_THRESHOLD (malloc.h) make it keep what it has
+        # of a step at 124M. M_MMAP_MAX (-4) and M_TRIM_THRESHOLD (-1, malloc.h) make it keep what it has
         libc = ctypes.CDLL(None)
         if hasattr(libc, 'mallopt'):  # musl has none
-            libc.mallopt(-4, 0), libc.mallopt(-1, -1)
+            libc.mallopt(-4, 0)  # no tensor gets a mapping of its own
+            libc.mallopt(-1, -1)  # and the heap never shrinks
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True)
@@ -132,6 +132,19 @@ def resolve_norms(config):
     if config['n_embd'] % config['n_head']:
         fail(f'n_embd={config["n_embd"]} does not divide into n_head={config["n_head"]} heads')
     return {key: SETTINGS[setting][key] if config[key] == 'auto' else config[key] for key in NORMS}
+
+
+def name_norms(setting, norms):
+    """'S5', or 'S5 with mid_norm=False' where a flag overrides its row."""
+    other = [f'{key}={on}' for key, on in norms.items() if on != SETTINGS[setting][key]]
+    return setting + (f' with {", ".join(other)}' if other else '')
+
+
+def data_folder(dataset):
+    """data/NAME; a path, or a NAME that is not there, may be a folder elsewhere (raw pictures in ./NAME are not meant)."""
+    prepared = os.path.join('data', dataset)
+    elsewhere = os.path.isdir(dataset) and (os.path.dirname(dataset) or not os.path.isdir(prepared))
+    return dataset if elsewhere else prepared
 
 
 def catch_signals():
@@ -474,7 +487,7 @@ def load_checkpoint(path):
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
         missing = {'model', 'optimizer', 'iter', 'config', 'model_args', 'data'} - set(checkpoint)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
-        fail(f'cannot read the checkpoint {path}: {e.strerror}')
+        fail(f'cannot read the checkpoint {path} ({e.strerror}): give a file that a train script saved')
     except Exception as e:  # a zip that is cut short, a pickle of classes, a file of something else
         fail(f'{path} is not a whole checkpoint of this project ({type(e).__name__}): use another file')
     if missing:
@@ -482,11 +495,19 @@ def load_checkpoint(path):
     return checkpoint
 
 
-def refuse_changes(path, then, now, keys):
+def refuse_changes(path, then, now, keys, mend='give the config of that run'):
     """Ends with one sentence where a key of the checkpoint at path has another value now."""
-    for key in keys:
-        if then.get(key) != now.get(key):
-            fail(f'{path} was made with {key}={then.get(key)}, now it is {now.get(key)}: give the config of that run')
+    changed = [f'{key}={then.get(key)}, now it is {now.get(key)}' for key in keys if then.get(key) != now.get(key)]
+    if changed:
+        fail(f'{path} was made with {"; ".join(changed)}: {mend}')
+
+
+def tell_changes(then, now, say):
+    """A run that goes on with other numbers says so: config.json will hold the new ones."""
+    changed = [f'{key} {then[key]} -> {now[key]}' for key in now if key in then and then[key] != now[key] and key not in (
+        'init_from', 'out_dir', 'overwrite', 'eval_only', 'eval_split', 'predict')]
+    if changed:
+        say('not as in the checkpoint: ' + ', '.join(changed))
 
 
 def load_gpt2(folder):

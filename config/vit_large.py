@@ -5,7 +5,7 @@
 #   torchrun --standalone --nproc_per_node=8 train_vit.py config/vit_large.py
 #
 # 1,281,167 training images: 1,251 updates of 1,024 an epoch, 187,650 in all. on 8 GPUs: 128 images each.
-# (halve micro_batch_size where memory does not suffice: the result does not depend on it.)
+# (halve micro_batch_size where memory does not suffice: the same result, but for the masks of drop path.)
 # warmup: the rate rises for 60 epochs, then falls as a cosine from its peak over the other 90. the paper ran timm, whose
 # default puts the warmup inside the cosine (at epoch 60 the rate drops to 0.655 of its peak), and does not say which.
 # augmentation: what table 4 does not state (crop, interpolation, flip, layer of drop path) stands in train_vit.py.

@@ -24,7 +24,7 @@ from configurator import configure, fail
 from experiments.reproduce import mean_spread
 from model import SETTINGS, GPT, GPTConfig
 from sgdw import SGDW
-from training import lr_at
+from training import data_folder, lr_at
 
 dataset = 'stdlib'  # a folder under data/, or a path
 out = 'results/lag.jsonl'  # a line for each run
@@ -56,10 +56,6 @@ def pieces(model):
                    'FFN' if '.ffn.' in name else 'v and o' if 'c_proj' in name else 'gains'), p, slice(None)
 
 
-def folder_of(dataset):
-    return dataset if os.path.isdir(dataset) else os.path.join('data', dataset)
-
-
 def windows(tokens, T, offsets):
     rows = torch.from_numpy(np.stack([tokens[i:i + T + 1] for i in offsets]).astype(np.int64))  # (B, T + 1)
     return rows[:, :-1], rows[:, 1:]
@@ -70,7 +66,7 @@ def train(run):
     torch.set_num_threads(1)
     torch.manual_seed(run['seed'])
     B, T = run['global_batch_size'], run['block_size']
-    folder = folder_of(run['dataset'])
+    folder = data_folder(run['dataset'])
     with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
         meta = json.load(f)
     tokens, val = (np.memmap(os.path.join(folder, f'{split}.bin'), np.dtype(meta['dtype']).newbyteorder('<'), 'r')
@@ -142,7 +138,7 @@ def print_table(runs, done):
 if __name__ == '__main__':
     runs = list(plan(configure(globals())))
     todo = [run for run in runs if json.dumps(run) not in read(out)]
-    if not os.path.exists(os.path.join(folder_of(dataset), 'meta.json')):
+    if not os.path.exists(os.path.join(data_folder(dataset), 'meta.json')):
         fail(f'there is no data set {dataset}: make it with python prepare_owt.py --dataset={dataset}')
     os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
     with ProcessPoolExecutor(processes, get_context('spawn')) as pool:
