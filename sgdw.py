@@ -43,7 +43,9 @@ class SGDW(torch.optim.Optimizer):
     foreach: None or True updates all tensors of one dtype and device together, False one after the other, with the
     same numbers (for bfloat16 parameters to rounding: there torch rounds mu itself).
     compile: True makes the step one compiled pass over w, g and m, in place of foreach, equal to rounding: five
-    memory accesses a weight, the least there is (foreach ten, AdamW seven). The first step waits for torch.compile.
+    memory accesses a weight, the least there is (foreach ten, AdamW seven); small tensors on a CPU stay with foreach.
+    A step with a new set of gradients waits for torch.compile (124M on a CPU: half a minute, later runs find it in a
+    cache); behind eight such sets it is foreach again, with a warning.
     The state is one buffer per tensor ('momentum_buffer'), and none at momentum 0, the same on all three ways.
     p.grad is only read.
     """
@@ -70,21 +72,24 @@ class SGDW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params, grads, buffers = [], [], []
+            params, grads, buffers, mu = [], [], [], group['momentum']
             for p in group['params']:
-                if p.grad is None:
+                g = m = p.grad  # without momentum the gradient stands in for its buffer, which nobody reads
+                if g is None:
                     continue
-                if p.grad.is_sparse or p.is_complex():
-                    kind = 'sparse gradients' if p.grad.is_sparse else 'complex parameters'
+                if g.is_sparse or p.is_complex():
+                    kind = 'sparse gradients' if g.is_sparse else 'complex parameters'
                     raise RuntimeError(f'SGDW does not support {kind} (shape {tuple(p.shape)})')
-                if group['momentum'] != 0 and 'momentum_buffer' not in self.state[p]:
-                    # zeros, not a copy of g: the same first step, and nothing to go wrong when it is skipped
-                    self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+                if mu != 0:
+                    state = self.state[p]
+                    if 'momentum_buffer' not in state:
+                        # zeros, not a copy of g: the same first step, and nothing to go wrong when it is skipped
+                        state['momentum_buffer'] = torch.zeros_like(p)
+                    m = state['momentum_buffer']
                 params.append(p)
-                grads.append(p.grad)
-                buffers.append(self.state[p]['momentum_buffer'] if group['momentum'] != 0 else p.grad)  # or a stand-in
-            hyper = dict(lr=float(group['lr']), mu=group['momentum'], wd=group['weight_decay'],
-                         nesterov=group['nesterov'])
+                grads.append(g)
+                buffers.append(m)
+            hyper = dict(lr=float(group['lr']), mu=mu, wd=group['weight_decay'], nesterov=group['nesterov'])
             update = sgdw_compiled if self.compile else sgdw if group['foreach'] is False else sgdw_foreach
             for kind in by_kind(params, grads, buffers):
                 update(*kind, **hyper)
@@ -113,42 +118,49 @@ def sgdw_foreach(params, grads, buffers, lr, mu, wd, nesterov):
 
 def one_pass(params, grads, buffers, lr, decay, mu, nesterov):
     """
-    The same for torch.compile, which fuses it into one loop that reads p, g and m and writes m and p. lr and
-    decay = 1 - lr wd are 0-dim tensors, so that a new rate is no new program; all is computed in their dtype.
+    The same for torch.compile, which fuses it into one loop that reads p, g and m and writes p and m. lr, decay =
+    1 - lr wd and mu (None without momentum) are 0-dim tensors, so that a new number is no new program; all is computed in
+    their dtype. What is copied comes last, m behind p: on a GPU a later use of m would find the memory it was copied to.
     """
     p, g = [x.to(lr.dtype) for x in params], [x.to(lr.dtype) for x in grads]
-    if mu != 0:
+    if mu is not None:
         m = torch._foreach_add(torch._foreach_mul([x.to(lr.dtype) for x in buffers], mu), g)
-        torch._foreach_copy_(buffers, m)
         g = torch._foreach_add(g, torch._foreach_mul(m, mu)) if nesterov else m
     torch._foreach_copy_(params, torch._foreach_sub(torch._foreach_mul(p, decay), torch._foreach_mul(g, lr)))
+    if mu is not None:
+        torch._foreach_copy_(buffers, m)
 
 
 compiled = {}  # device type: one_pass for it, None where torch.compile fails
 
 
 def sgdw_compiled(params, grads, buffers, lr, mu, wd, nesterov):
-    """one_pass, compiled, one program for the whole list; foreach, after a warning, where the compiler is missing."""
-    kind = dict(dtype=torch.promote_types(params[0].dtype, torch.float32), device=params[0].device)
-    device, hyper = kind['device'].type, dict(lr=lr, mu=mu, wd=wd, nesterov=nesterov)
-    if device not in compiled:
-        compiled[device] = torch.compile(one_pass, dynamic=False)
-    large = list(zip(params, grads, buffers))
-    if device == 'cpu':  # each tensor is a loop for the C++ compiler, and small ones, which stay in the cache, gain nothing
-        small = [x for x in large if x[0].numel() < 2**15]
-        large = [x for x in large if x[0].numel() >= 2**15]
+    """one_pass, compiled, one program for the whole list; foreach, after a warning, where there is no compiler."""
+    device, hyper = params[0].device, dict(lr=lr, mu=mu, wd=wd, nesterov=nesterov)
+    if device.type == 'cpu':  # a tensor is a loop for the C++ compiler; small ones stay in the cache and gain nothing
+        small, large = [], []
+        for x in zip(params, grads, buffers):
+            (small if x[0].numel() < 2**15 else large).append(x)
         if small:
-            sgdw_foreach(*map(list, zip(*small)), **hyper)
-    if not large:
-        return
-    params, grads, buffers = map(list, zip(*large))
-    if compiled[device]:
-        rate, decay = torch.full((), lr, **kind), torch.full((), 1 - lr * wd, **kind)
-        try:
-            # .data, or torch.compile looks at what a tensor is a view of, too: DDP's buckets, which change
-            compiled[device](*([x.data for x in part] for part in (params, grads, buffers)), rate, decay, mu, nesterov)
+            sgdw_foreach(*zip(*small), **hyper)
+        if not large:
             return
-        except RuntimeError as e:  # of the compiler: nothing was written yet
-            warnings.warn(f'SGDW goes on without torch.compile, which fails here: {str(e).splitlines()[0]}')
-            compiled[device] = None
+        params, grads, buffers = map(list, zip(*large))
+    try:
+        if device.type not in compiled:
+            # the whole graph: dynamo gives up behind eight programs, and says so in place of running one_pass as it stands
+            compiled[device.type] = torch.compile(one_pass, dynamic=False, fullgraph=True)
+        if compiled[device.type]:
+            kind = dict(dtype=torch.promote_types(params[0].dtype, torch.float32), device=device)
+            numbers = [torch.full((), x, **kind) for x in (lr, 1 - lr * wd, mu)]
+            # .data, or torch.compile looks at what a gradient is a view of, too: DDP's buckets, which change
+            compiled[device.type](params, [g.data for g in grads], buffers, *numbers[:2], numbers[2] if mu else None, nesterov)
+            return
+    except Exception as e:
+        if device.type in compiled and not type(e).__module__.startswith('torch._'):
+            raise  # not of the compiler, which fails before anything is written: memory, a GPU's errors
+        compiled[device.type] = None
+        sgdw_foreach(params, grads, buffers, **hyper)
+        warnings.warn(f'SGDW goes on without torch.compile, which fails here: {(str(e).splitlines() or [type(e)])[0]}')
+        return
     sgdw_foreach(params, grads, buffers, **hyper)

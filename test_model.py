@@ -496,15 +496,83 @@ def test_sgdw_compiled_is_the_definition(monkeypatch):
     one_pass_and_definition((torch.float32,), 0.9, False)
     # three lists of large tensors (one of each group, and one where a gradient is missing) and four rates: three programs
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 3 and not torch._dynamo.utils.counters['graph_break']
+    # autograd sees that the weights are others
+    p = torch.randn(2**15, requires_grad=True)
+    loss = p.square().sum()
+    loss.backward(retain_graph=True)
+    SGDW([p], lr=0.1, compile=True).step()
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        loss.backward()
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize('nesterov', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_sgdw_compiled_as_for_a_gpu(tmp_path, monkeypatch, dtype, nesterov):
+    """
+    Where Inductor fuses lists (on GPUs), what is copied is written before other readers of it come: a copy of m in front
+    of its use would be a step of another algorithm. Here its code for that is made on a CPU.
+    """
+    from torch._inductor.codegen.common import BackendFeature
+    from torch._inductor.graph import GraphLowering
+    real = GraphLowering.has_feature
+    monkeypatch.setattr(GraphLowering, 'has_feature', lambda self, device, feature:
+                        feature == BackendFeature.FOREACH or real(self, device, feature))
+    monkeypatch.setattr(GraphLowering, 'register_operation_list', lambda self, operations: '')
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))  # nothing made for a CPU is found
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    lists = [[torch.randn(4096).to(dtype) for _ in range(2)] for _ in range(3)]
+    copies = [[x.clone() for x in part] for part in lists]
+    numbers = [torch.tensor(x) for x in (0.1, 0.99, 0.9)]
+    torch.compile(sgdw.one_pass, dynamic=False, fullgraph=True)(*lists, *numbers, nesterov)
+    sgdw.one_pass(*copies, *numbers, nesterov)
+    torch._dynamo.reset()
+    for a, b in zip(sum(lists, []), sum(copies, [])):
+        torch.testing.assert_close(a, b, atol=2e-2 if dtype == torch.bfloat16 else 1e-6, rtol=0)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_sgdw_stays_right_behind_the_limit_of_programs(monkeypatch):
+    monkeypatch.setattr(sgdw, 'compiled', {})
+    torch._dynamo.reset()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        for n in range(10):
+            params = [[torch.full((2**15 + n,), 1.0, requires_grad=True)] for _ in range(2)]
+            for (p,), way in zip(params, ({'compile': True}, {})):
+                opt = SGDW([p], lr=0.1, weight_decay=0.5, **way)
+                for _ in range(2):
+                    p.grad = torch.ones_like(p)
+                    opt.step()
+            torch.testing.assert_close(*params)
+    assert sum('SGDW goes on without torch.compile' in str(w.message) for w in caught) == 1
+    torch._dynamo.reset()
 
 
 def test_sgdw_goes_on_without_a_compiler(monkeypatch):
     def broken(*args):
-        raise RuntimeError('InvalidCxxCompiler: no working C++ compiler found')
+        raise torch._dynamo.exc.InternalTorchDynamoError('InvalidCxxCompiler: no working C++ compiler found')
     monkeypatch.setattr(sgdw, 'compiled', {'cpu': broken})
     with pytest.warns(UserWarning, match='SGDW goes on without torch.compile, which fails here: InvalidCxx') as warned:
         one_pass_and_definition((torch.float32,), 0.9, False)
     assert len(warned) == 1
+
+
+def test_sgdw_makes_no_step_twice_where_memory_ends(monkeypatch):
+    """An error that is not the compiler's may come when the momentum is written already: nothing goes on by itself."""
+    def full(params, grads, buffers, *numbers):
+        buffers[0].add_(1)
+        raise torch.OutOfMemoryError('out of memory')
+    monkeypatch.setattr(sgdw, 'compiled', {'cpu': full})
+    p = torch.zeros(2**15, requires_grad=True)
+    p.grad = torch.ones_like(p)
+    opt = SGDW([p], lr=0.1, compile=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        opt.step()
+    assert torch.equal(opt.state[p]['momentum_buffer'], torch.ones_like(p)) and not p.any()
 
 
 def test_sgdw_refuses_in_words():
