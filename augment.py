@@ -145,7 +145,7 @@ def pad_crop_flip(images, offsets):
     border is reflected: a black one would be a feature that no test picture has, and would move mean and std.
     """
     B, C, H, W = images.shape
-    dy, dx, flip = offsets.to(images.device, non_blocking=True).unsqueeze(-1).unbind(1)  # (B, 1) each
+    dy, dx, flip = offsets.to(images.device, non_blocking=images.is_cuda).unsqueeze(-1).unbind(1)  # (B, 1) each
     rows, cols = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
     rows = (H - 1) - ((H - 1) - (rows + dy).abs()).abs()  # (B, H), reflected at both ends
     cols = torch.where(flip == 1, W - 1 - cols, cols)  # the shifted picture is what is mirrored

@@ -256,7 +256,8 @@ class GPTConfig:
 class GPT(nn.Module):
     """
     GPT-2 and L-DNT. forward(idx, targets) gives (logits, loss): idx (B, T) of ids, logits (B, T, V), loss the mean
-    cross entropy in nats per token, None without targets. With loss_chunk the logits are None where there are targets.
+    cross entropy in nats per token, None without targets. With targets the logits take no gradient, and with loss_chunk
+    they are None.
 
     paper: equation 2 has InputNorm after the embedding, and figure 3 shows neither where the position is added nor a
     norm before the head. here: the position goes in before InputNorm, and final_norm is kept as in GPT-2.
@@ -323,10 +324,10 @@ class GPT(nn.Module):
         if targets is not None and self.config.loss_chunk:
             return None, self.chunked_loss(self.features(idx).flatten(0, 1), targets.flatten())
         logits = self.lm_head(self.features(idx))  # (B, T, V)
-        loss = None
-        if targets is not None:
-            loss = F.cross_entropy(logits.float().view(-1, logits.size(-1)), targets.reshape(-1))
-        return logits, loss
+        if targets is None:
+            return logits, None
+        loss = F.cross_entropy(logits.float().view(-1, logits.size(-1)), targets.reshape(-1))
+        return logits.detach(), loss  # else a compiled backward makes zeros of the logits' size, for nobody used them
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, n_tokens=None):

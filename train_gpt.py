@@ -203,7 +203,7 @@ try:
     raw_model = GPT(model_config).to(env.device)
 except (RuntimeError, MemoryError) as e:  # what torch says when memory is short, and when a size overflows
     fail(f'a model of {n_layer} layers, width {n_embd} and vocabulary {model_args["vocab_size"]} does not fit into memory '
-         f'({str(e).splitlines()[0]})', any_rank=True)
+         f'({training.first_line(e)})', any_rank=True)
 if checkpoint:
     try:
         raw_model.load_state_dict(checkpoint['model'])
@@ -275,6 +275,7 @@ X, Y = get_batch(start_iter, 0)
 try:
     with env.autocast:
         model(X, Y)[1].backward()
+    torch.empty(training.state_size(optimizer, n_params) * (start_iter == 0), device=env.device)  # the first step makes it
 except RuntimeError as e:
     training.explain(e, f'{micro} sequences of {block_size} tokens do not fit into memory: use a smaller micro_batch_size')
 opt.zero_grad(set_to_none=env.world_size == 1)  # DDP keeps gradients as views into its buckets

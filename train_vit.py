@@ -247,6 +247,9 @@ def epoch_offsets(epoch):
     return augment.small_offsets(np.random.default_rng((seed, 1, epoch)), len(splits['train'][1]), shift)
 
 
+beside = env.device_type == 'cuda'  # copies beside the work; on MPS they may read memory that is gone (pytorch#189690)
+
+
 def train_batches(start_iter):
     """
     Micro batches of this process: (images, labels, labels of the mixing partners, lam). What a sample looks like
@@ -263,11 +266,11 @@ def train_batches(start_iter):
         pictures, labels = splits['train']
         for batch in keys():
             index, epoch = torch.tensor([index for _, index in batch]), batch[0][0]
-            images = pictures[index.to(pictures.device, non_blocking=True)].permute(0, 3, 1, 2)
+            images = pictures[index.to(pictures.device, non_blocking=pictures.is_cuda)].permute(0, 3, 1, 2)
             yield augment.pad_crop_flip(images, epoch_offsets(epoch)[index]), labels[index]
 
     for n, (images, labels) in enumerate(small() if meta['layout'] == 'arrays' else load_jpegs('train', keys())):
-        images, labels = (t.to(env.device, non_blocking=True) for t in (images, labels))
+        images, labels = (t.to(env.device, non_blocking=beside) for t in (images, labels))
         rng = np.random.default_rng((seed, 2, start_iter + n // accum))  # one draw for the whole global batch
         images = augment.normalize(images, mean, std)
         images, partners, lam = augment.mix(images, labels, rng, mixup, cutmix) if mixes else (images, labels, 1.0)
@@ -286,7 +289,7 @@ def eval_batches(split):
 
     keys = [[(None, index) for index in chunk] for chunk in chunks]
     for images, labels in small() if meta['layout'] == 'arrays' else load_jpegs(split, keys):
-        images, labels = (t.to(env.device, non_blocking=True) for t in (images, labels))
+        images, labels = (t.to(env.device, non_blocking=beside) for t in (images, labels))
         yield augment.normalize(images, mean, std), labels
 
 
@@ -339,7 +342,7 @@ if checkpoint:
 try:
     raw_model = Network(NetworkConfig(**model_args)).to(env.device)
 except (RuntimeError, MemoryError) as e:  # what torch says when memory is short, and when a size overflows
-    fail(f'a model of {n_layer} layers and width {n_embd} does not fit into memory ({str(e).splitlines()[0]})',
+    fail(f'a model of {n_layer} layers and width {n_embd} does not fit into memory ({training.first_line(e)})',
          any_rank=True)
 if checkpoint:
     try:
@@ -442,6 +445,7 @@ seen = statistics()
 try:
     with env.autocast:
         augment.mixed_loss(model(X), Y, partners, lam, label_smoothing).backward()
+    torch.empty(training.state_size(optimizer, n_params) * (start_iter == 0), device=env.device)  # the first step makes it
 except RuntimeError as e:
     training.explain(e, f'{micro} images of {image_size} x {image_size} do not fit into memory: use a smaller '
                         'micro_batch_size')

@@ -196,10 +196,14 @@ def same_everywhere(start_iter, out_dir, env):
         fail(f'the processes found different checkpoints in {out_dir}: it must lie on a disk that all machines share')
 
 
+def first_line(e):
+    return (str(e).splitlines() or [type(e).__name__])[0][:200]
+
+
 def explain(e, too_large):
     """What went wrong in the first forward and backward pass, in a sentence, where it is the compiler or memory."""
     if type(e).__module__.startswith('torch._'):  # dynamo's and inductor's
-        fail(f'torch.compile fails here ({str(e).splitlines()[0][:200]}): use --compile=False', any_rank=True)
+        fail(f'torch.compile fails here ({first_line(e)}): use --compile=False', any_rank=True)
     if isinstance(e, torch.OutOfMemoryError) or 'allocate' in str(e):
         fail(too_large, any_rank=True)
     raise e
@@ -309,6 +313,11 @@ def make_optimizer(model, optimizer, learning_rate, weight_decay, momentum, beta
     return one_optimizer(groups, optimizer, *numbers)
 
 
+def state_size(optimizer, n_params):
+    """How many numbers an optimizer keeps."""
+    return n_params * (2 if optimizer == 'adamw' else 1)
+
+
 def one_optimizer(groups, optimizer, learning_rate, momentum, beta1, beta2, compile):
     if optimizer == 'sgdw':
         return SGDW(groups, lr=learning_rate, momentum=momentum, compile=compile)
@@ -403,7 +412,7 @@ def replace_file(path, write):
         if os.path.exists(tmp):
             os.remove(tmp)
         kept = f'; the last good one, {path}, is untouched' if os.path.exists(path) else ''
-        why = getattr(e, 'strerror', None) or str(e).splitlines()[0]
+        why = getattr(e, 'strerror', None) or first_line(e)
         fail(f'cannot write {path} ({why}){kept}: mend that, then --init_from=resume')
 
 

@@ -40,7 +40,7 @@ sections = only.split(',')
 json = ''  # a file for all numbers, too
 repeats = 4  # turns
 size = '124M'  # of memory, step and nanoGPT: 124M, 774M, 1438M (table 3) or tiny
-optimizer_size = 'auto'  # of the optimizer; auto: 1438M on a GPU, else size
+optimizer_size = 'auto'  # of the optimizer; auto: the largest that fits a GPU, else size
 micro_batch_size = 0  # sequences of a step, 0: 16 on a GPU, else 2
 block_size = 0  # tokens of each, 0: 1024 on a GPU, else 256
 memory_batch_size = 0  # sequences of full length where memory is measured, 0: 16 on a GPU, else 1
@@ -83,7 +83,6 @@ with contextlib.redirect_stdout(io.StringIO()):  # a word on training without co
     env = training.start(device, dtype, compile, seed, deterministic=False)
 gpu = env.device_type == 'cuda'
 dtypes = ['float32', 'bfloat16'] if dtype == 'auto' and env.dtype == 'bfloat16' else [env.dtype]
-optimizer_size = optimizer_size if optimizer_size != 'auto' else '1438M' if gpu else size
 B, T = micro_batch_size or (16 if gpu else 2), block_size or min(longest, 1024 if gpu else 256)
 memory_B, image_B = memory_batch_size or (16 if gpu else 1), image_batch_size or (64 if gpu else 8)
 
@@ -252,7 +251,10 @@ def memory():
 
 
 def optimizer():
-    model = make_gpt(optimizer_size, 'S5', 'rms')
+    sizes = [optimizer_size] if optimizer_size != 'auto' else ['1438M', '774M', '124M'] if gpu else [size]
+    while len(sizes) > 1 and 4 * 14 * count(make_gpt(sizes[0], 'S5', 'rms', on='meta')) > torch.cuda.mem_get_info()[0]:
+        del sizes[0]  # w, g, four momenta, four moments, a, b and two more while AdamW works
+    model = make_gpt(sizes[0], 'S5', 'rms')
     n = count(model)
     for p in model.parameters():
         p.grad = 1e-3 * torch.randn_like(p)
@@ -396,9 +398,9 @@ try:
     for name, measure in zip(sections, (memory, peer, optimizer, step, vision, loader), strict=True):
         if name in only.split(','):
             measure()
+        torch.compiler.reset()  # it keeps a few programs for each function, not dozens
         if gpu:
             torch.cuda.empty_cache()
-            torch.compiler.reset()  # it keeps a few programs for each function, not dozens
 except RuntimeError as e:
     training.explain(e, 'that does not fit into memory: use a smaller size or smaller batches')
 if ratios:
