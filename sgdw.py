@@ -44,8 +44,8 @@ class SGDW(torch.optim.Optimizer):
     same numbers (for bfloat16 parameters to rounding: there torch rounds mu itself).
     compile: True makes the step one compiled pass over w, g and m, in place of foreach, equal to rounding: five
     memory accesses a weight, the least there is (foreach ten, AdamW seven); small tensors on a CPU stay with foreach.
-    A step with a new set of gradients waits for torch.compile (124M on a CPU: half a minute, later runs find it in a
-    cache); behind eight such sets it is foreach again, with a warning.
+    A step with a new set of gradients, or another momentum, waits for torch.compile (124M on a CPU: 20 seconds, later
+    runs find it in a cache); behind eight such programs it is foreach again, with a warning.
     The state is one buffer per tensor ('momentum_buffer'), and none at momentum 0, the same on all three ways.
     p.grad is only read.
     """
@@ -118,16 +118,16 @@ def sgdw_foreach(params, grads, buffers, lr, mu, wd, nesterov):
 
 def one_pass(params, grads, buffers, lr, decay, mu, nesterov):
     """
-    The same for torch.compile, which fuses it into one loop that reads p, g and m and writes p and m. lr, decay =
-    1 - lr wd and mu (None without momentum) are 0-dim tensors, so that a new number is no new program; all is computed in
-    their dtype. What is copied comes last, m behind p: on a GPU a later use of m would find the memory it was copied to.
+    The same for torch.compile, which fuses it into one loop that reads p, g and m and writes p and m. lr and decay =
+    1 - lr wd are 0-dim tensors, so that a new rate is no new program; all is computed in their dtype. What is copied comes
+    last, m behind p: on a GPU a later use of m would find the memory it was copied to.
     """
     p, g = [x.to(lr.dtype) for x in params], [x.to(lr.dtype) for x in grads]
-    if mu is not None:
+    if mu != 0:
         m = torch._foreach_add(torch._foreach_mul([x.to(lr.dtype) for x in buffers], mu), g)
         g = torch._foreach_add(g, torch._foreach_mul(m, mu)) if nesterov else m
     torch._foreach_copy_(params, torch._foreach_sub(torch._foreach_mul(p, decay), torch._foreach_mul(g, lr)))
-    if mu is not None:
+    if mu != 0:
         torch._foreach_copy_(buffers, m)
 
 
@@ -152,9 +152,9 @@ def sgdw_compiled(params, grads, buffers, lr, mu, wd, nesterov):
             compiled[device.type] = torch.compile(one_pass, dynamic=False, fullgraph=True)
         if compiled[device.type]:
             kind = dict(dtype=torch.promote_types(params[0].dtype, torch.float32), device=device)
-            numbers = [torch.full((), x, **kind) for x in (lr, 1 - lr * wd, mu)]
+            rate, decay = torch.full((), lr, **kind), torch.full((), 1 - lr * wd, **kind)
             # .data, or torch.compile looks at what a gradient is a view of, too: DDP's buckets, which change
-            compiled[device.type](params, [g.data for g in grads], buffers, *numbers[:2], numbers[2] if mu else None, nesterov)
+            compiled[device.type](params, [g.data for g in grads], buffers, rate, decay, mu, nesterov)
             return
     except Exception as e:
         if device.type in compiled and not type(e).__module__.startswith('torch._'):

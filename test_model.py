@@ -525,7 +525,7 @@ def test_sgdw_compiled_as_for_a_gpu(tmp_path, monkeypatch, dtype, nesterov):
     torch.manual_seed(0)
     lists = [[torch.randn(4096).to(dtype) for _ in range(2)] for _ in range(3)]
     copies = [[x.clone() for x in part] for part in lists]
-    numbers = [torch.tensor(x) for x in (0.1, 0.99, 0.9)]
+    numbers = torch.tensor(0.1), torch.tensor(0.99), 0.9
     torch.compile(sgdw.one_pass, dynamic=False, fullgraph=True)(*lists, *numbers, nesterov)
     sgdw.one_pass(*copies, *numbers, nesterov)
     torch._dynamo.reset()
