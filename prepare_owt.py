@@ -43,7 +43,7 @@ out_dir = ''             # where the bins go; '' is data/NAME
 tokenizer = 'auto'       # 'gpt2' or 'byte'; 'auto' is byte for stdlib, gpt2 for the rest
 text_column = 'text'     # the column of a table, or the key in json lines, that holds the text
 max_docs = 0             # at most so many documents of each split; 0 is all
-val_fraction = 0.0005    # goes to validation where the source has no such split; nanoGPT's (a lone text: 0.1 or more)
+val_fraction = 0.0       # goes to validation where the source has no such split; 0: 0.0005 (nanoGPT's), of a lone text 0.1
 streaming = 'auto'       # tables unshuffled, without the Arrow copy; 'auto': for max_docs of a set on the Hub
 revision = ''            # branch, tag or commit of a set on the Hub; '' is its main branch
 num_proc = 0             # processes that tokenize; 0 is one on every core
@@ -53,6 +53,7 @@ if __name__ == '__main__':  # a spawned worker imports this file too
 
 VOCAB = {'gpt2': 50257, 'byte': 257}  # end-of-text is the last id of both
 BATCH = 64                            # documents in a job
+NANOGPT = 0.0005                      # its share of validation
 # put in place in this order, once the old val.bin is gone: two bins without meta.json look like nanoGPT's
 FILES = ('train.bin', 'meta.json', 'val.bin')
 
@@ -147,10 +148,14 @@ def open_local(config):
     in_train = keys[:, 0] < len(splits['train'])
     if kind == 'text' and len(keys) == 1:  # a book, nanoGPT's input.txt: cut behind a line
         with open(paths[0], 'rb') as f:
-            f.seek(int(size * (1 - max(0.1, config['val_fraction']))))
+            at = int(size * (1 - (config['val_fraction'] or 0.1)))
+            f.seek(at)
             f.readline()
             cut = f.tell()
-        if cut < size:
+            if cut >= size:  # no line ends there: behind a character then
+                f.seek(at)
+                cut = at + next((i for i, byte in enumerate(f.read(4)) if byte & 0xC0 != 0x80), 0)
+        if 0 < cut < size:
             keys, in_train = np.array([(0, 0, cut, 0), (0, cut, -1, 0)]), np.array([True, False])
     return dict(read=partial(read_files, paths, config['text_column']), meta=dict(source=str(root)),
                 parts={'train': keys[in_train], 'val': keys[~in_train]}, size=size)
@@ -320,7 +325,7 @@ def split_parts(parts, config):
     parts = {split: keys[:config['max_docs'] or None] for split, keys in parts.items()}
     if not len(parts['val']):
         order = parts['train'][np.random.default_rng(2357).permutation(len(parts['train']))]
-        cut = math.ceil(config['val_fraction'] * len(order))
+        cut = math.ceil((config['val_fraction'] or NANOGPT) * len(order))
         parts = {'train': order[cut:], 'val': order[:cut]}
     if not len(parts['train']):
         sys.exit(f'{config["dataset"]} has too few documents ({len(parts["val"])}) to train and validate: a '
@@ -330,7 +335,7 @@ def split_parts(parts, config):
 
 def jobs_of_rows(rows, config):
     """The first of every so many rows goes to validation."""
-    every, limit, at = max(2, round(1 / config['val_fraction'])), config['max_docs'] or sys.maxsize, 0
+    every, limit, at = max(2, round(1 / (config['val_fraction'] or NANOGPT))), config['max_docs'] or sys.maxsize, 0
     try:
         for batch in rows.iter(BATCH):
             texts = batch[config['text_column']][:limit - at]
@@ -395,9 +400,9 @@ def main(config):
     local = name not in ('', 'stdlib', 'openwebtext') and path.exists()
     if not local and not re.fullmatch(r'(\w[\w.-]*/)?\w[\w.-]*(:[\w.-]+)?', name):
         sys.exit(f'there is no file or folder {name}: check the path')
-    if config['max_docs'] < 0 or config['num_proc'] < 0 or not 0 < config['val_fraction'] < 1 or (
+    if config['max_docs'] < 0 or config['num_proc'] < 0 or not 0 <= config['val_fraction'] < 1 or (
             config['streaming'] not in (True, False, 'auto')):
-        sys.exit('max_docs and num_proc are 0 or more, val_fraction lies between 0 and 1, and streaming is '
+        sys.exit('max_docs and num_proc are 0 or more, val_fraction is 0 or more and below 1, and streaming is '
                  'True, False or auto')
     stem = path.stem if path.is_file() else path.resolve().name.replace(':', '-')
     out = Path(config['out_dir'] or Path('data', stem))

@@ -526,7 +526,7 @@ def test_sgdw_compiled_as_for_a_gpu(tmp_path, monkeypatch, dtype, nesterov):
     lists = [[torch.randn(4096).to(dtype) for _ in range(2)] for _ in range(3)]
     copies = [[x.clone() for x in part] for part in lists]
     numbers = torch.tensor(0.1), torch.tensor(0.99), 0.9
-    torch.compile(sgdw.one_pass, dynamic=False, fullgraph=True)(*lists, *numbers, nesterov)
+    torch.compile(sgdw.program, dynamic=False)(*lists, *numbers, nesterov)
     sgdw.one_pass(*copies, *numbers, nesterov)
     torch._dynamo.reset()
     for a, b in zip(sum(lists, []), sum(copies, [])):
@@ -550,6 +550,12 @@ def test_sgdw_stays_right_behind_the_limit_of_programs(monkeypatch):
             torch.testing.assert_close(*params)
     assert sum('SGDW goes on without torch.compile' in str(w.message) for w in caught) == 1
     torch._dynamo.reset()
+
+
+def test_sgdw_makes_its_step_once_where_torch_compile_is_off(monkeypatch):
+    monkeypatch.setattr(sgdw, 'compiled', {})
+    with torch._dynamo.config.patch(disable=True), pytest.warns(UserWarning, match='fails here: it is off'):
+        one_pass_and_definition((torch.float32,), 0.9, False)
 
 
 def test_sgdw_goes_on_without_a_compiler(monkeypatch):
@@ -691,12 +697,30 @@ def test_embedding_optimizer_against_two_optimizers():
             training.load_optimizer(make(tiny()), other(tiny()).state_dict())
 
 
-def test_a_name_under_data_comes_before_a_raw_folder_of_that_name(tmp_path, monkeypatch):
+def test_a_prepared_folder_comes_before_a_raw_one_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in ('mytext', 'data/mytext', 'elsewhere/set', 'alone'):
-        (tmp_path / folder).mkdir(parents=True)
-    assert [training.data_folder(d) for d in ('mytext', 'elsewhere/set', 'alone', './mytext', 'nowhere')] == [
-        'data/mytext', 'elsewhere/set', 'alone', './mytext', 'data/nowhere']
+    for file in ('mytext/a.txt', 'data/mytext/meta.json', 'data/a/train.bin', 'elsewhere/a/meta.json', 'b/meta.json',
+                 'data/b/prepare.py', 'raw/a.txt'):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text('')
+    for dataset, folder in (('mytext', 'data/mytext'), ('mytext/', 'data/mytext/'), ('./mytext', 'data/./mytext'), ('b', 'b'),
+                            ('elsewhere/a', 'elsewhere/a'), ('a', 'data/a'), ('raw', 'raw'), ('no', 'data/no'), ('.', '.'),
+                            (str(tmp_path / 'b'), str(tmp_path / 'b'))):
+        assert training.data_folder(dataset) == folder
+
+
+def test_room_for_the_state_is_what_the_optimizers_make():
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=64, block_size=8))
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    for kwargs in (dict(optimizer='sgdw'), dict(optimizer='adamw'), dict(optimizer='sgd'), dict(optimizer='sgdw', momentum=0.0),
+                   dict(optimizer='sgdw', embed_lr=0.01, embed_optimizer='adamw')):
+        opt = training.make_optimizer(model, **{**dict(learning_rate=0.1, weight_decay=0.1, momentum=0.9, beta1=0.9, beta2=0.99),
+                                                **kwargs})
+        opt.step()
+        states = [s for o in getattr(opt, 'optimizers', [opt]) for s in o.state.values()]
+        made = sum(x.numel() for s in states for x in s.values() if torch.is_tensor(x) and x.dim())
+        assert training.state_size(opt) == made, kwargs
 
 
 def test_a_run_says_what_is_not_as_its_name_or_its_checkpoint_says():
@@ -1523,6 +1547,12 @@ def test_prepare_cuts_a_lone_text_by_position(tmp_path):
     prepare(tmp_path, '--dataset=input.txt', '--val_fraction=0.5', '--out_dir=half')
     train, val, _ = prepared(tmp_path / 'half')
     assert train[0] + val[0] == ''.join(lines) and abs(len(train[0]) - len(val[0])) < 20
+    for n in range(8):  # without lines it is cut behind a character, wherever nine tenths are
+        text = '\u00e9' * 50 + 'a' * n + '\U0001f600' * 20
+        (tmp_path / 'one.txt').write_text(text, encoding='utf-8')
+        prepare(tmp_path, '--dataset=one.txt', '--overwrite=True', '--num_proc=1')
+        train, val, _ = prepared(tmp_path / 'data/one')
+        assert train[0] + val[0] == text and 0 < len(val[0]) < 15
 
 
 def test_prepare_keeps_named_splits_and_odd_lines(tmp_path):
@@ -1551,7 +1581,7 @@ def test_prepare_refuses_in_words(tmp_path):
     (tmp_path / 'latin/b.txt').write_bytes(b'caf\xe9 au lait')
     (tmp_path / 'pictures').mkdir()
     (tmp_path / 'pictures/a.png').write_bytes(b'\x89PNG')
-    (tmp_path / 'alone.txt').write_text('one line is one document')
+    write_lines(tmp_path / 'alone.jsonl', ['one line is one document'])
     (tmp_path / 'nothing.jsonl').write_text('')
     write_lines(tmp_path / 'empty.jsonl', ['', '', ''])
     (tmp_path / 'bad.parquet').write_bytes(b'PAR1 is not enough')
@@ -1566,7 +1596,7 @@ def test_prepare_refuses_in_words(tmp_path):
         (['--dataset=array.json'], ['array.json, line ', 'one object a line']),
         (['--dataset=latin', '--val_fraction=0.5'], ['b.txt', 'not UTF-8 at byte 3', 'iconv']),
         (['--dataset=pictures'], ['pictures holds no text', '.jsonl']),
-        (['--dataset=alone.txt'], ['too few documents (1)', 'cut the text']),
+        (['--dataset=alone.jsonl'], ['too few documents (1)', 'cut the text']),
         (['--dataset=nothing.jsonl'], ['nothing.jsonl holds no text']),
         (['--dataset=empty.jsonl'], ['all documents are empty']),
         (['--dataset=bad.parquet'], ['bad.parquet', 'parquet']),

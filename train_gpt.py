@@ -183,12 +183,12 @@ elif init_from != 'scratch':
     same = [k for k in model_args if k not in free]
     training.refuse_changes(path, asdict(GPTConfig()) | checkpoint['model_args'], model_args, same)
     training.refuse_changes(path, checkpoint['data'], meta, ['tokenizer'])
-    if resume:
+    if resume and not eval_only:
         training.refuse_changes(path, checkpoint['data'], meta, ['source', 'train_tokens', 'val_tokens', 'vocab_size'],
                                 'give the data set of that run, or start anew from its weights (--init_from=FILE, another --out_dir)')
         training.refuse_changes(path, checkpoint['config'], config, ['seed', 'global_batch_size', 'optimizer'])
         start_iter, best_val_loss = checkpoint['iter'], checkpoint['best_val_loss']
-        if start_iter > max_iters and not eval_only:
+        if start_iter > max_iters:
             fail(f'{path} is at iteration {start_iter}, past max_iters={max_iters}: raise max_iters')
         say(f'{path}: iteration {start_iter}')
         training.tell_changes(checkpoint['config'], config, say)
@@ -197,7 +197,7 @@ elif init_from != 'scratch':
         if len(positions) < block_size:
             fail(f'{path} knows {len(positions)} positions, fewer than block_size={block_size}: use a smaller one')
         checkpoint['model']['wpe.weight'] = positions[:block_size]
-        say(f'weights of {path}, with a fresh optimizer')
+        say(f'weights of {path}' + ', with a fresh optimizer' * (not eval_only))
 model_config = GPTConfig(**model_args)
 try:
     raw_model = GPT(model_config).to(env.device)
@@ -273,9 +273,10 @@ if eval_only:
 # one micro batch before anything is written or thrown away: memory is there, and the compiler works
 X, Y = get_batch(start_iter, 0)
 try:
+    room = torch.empty(0 if start_iter else training.state_size(opt), device=env.device)  # for what the first step makes
     with env.autocast:
         model(X, Y)[1].backward()
-    torch.empty(training.state_size(optimizer, n_params) * (start_iter == 0), device=env.device)  # the first step makes it
+    del room
 except RuntimeError as e:
     training.explain(e, f'{micro} sequences of {block_size} tokens do not fit into memory: use a smaller micro_batch_size')
 opt.zero_grad(set_to_none=env.world_size == 1)  # DDP keeps gradients as views into its buckets

@@ -443,9 +443,10 @@ batches = train_batches(start_iter)
 X, Y, partners, lam = next(batches)
 seen = statistics()
 try:
+    room = torch.empty(0 if start_iter else training.state_size(opt), device=env.device)  # for what the first step makes
     with env.autocast:
         augment.mixed_loss(model(X), Y, partners, lam, label_smoothing).backward()
-    torch.empty(training.state_size(optimizer, n_params) * (start_iter == 0), device=env.device)  # the first step makes it
+    del room
 except RuntimeError as e:
     training.explain(e, f'{micro} images of {image_size} x {image_size} do not fit into memory: use a smaller '
                         'micro_batch_size')

@@ -141,10 +141,12 @@ def name_norms(setting, norms):
 
 
 def data_folder(dataset):
-    """data/NAME; a path, or a NAME that is not there, may be a folder elsewhere (raw pictures in ./NAME are not meant)."""
-    prepared = os.path.join('data', dataset)
-    elsewhere = os.path.isdir(dataset) and (os.path.dirname(dataset) or not os.path.isdir(prepared))
-    return dataset if elsewhere else prepared
+    """Where a data set was prepared: data/NAME or the folder of that path, of which the raw texts or pictures may be another."""
+    folders = [os.path.join('data', dataset), dataset]
+    if os.path.dirname(dataset):  # a path comes before a name
+        folders.reverse()
+    prepared = [f for f in folders if any(os.path.exists(os.path.join(f, file)) for file in ('meta.json', 'train.bin'))]
+    return (prepared + [dataset] * os.path.isdir(dataset) + folders[:1])[0]
 
 
 def catch_signals():
@@ -313,9 +315,10 @@ def make_optimizer(model, optimizer, learning_rate, weight_decay, momentum, beta
     return one_optimizer(groups, optimizer, *numbers)
 
 
-def state_size(optimizer, n_params):
-    """How many numbers an optimizer keeps."""
-    return n_params * (2 if optimizer == 'adamw' else 1)
+def state_size(opt):
+    """How many numbers an optimizer keeps: AdamW two moments a weight, the others a momentum."""
+    return sum(p.numel() * (2 if 'betas' in group else group['momentum'] > 0)
+               for group in opt.param_groups for p in group['params'])
 
 
 def one_optimizer(groups, optimizer, learning_rate, momentum, beta1, beta2, compile):

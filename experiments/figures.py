@@ -31,6 +31,7 @@ import augment
 from configurator import configure, fail, read_file
 from experiments.reproduce import mean_spread
 from model import GPT, NORMS, SETTINGS, GPTConfig, ViT, ViTConfig
+from training import data_folder
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -161,7 +162,7 @@ def load_model(path):
 def read_batch(saved, i):
     """(inputs, targets): batch i of the run's training data, the same for all runs on it; images as they are."""
     config, meta = saved['config'], saved['data']
-    folder = config['dataset'] if os.path.isdir(config['dataset']) else os.path.join('data', config['dataset'])
+    folder = data_folder(config['dataset'])
     rng, n = np.random.default_rng((seed, i)), batch_size or config['global_batch_size']
     try:
         if 'block_size' in config:

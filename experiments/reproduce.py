@@ -34,7 +34,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from itertools import chain
 
 from configurator import configure, fail
 from experiments import searches

@@ -19,6 +19,7 @@ import tiktoken
 from tiktoken_ext.openai_public import r50k_base
 
 from configurator import configure, fail
+from training import data_folder
 
 dataset = 'stdlib'  # a folder under data/, or a path: train.bin, val.bin and meta.json of prepare_owt.py
 sizes = '512,1024,4096'  # vocabularies, end-of-text included: 257 to 50257
@@ -74,7 +75,7 @@ def encode(tokenizer, doc):
 
 if __name__ == '__main__':
     configure(globals())
-    source = dataset if os.path.isdir(dataset) else os.path.join('data', dataset)
+    source = data_folder(dataset)
     try:
         with open(os.path.join(source, 'meta.json'), encoding='utf-8') as f:
             meta = json.load(f)
