@@ -165,11 +165,11 @@ def sgdw_compiled(params, grads, buffers, lr, mu, wd, nesterov):
             # .data, or torch.compile looks at what a gradient is a view of, too: DDP's buckets, which change
             compiled[device.type](params, [g.data for g in grads], buffers, rate, decay, mu, nesterov)
             return
+        why = None
     except Exception as e:
         if device.type in compiled and not (isinstance(e, NotCompiled) or type(e).__module__.startswith('torch._')):
             raise  # not of the compiler, which fails before anything is written: memory, a GPU's errors
-        compiled[device.type] = None
-        sgdw_foreach(params, grads, buffers, **hyper)
-        warnings.warn(f'SGDW goes on without torch.compile, which fails here: {(str(e).splitlines() or [type(e)])[0]}')
-        return
+        compiled[device.type], why = None, (str(e).splitlines() or [type(e)])[0]
     sgdw_foreach(params, grads, buffers, **hyper)
+    if why:
+        warnings.warn(f'SGDW goes on without torch.compile, which fails here: {why}')

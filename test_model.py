@@ -2593,7 +2593,7 @@ def test_each_image_once_an_epoch(tmp_path, layout):
 def test_each_jpeg_is_itself(tmp_path):
     """Pictures of one colour, stored as JPEGs: the evaluation sees each with its own label."""
     data = write_images(tmp_path / 'flat', 'jpeg', 12, flat=True, train=8, val=5)
-    train_vit(data, tmp_path / 'out', '--max_iters=1', '--num_workers=1', '--randaugment=0', '--setting=S1')  # its positions are small
+    train_vit(data, tmp_path / 'out', '--max_iters=1', '--num_workers=1', '--randaugment=0', '--setting=S1', '--seed=5')  # its positions are small
     model = ViT(ViTConfig(**final(tmp_path / 'out')['model_args'])).eval()
     model.load_state_dict(final(tmp_path / 'out')['model'])
     blobs, labels, _ = load_images(data, 'val')
@@ -2602,7 +2602,7 @@ def test_each_jpeg_is_itself(tmp_path):
     loss = F.cross_entropy(model(images), torch.tensor(labels)).item()
     assert abs(rows(tmp_path / 'out')[-1]['loss'] - loss) < 1e-5 * loss
     others = [F.cross_entropy(model(images[[i] * 5]), torch.tensor(labels)).item() for i in range(5)]
-    assert min(abs(other - loss) for other in others) > 1e-3 * loss  # five times the same picture would show
+    assert min(abs(other - loss) for other in others) > 0.01 * loss  # five times the same picture would show
 
 
 @pytest.mark.slow
@@ -3329,7 +3329,8 @@ def test_propositions_refuses_what_it_cannot_do(monkeypatch, capsys):
 @pytest.mark.slow
 def test_propositions_as_a_command(tmp_path):
     run = subprocess.run([sys.executable, '-m', 'experiments.propositions', f'--json={tmp_path / "v.json"}'], cwd=ROOT,
-                         capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+                         capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'},
+                         timeout=120)  # a minute, and as much again for a machine that does other things, too
     assert run.returncode == 0, run.stderr
     written = json.loads((tmp_path / 'v.json').read_text())['results']
     assert {result['statement']: result['verdict'] for result in written} == STATEMENTS

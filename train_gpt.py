@@ -185,7 +185,7 @@ elif init_from != 'scratch':
     training.refuse_changes(path, checkpoint['data'], meta, ['tokenizer'])
     if resume and not eval_only:
         training.refuse_changes(path, checkpoint['data'], meta, ['source', 'train_tokens', 'val_tokens', 'vocab_size'],
-                                'give the data set of that run, or start anew from its weights (--init_from=FILE, another --out_dir)')
+                                training.OTHER_DATA)
         training.refuse_changes(path, checkpoint['config'], config, ['seed', 'global_batch_size', 'optimizer'])
         start_iter, best_val_loss = checkpoint['iter'], checkpoint['best_val_loss']
         if start_iter > max_iters:
@@ -289,8 +289,8 @@ tokens_per_iter = global_batch_size * block_size
 # forward and backward: 6 FLOPs per weight and 12 L C T for attention, per token (PaLM, arXiv:2204.02311, appendix B)
 flops_per_token = 6 * (n_params - raw_model.wpe.weight.numel()) + 12 * n_layer * n_embd * block_size
 peak = training.peak_flops(env.device_type)
-say(f'{n_params / 1e6:.2f}M parameters, setting {training.name_norms(setting, norms)}, {optimizer} | {meta["train_tokens"]:,} training tokens, '
-    f'{tokens_per_iter:,} per update = {env.world_size} processes x {accum} x {micro} x {block_size} | '
+say(f'{n_params / 1e6:.2f}M parameters, setting {training.name_norms(setting, norms)}, {optimizer} | '
+    f'{meta["train_tokens"]:,} training tokens, {tokens_per_iter:,} per update = {env.world_size} processes x {accum} x {micro} x {block_size} | '
     f'{env.device}, {env.dtype}, compile {env.compile} | {out_dir}')
 
 # -----------------------------------------------------------------------------

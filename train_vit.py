@@ -266,7 +266,7 @@ def train_batches(start_iter):
         pictures, labels = splits['train']
         for batch in keys():
             index, epoch = torch.tensor([index for _, index in batch]), batch[0][0]
-            images = pictures[index.to(pictures.device, non_blocking=pictures.is_cuda)].permute(0, 3, 1, 2)
+            images = pictures[index.to(pictures.device, non_blocking=beside)].permute(0, 3, 1, 2)
             yield augment.pad_crop_flip(images, epoch_offsets(epoch)[index]), labels[index]
 
     for n, (images, labels) in enumerate(small() if meta['layout'] == 'arrays' else load_jpegs('train', keys())):
@@ -330,7 +330,7 @@ if checkpoint:
     if resume and not reads_only:
         training.refuse_changes(source, checkpoint['data'], meta, [
             'source', 'layout', 'train_images', 'val_images', 'mean', 'std', 'val_from_train', 'seed'],
-            'give the data set of that run, or start anew from its weights (--init_from=FILE, another --out_dir)')
+            training.OTHER_DATA)
         training.refuse_changes(source, checkpoint['config'], config, ['seed', 'global_batch_size', 'optimizer'])
         start_iter, best_top1 = checkpoint['iter'], checkpoint['best_top1']
         if start_iter > total_iters:
@@ -457,7 +457,8 @@ opened = training.on_master(lambda: training.open_out_dir(
     out_dir, config, env, start_iter, overwrite, init_from == 'resume'), env)
 log, evaluated = opened or (lambda row: None, False)
 evaluated = training.all_sum([int(evaluated)], env)[0] > 0
-say(f'{n_params / 1e6:.2f}M parameters, {f"setting {training.name_norms(setting, norms)}" if arch == "vit" else arch}, {optimizer} | '
+what = f'setting {training.name_norms(setting, norms)}' if arch == 'vit' else arch
+say(f'{n_params / 1e6:.2f}M parameters, {what}, {optimizer} | '
     f'{len(splits["train"][1]):,} training images of {len(meta["classes"])} classes, {iters_per_epoch} updates an '
     f'epoch of {global_batch_size} = {env.world_size} processes x {accum} x {micro} | '
     f'{env.device}, {env.dtype}, compile {env.compile} | {out_dir}')

@@ -145,8 +145,10 @@ def data_folder(dataset):
     folders = [os.path.join('data', dataset), dataset]
     if os.path.dirname(dataset):  # a path comes before a name
         folders.reverse()
-    prepared = [f for f in folders if any(os.path.exists(os.path.join(f, file)) for file in ('meta.json', 'train.bin'))]
-    return (prepared + [dataset] * os.path.isdir(dataset) + folders[:1])[0]
+    for folder in folders:
+        if any(os.path.exists(os.path.join(folder, file)) for file in ('meta.json', 'train.bin')):
+            return folder
+    return dataset if os.path.isdir(dataset) else folders[0]
 
 
 def catch_signals():
@@ -186,7 +188,8 @@ def leave(code, env):
         # DDP still holds the group, and a thread of gloo's that lets go of a tensor while Python takes itself down aborts
         # the process (pytorch#190489): so what is registered to run at exit runs, and Python is not taken down
         atexit._run_exitfuncs()
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
     raise SystemExit(code)
 
@@ -315,12 +318,6 @@ def make_optimizer(model, optimizer, learning_rate, weight_decay, momentum, beta
     return one_optimizer(groups, optimizer, *numbers)
 
 
-def state_size(opt):
-    """How many numbers an optimizer keeps: AdamW two moments a weight, the others a momentum."""
-    return sum(p.numel() * (2 if 'betas' in group else group['momentum'] > 0)
-               for group in opt.param_groups for p in group['params'])
-
-
 def one_optimizer(groups, optimizer, learning_rate, momentum, beta1, beta2, compile):
     if optimizer == 'sgdw':
         return SGDW(groups, lr=learning_rate, momentum=momentum, compile=compile)
@@ -329,6 +326,12 @@ def one_optimizer(groups, optimizer, learning_rate, momentum, beta1, beta2, comp
     if optimizer == 'sgd':
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
     fail(f'optimizer={optimizer} is unknown: use sgdw, adamw or sgd')
+
+
+def state_size(opt):
+    """How many numbers an optimizer keeps: AdamW two moments a weight, the others a momentum."""
+    return sum(p.numel() * (2 if 'betas' in group else group['momentum'] > 0)
+               for group in opt.param_groups for p in group['params'])
 
 
 def gradient_units(model):
@@ -505,6 +508,9 @@ def load_checkpoint(path):
     if missing:
         fail(f'{path} is not a checkpoint of this project: it has no {", ".join(sorted(missing))}')
     return checkpoint
+
+
+OTHER_DATA = 'give the data set of that run, or start anew from its weights (--init_from=FILE, another --out_dir)'
 
 
 def refuse_changes(path, then, now, keys, mend='give the config of that run'):

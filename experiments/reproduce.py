@@ -121,12 +121,9 @@ def cifar10(done):
     """
     for config in CIFAR:
         lr = read_config(config)['learning_rate']
-        runs = [{'config': config, 'seed': 1, 'learning_rate': lr / 2**i} for i in range(5)]
-        losses = [done[key(run)]['val_loss'] for run in runs if key(run) in done]
-        if losses == sorted(losses, reverse=True):  # the lowest so far is the best so far
-            yield from runs[:max(2, len(losses) + 1)]
-        else:
-            yield from ({**runs[losses.index(min(losses))], 'seed': seed} for seed in (2, 3))
+        todo, best = walk(lambda lr: {'config': config, 'seed': 1, 'learning_rate': lr}, [[lr / 2**i for i in range(5)]],
+                          [[lr], [lr / 2]], done)
+        yield from todo or ({**best, 'seed': seed} for seed in (2, 3))
 
 
 def sweep(variants, **more):
