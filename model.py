@@ -78,36 +78,6 @@ def make_norm(config, on, ndim):
 # -----------------------------------------------------------------------------
 # the block
 
-def standardize(w, eps=1e-4):
-    """
-    Weight standardization, equation 1 of the second report: each output unit's fan-in weights w[i], N of them, as
-    (w[i] - mean) / (sqrt(N) std), so that the unit keeps the variance of inputs that are independent. eps, below
-    which N std^2 counts as eps, is NFNet's (Brock et al., arXiv:2102.06171).
-    """
-    flat = w.flatten(1)  # (units, N)
-    var, mean = torch.var_mean(flat, dim=1, correction=0, keepdim=True)
-    return ((flat - mean) * (var * flat.size(1)).clamp(min=eps).rsqrt()).view_as(w)
-
-
-class WSLinear(nn.Linear):
-    """A linear layer by standardize(weight), with or without a learnable gain for each unit."""
-
-    def __init__(self, n_in, n_out, bias, gain):
-        super().__init__(n_in, n_out, bias)
-        ones = torch.ones(n_out)  # a vector: no rule by shape decays it
-        if gain:
-            self.gain = nn.Parameter(ones)
-        else:
-            self.register_buffer('gain', ones, persistent=False)
-
-    def forward(self, x):
-        return F.linear(x, standardize(self.weight) * self.gain[:, None], self.bias)
-
-
-def make_linear(config, standardized, n_in, n_out, bias, gain=True):
-    return WSLinear(n_in, n_out, bias, gain and config.weight_gain) if standardized else nn.Linear(n_in, n_out, bias)
-
-
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(D)) v per head, causal or not; q and k normalized per head when qk_norm (eq. 9, 10)."""
 
@@ -119,13 +89,12 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         self.causal = config.causal
         self.flash = config.flash
-        C, ws = config.n_embd, config.weight_standardization == 'all'
-        # W_q, W_k, W_v stacked; standardized they have no gains (the second report's count, 21.34M)
-        self.c_attn = make_linear(config, ws, C, 3 * C, config.bias and config.qkv_bias, gain=False)
-        self.c_proj = make_linear(config, ws, C, C, config.bias)  # W_o
+        C = config.n_embd
+        self.c_attn = nn.Linear(C, 3 * C, bias=config.bias and config.qkv_bias)  # W_q, W_k and W_v, stacked
+        self.c_proj = nn.Linear(C, C, bias=config.bias)  # W_o
         # over the D channels of a head, one gain for all queries and one for all keys. the logit keeps its 1/sqrt(D)
-        self.q_norm = make_norm(config, config.qk_norm, config.n_embd // config.n_head)
-        self.k_norm = make_norm(config, config.qk_norm, config.n_embd // config.n_head)
+        self.q_norm = make_norm(config, config.qk_norm, C // config.n_head)
+        self.k_norm = make_norm(config, config.qk_norm, C // config.n_head)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
@@ -149,9 +118,9 @@ class FFN(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        C, ws = config.n_embd, config.weight_standardization in ('ffn', 'all')
-        self.c_fc = make_linear(config, ws, C, 4 * C, config.bias)  # W_1
-        self.c_proj = make_linear(config, ws, 4 * C, C, config.bias)  # W_2
+        C = config.n_embd
+        self.c_fc = nn.Linear(C, 4 * C, bias=config.bias)  # W_1
+        self.c_proj = nn.Linear(4 * C, C, bias=config.bias)  # W_2
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
@@ -194,55 +163,35 @@ class Block(nn.Module):
         return x
 
     @torch.no_grad()
-    def init_weights(self, init, scale=1.0):
-        """Apply init to each matrix, times scale: W_q, W_k and W_v count as three. Biases are 0."""
+    def init_weights(self, init, scale):
+        """Apply init to each matrix, then multiply it by scale. W_q, W_k and W_v count as three matrices. Biases are 0."""
         for linear in (self.attn.c_attn, self.attn.c_proj, self.ffn.c_fc, self.ffn.c_proj):
-            for w in linear.weight.chunk(3 if linear is self.attn.c_attn else 1):  # views: the weight itself is filled
+            for w in linear.weight.chunk(3 if linear is self.attn.c_attn else 1):  # views: this fills the weight itself
                 init(w).mul_(scale)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
 
 def torch_default_(w):
-    """What nn.Linear and nn.Conv2d do by themselves: uniform within 1 / sqrt(fan_in), deviation 1 / sqrt(3 fan_in)."""
+    """What nn.Linear and nn.Conv2d do on their own: uniform within 1 / sqrt(fan_in), deviation 1 / sqrt(3 fan_in)."""
     return nn.init.kaiming_uniform_(w, a=math.sqrt(5))
 
 
-def init_scales(config):
-    """
-    (scale of the matrices in the blocks, deviation of the embeddings) of config.init: for 'tfixup' 0.67 N^-1/4 and
-    d^-1/2 (9 N)^-1/4, N blocks of width d (section 3.1 of the second report, whose N(0, d^-1/2) we read as a standard
-    deviation, as T-Fixup means it). T-Fixup itself (Huang et al., ICML 2020) gives an encoder 0.67 N^-1/4 on W_v, W_o
-    and the FFN alone, and leaves W_q and W_k as they are; the report scales the whole attention block, and so do we.
-    """
-    if config.init in ('xavier', 'torch'):
-        return 1.0, 0.02
-    if config.init != 'tfixup':
-        raise ValueError(f'init={config.init} is unknown: use xavier, torch or tfixup')
-    return 0.67 * config.n_layer ** -0.25, config.n_embd ** -0.5 * (9 * config.n_layer) ** -0.25
-
-# -----------------------------------------------------------------------------
-# language
-
 @dataclass
-class GPTConfig:
-    """L-DNT-Small as it stands (setting S5). GPTConfig(**SETTINGS['S1'], norm='layer') is GPT-2."""
-    block_size: int = 1024  # longest context, in tokens
-    vocab_size: int = 50304  # gpt2's 50257, padded to a multiple of 64 for speed
+class NetworkConfig:
+    """The fields that GPT and ViT share: the size and the norms of setting S5."""
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
     dropout: float = 0.0
-    bias: bool = False  # in the linear layers and in LayerNorm
+    bias: bool = False  # in the linear layers of the blocks and in LayerNorm
+    qkv_bias: bool = True  # False: no bias on q, k and v, even where bias is True
     norm: str = 'rms'  # 'rms' or 'layer'
-    qkv_bias: bool = True  # False: no bias on q, k and v, whatever the others have
-    tied: bool = True  # the head is the token embedding, as in GPT-2
-    weight_standardization: str = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report, eq. 1)
-    weight_gain: bool = True  # a learnable gain for each standardized unit of W_o, W_1, W_2
-    init: str = 'xavier'  # or 'torch' (PyTorch's default), or 'tfixup' (second report, section 3.1)
-    flash: bool = True  # False: attention written out by hand
-    loss_chunk: int = 0  # tokens whose logits the loss holds at once, 0: all
-    recompute_blocks: bool = False  # True: only inputs of blocks are kept, backward runs each block again
+    init: str = 'xavier'  # or 'torch': PyTorch's default for linear layers
+    init_scale: float = 1.0  # multiplies the initial matrices of the blocks
+    embed_std: float | None = None  # initial deviation of the embeddings; None: the value in the network's docstring
+    flash: bool = True  # False: attention written out, to read and to test against
+    recompute_blocks: bool = False  # True: keep only the inputs of the blocks; backward runs each block again
     input_norm: bool = True
     pre_norm: bool = True
     ffn_pre_norm: bool = False
@@ -250,7 +199,23 @@ class GPTConfig:
     qk_norm: bool = True
     post_norm: bool = False
     final_norm: bool = True
-    causal = True  # no field: a GPT always is
+
+    def matrix_init(self, xavier):
+        if self.init not in ('xavier', 'torch'):
+            raise ValueError(f"init={self.init!r} is unknown: use 'xavier' or 'torch'")
+        return torch_default_ if self.init == 'torch' else xavier
+
+# -----------------------------------------------------------------------------
+# language
+
+@dataclass
+class GPTConfig(NetworkConfig):
+    """L-DNT-Small by default (setting S5). GPTConfig(**SETTINGS['S1'], norm='layer') is GPT-2."""
+    block_size: int = 1024  # longest context, in tokens
+    vocab_size: int = 50304  # GPT-2's 50257, padded to a multiple of 64 for speed
+    tied: bool = True  # the head is the token embedding, as in GPT-2
+    loss_chunk: int = 0  # tokens whose logits the loss holds at once; 0: all
+    causal = True  # not a field: a GPT is always causal
 
 
 class GPT(nn.Module):
@@ -294,12 +259,13 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        scale, std = init_scales(self.config)
+        config = self.config
+        std = 0.02 if config.embed_std is None else config.embed_std
         for block in self.blocks:
-            block.init_weights(torch_default_ if self.config.init == 'torch' else nn.init.xavier_normal_, scale)
+            block.init_weights(config.matrix_init(nn.init.xavier_normal_), config.init_scale)
         nn.init.normal_(self.wte.weight, std=std)
         nn.init.normal_(self.wpe.weight, std=std)
-        if not self.config.tied:
+        if not config.tied:
             nn.init.normal_(self.lm_head.weight, std=0.02)
 
     def features(self, idx):
@@ -353,32 +319,17 @@ class GPT(nn.Module):
 # vision
 
 @dataclass
-class ViTConfig:
-    """V-DNT-Large as it stands (setting S5). ViTConfig(**SETTINGS['S1'], norm='layer') is ViT-L/16."""
-    image_size: int = 224
-    patch_size: int = 16
-    n_classes: int = 1000
+class ViTConfig(NetworkConfig):
+    """V-DNT-Large by default (setting S5). ViTConfig(**SETTINGS['S1'], norm='layer') is ViT-L/16."""
     n_layer: int = 24
     n_head: int = 16
     n_embd: int = 1024
-    dropout: float = 0.0
+    bias: bool = True  # in the blocks and in LayerNorm; patch embedding and head always have one
+    image_size: int = 224
+    patch_size: int = 16
+    n_classes: int = 1000
     drop_path: float = 0.0  # of the last block; it grows linearly from 0 in the first, as in timm
-    bias: bool = True  # in the linear layers and in LayerNorm; patch embedding and head always have one
-    qkv_bias: bool = True  # False: no bias on q, k and v, whatever the others have
-    norm: str = 'rms'  # 'rms' or 'layer'
-    weight_standardization: str = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report, eq. 1)
-    weight_gain: bool = True  # a learnable gain for each standardized unit of W_o, W_1, W_2
-    init: str = 'xavier'  # or 'torch' (PyTorch's default), or 'tfixup' (second report, section 3.1)
-    flash: bool = True  # False: attention written out by hand
-    recompute_blocks: bool = False  # True: only inputs of blocks are kept, backward runs each block again
-    input_norm: bool = True
-    pre_norm: bool = True
-    ffn_pre_norm: bool = False
-    mid_norm: bool = True
-    qk_norm: bool = True
-    post_norm: bool = False
-    final_norm: bool = True
-    causal = False  # no field: a patch sees all others
+    causal = False  # not a field: every patch sees all others
 
 
 def truncated_xavier_(w):
@@ -418,20 +369,17 @@ class ViT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        scale, std = init_scales(self.config)
-        init = torch_default_ if self.config.init == 'torch' else truncated_xavier_
+        config, init = self.config, self.config.matrix_init(truncated_xavier_)
         for block in self.blocks:
-            block.init_weights(init, scale)
+            block.init_weights(init, config.init_scale)
         for layer in (self.patch_embed, self.head):
             init(layer.weight)
             nn.init.zeros_(layer.bias)
-        # InputNorm makes all tokens equally long, and a short one's gradient long: at 0.02 beside patches of RMS 0.8 to 1
-        # class token and positions had half of the squared gradient norm, which a clip takes from all other weights
-        std = 0.5 if self.config.input_norm and self.config.init != 'tfixup' else std
+        # InputNorm makes all tokens equally long, so short ones get long gradients: at 0.02, beside patches of RMS 0.8 to 1,
+        # class token and positions would dominate the gradient norm, and clipping would shrink every other update
+        std = (0.5 if config.input_norm else 0.02) if config.embed_std is None else config.embed_std
         nn.init.normal_(self.cls_token, std=std)
         nn.init.normal_(self.pos_embed, std=std)
-        if self.config.init == 'tfixup':  # the embedding of a picture is made by this matrix, so it counts as one
-            nn.init.normal_(self.patch_embed.weight, std=std)
 
     def no_weight_decay(self):
         """Names that a rule by shape would decay: they are not matrices."""

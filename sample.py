@@ -9,9 +9,11 @@ import os
 
 import torch
 
-import training
 from configurator import configure, fail
 from model import GPT, GPTConfig
+from support.checkpoint import load_checkpoint
+from support.distributed import start
+from support.normfree import build
 
 # -----------------------------------------------------------------------------
 out_dir = 'out/gpt'  # the run; its best.pt is used, or ckpt.pt where there is none
@@ -32,14 +34,14 @@ for key, value in (('num_samples', num_samples), ('max_new_tokens', max_new_toke
         fail(f'{key}={value} is out of range: use at least 1')
 if temperature < 0 or top_k < 0:
     fail('temperature and top_k cannot be negative')
-env = training.start(device, dtype, False, seed, False)
+env = start(device, dtype, False, seed, False)
 best, latest = (os.path.join(out_dir, f) for f in ('best.pt', 'ckpt.pt'))
-saved = training.load_checkpoint(checkpoint or (best if os.path.exists(best) else latest))
+saved = load_checkpoint(checkpoint or (best if os.path.exists(best) else latest))
 if 'tokenizer' not in saved['data']:
     fail(f'{out_dir} holds no run of train_gpt.py')
 if saved['data']['tokenizer'] == 'gpt2' and saved['data']['vocab_size'] != 50257:
     fail(f'{out_dir} was trained on a part of the gpt2 vocabulary (experiments/vocabulary.py), which is not written out here')
-model = GPT(GPTConfig(**saved['model_args']))
+model = build(GPT, GPTConfig, saved['model_args'])
 model.load_state_dict(saved['model'])
 model.eval().to(env.device)
 
@@ -61,10 +63,10 @@ if prompt.startswith('FILE:'):
             prompt = f.read()
     except (OSError, UnicodeDecodeError) as e:
         fail(f'cannot read the prompt {prompt[5:]}: {e}')
-start = torch.tensor([[eot] + encode(prompt)], device=env.device)  # every document begins behind an end-of-text
+context = torch.tensor([[eot] + encode(prompt)], device=env.device)  # every document begins behind an end-of-text
 
 for i in range(num_samples):
     with env.autocast:
-        ids = model.generate(start, max_new_tokens, temperature, top_k or None, saved['data']['vocab_size'])[0].tolist()
-    end = ids.index(eot, start.size(1)) if eot in ids[start.size(1):] else len(ids)  # a document that ended stays so
+        ids = model.generate(context, max_new_tokens, temperature, top_k or None, saved['data']['vocab_size'])[0].tolist()
+    end = ids.index(eot, context.size(1)) if eot in ids[context.size(1):] else len(ids)  # a document that ended stays so
     print(decode(ids[:end]), '-' * 80, sep='\n')

@@ -28,7 +28,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import DropPath, standardize
+from model import DropPath
+from support.normfree import standardize
 
 
 @dataclass
@@ -173,3 +174,21 @@ class NFNet(nn.Module):
             x = stage(x)  # (B, C, H / 4, W / 4), then 8, 16 and 32
         x = self.gelu(self.final_conv(x)).mean((2, 3))  # (B, 2C)
         return self.head(self.dropout(x))  # (B, n_classes)
+
+
+class BatchNormStatistics:
+    """
+    The running statistics of batch normalization, which every forward pass changes. keep() copies them at the start of
+    an update: a checkpoint holds the weights before the update, so it must hold the statistics before it too (saved).
+    """
+
+    def __init__(self, model):
+        self.buffers = {k: v for k, v in model.named_buffers() if 'running_' in k or 'num_batches' in k}
+        self.keep()
+
+    def keep(self):
+        self.saved = {k: v.clone() for k, v in self.buffers.items()}
+
+    def restore(self):
+        for k, v in self.saved.items():
+            self.buffers[k].copy_(v)

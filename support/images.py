@@ -1,0 +1,159 @@
+"""
+A prepared set of pictures: meta.json and the arrays or JPEGs of data/NAME, checked when they are opened; and the loader
+of JPEGs.
+"""
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+
+from configurator import fail
+from support import augment
+from support.tokens import data_folder
+
+
+class Images:
+    """
+    The pictures of a data set on disk. meta is its meta.json. split('train') gives (pictures, labels): pictures are
+    uint8 (N, H, W, 3) on the device (layout 'arrays') or offsets into the .bin file (layout 'jpeg'), labels int64 (N,).
+    """
+
+    def __init__(self, dataset, config, env, meta=None):
+        self.folder, self.config, self.env = data_folder(dataset), config, env
+        self.meta = meta or read_meta(self.folder)
+        self.arrays = self.meta['layout'] == 'arrays'
+        self.splits = {}
+
+    def open(self, *names):
+        """Check and open splits by name."""
+        for name in names:
+            there = [s for s in ('train', 'val', 'test') if os.path.exists(os.path.join(self.folder, f'{s}_labels.npy'))]
+            if self.config['eval_only'] and name not in there:
+                fail(f'{self.folder} has no {name} split: it has {", ".join(there)}')
+            self.splits[name] = self.read_split(name)
+
+    def size(self, split):
+        return len(self.splits[split][1])
+
+    def read_split(self, split):
+        kind, size, folder = 'images' if self.arrays else 'offsets', self.config['image_size'], self.folder
+        try:
+            labels = np.load(os.path.join(folder, f'{split}_labels.npy'))
+            pictures = np.load(os.path.join(folder, f'{split}_{kind}.npy'), mmap_mode='c')
+            bytes_ = 0 if self.arrays else os.path.getsize(os.path.join(folder, f'{split}_jpeg.bin'))
+        except FileNotFoundError as e:
+            fail(f'{e.filename} does not exist: the data set has no {split} split (a folder val/ beside train/, or '
+                 '--val_from_train=N, gives one), or it is not whole; prepare it again with prepare_imagenet.py')
+        except (OSError, ValueError, EOFError) as e:
+            fail(f'the {split} split in {folder} is broken ({e}): prepare it again')
+        kinds = [(array.dtype, array.ndim) for array in (pictures, labels)]
+        if kinds != [(np.uint8, 4) if self.arrays else (np.int64, 1), (np.int64, 1)] or not len(labels):
+            fail(f'the {split} split in {folder} is empty, or not as prepare_imagenet.py leaves it: prepare it again')
+        count = self.meta.get(f'{split}_images', len(labels))
+        if len(labels) != count or len(pictures) != count + (not self.arrays) or not self.arrays and not (
+                pictures[0] == 0 and pictures[-1] == bytes_ and (np.diff(pictures) > 0).all()):
+            fail(f'the {split} split in {folder} is not whole ({len(labels)} labels, {len(pictures)} {kind}, meta.json '
+                 f'says {count} images): prepare it again')
+        classes = len(self.meta['classes'])
+        if labels.min() < 0 or labels.max() >= classes:
+            fail(f'{split}_labels.npy has labels from {labels.min()} to {labels.max()}, but meta.json knows '
+                 f'{classes} classes (0 to {classes - 1}): prepare the data set again')
+        if self.arrays:
+            if pictures.shape[1:] != (size, size, 3):
+                fail(f'the pictures of {folder} are {pictures.shape[2]} x {pictures.shape[1]} x {pictures.shape[3]}, '
+                     f'not image_size={size} each way and RGB: set image_size and a patch_size that divides it')
+            pictures = torch.from_numpy(pictures)  # on a CPU it stays a memmap, shared by all processes
+            pictures = pictures.to(self.env.device) if self.env.device_type != 'cpu' else pictures
+        return pictures, torch.from_numpy(labels)
+
+    def jpegs(self, split, batches):
+        """The batches (lists of (epoch, index)), decoded ahead by worker processes: (images, labels) in their order."""
+        workers = self.config['num_workers']
+        if workers < 0:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+            workers = max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))) if sys.platform == 'linux' else 0
+        # workers have process groups of their own: a signal to the whole group (torchrun's, Ctrl-C) would end them
+        # before the run is saved
+        loader = DataLoader(Jpegs(self, split), batch_sampler=batches, num_workers=workers,
+                            pin_memory=self.env.device_type == 'cuda',
+                            multiprocessing_context='fork' if workers else None,
+                            worker_init_fn=lambda _: os.setpgrp())
+        try:
+            yield from loader
+        except ValueError as e:  # a worker's comes with its traceback, the sentence at the end
+            fail(str(e).strip().splitlines()[-1].removeprefix('ValueError: '), any_rank=True)
+
+
+class Jpegs(Dataset):
+    """uint8 (3, image_size, image_size) of a split by (epoch, index), augmented; epoch None: the evaluation crop."""
+
+    def __init__(self, images, split):
+        self.path, self.config = os.path.join(images.folder, f'{split}_jpeg.bin'), images.config
+        self.offsets, self.labels = images.splits[split]
+
+    def __getitem__(self, key):
+        (epoch, index), config = key, self.config
+        with open(self.path, 'rb') as f:
+            f.seek(self.offsets[index])
+            blob = f.read(self.offsets[index + 1] - self.offsets[index])
+        try:
+            image = Image.open(io.BytesIO(blob)).convert('RGB')
+        except Exception as e:  # Pillow raises nearly everything on broken files
+            raise ValueError(f'picture {index} (from 0) in {self.path} is damaged: prepare the data set again') from e
+        if epoch is None:
+            image = augment.eval_crop(image, config['image_size'])
+        else:
+            rng = np.random.default_rng((config['seed'], 1, epoch, index))
+            image = augment.train_view(image, rng, config['image_size'], config['crop_scale'], config['randaugment'])
+        return augment.to_tensor(image), self.labels[index]
+
+
+def read_meta(folder):
+    """meta.json, checked."""
+    path = os.path.join(folder, 'meta.json')
+    if not os.path.isdir(folder):
+        fail(f'there is no data set in {folder}: make it with python prepare_imagenet.py --dataset=NAME_OR_FOLDER '
+             f'--out_dir={folder}')
+    try:
+        with open(path, encoding='utf-8') as f:
+            meta = dict(json.load(f))
+        valid = (meta['layout'] in ('arrays', 'jpeg') and isinstance(meta['classes'], list) and len(meta['classes']) > 0
+                 and len(meta['mean']) == len(meta['std']) == 3 and all(0 <= v < 1 for v in meta['mean'] + meta['std'])
+                 and min(meta['std']) > 0)
+    except FileNotFoundError:
+        fail(f'{folder} has no meta.json: it is no data set of images, or not finished; prepare_imagenet.py makes it')
+    except (OSError, ValueError, KeyError, TypeError):
+        valid = False
+    if not valid:
+        fail(f'{path} is broken or of another kind of data set: prepare the images again, with --overwrite=True')
+    return meta
+
+
+@torch.no_grad()
+def predict_files(path, model, data, mean, std):
+    """Print the five likeliest classes of a picture, or of each picture in a folder, with their probabilities."""
+    kinds, files = ('.jpg', '.jpeg', '.png', '.webp', '.bmp'), [path]
+    size, classes, env = data.config['image_size'], data.meta['classes'], data.env
+    if os.path.isdir(path):
+        files = sorted(p for p in Path(path).rglob('*') if p.suffix.lower() in kinds)
+    if not files:
+        fail(f'{path} holds no pictures ({" ".join(kinds)})')
+    model.eval()
+    for file in files:
+        try:
+            image = ImageOps.exif_transpose(Image.open(file)).convert('RGB')
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+            fail(f'{file} cannot be read as a picture ({e})')
+        # small pictures are evaluated whole, so the photo is made as small
+        image = ImageOps.fit(image, (size, size), augment.BICUBIC) if data.arrays else augment.eval_crop(image, size)
+        images = augment.normalize(augment.to_tensor(image)[None].to(env.device), mean, std)
+        with env.autocast:
+            top = model(images)[0].float().softmax(-1).topk(min(5, len(classes)))
+        env.say(f'{file}: ' + ', '.join(f'{classes[i]} {p:.1%}' for p, i in zip(top.values.tolist(), top.indices)))
