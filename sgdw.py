@@ -6,7 +6,11 @@ SGDW: momentum SGD with decoupled weight decay (the paper's mSGDW). This file st
 Its rates are far above AdamW's: 0.1 to 1 in the paper (tables 4 and 5), 0.05 to 0.4 in the small runs here.
 Papers: DNT, arXiv:2507.17501, section 2; decoupled decay, arXiv:1711.05101. License: MIT, see LICENSE.
 """
+import functools
+
 import torch
+
+compiled = functools.cache(torch.compile)  # called once, because each call of torch.compile keeps memory
 
 
 def normalize_rows(m):
@@ -52,10 +56,9 @@ def one_pass(params, grads, buffers, lr, decay, mu, nesterov, rownorm):
 
 
 def sgdw_compiled(params, grads, buffers, lr, mu, wd, nesterov, rownorm):
-    kind = dict(dtype=torch.promote_types(params[0].dtype, torch.float32), device=params[0].device)
-    lr, decay = torch.full((), lr, **kind), torch.full((), 1 - lr * wd, **kind)  # a new rate: no new program
-    fused = torch.compile(one_pass, dynamic=False, fullgraph=True)
-    fused(params, grads, buffers, lr, decay, mu, nesterov, rownorm)
+    kind = {'dtype': torch.promote_types(params[0].dtype, torch.float32), 'device': params[0].device}
+    rates = torch.full((), lr, **kind), torch.full((), 1 - lr * wd, **kind)  # tensors: new rates reuse the code
+    compiled(one_pass, dynamic=False, fullgraph=True)(params, grads, buffers, *rates, mu, nesterov, rownorm)
 
 
 class SGDW(torch.optim.Optimizer):
@@ -65,22 +68,19 @@ class SGDW(torch.optim.Optimizer):
         w = (1 - lr wd) w - lr m        the decay is multiplied by lr and never enters m
     With nesterov, g + mu m takes the place of m in the second line. With rownorm, each row has its own scale:
         w_row = (1 - lr wd) w_row - lr m_row / (rms(m_row) + 0.1 rms(m))
-    A row is a vector along the last axis, or a filter of a convolution. It is for embeddings: rare tokens
-    have small gradients (Kunstner et al., 2402.19449). Related: Adam-mini (2406.16793), SCALE (2506.16659).
+    A row is a vector along the last axis, or a filter of a convolution. This is for embeddings: rare tokens have
+    small gradients (Kunstner et al., arXiv:2402.19449). Related: Adam-mini, 2406.16793, and SCALE, 2506.16659.
     torch.optim.SGD does the same, bit for bit, at wd = 0; otherwise it adds wd w to g (coupled decay).
 
-    params: tensors or groups; a group may set all options but compile. lr: float or tensor of one element.
-    lr, momentum (mu), weight_decay (wd): at least 0, else ValueError. foreach: None or True updates all tensors
-    of a dtype and device together, False one after the other, to the same bits (in bfloat16 to rounding).
-    compile: True updates large tensors in one pass by torch.compile, equal to rounding. That is five memory
-    accesses per weight, the fewest possible (foreach ten, AdamW seven). New lists of tensors compile again;
-    where that fails, or after eight programs (recompile_limit), step() raises torch's error.
-    State: one 'momentum_buffer' per tensor, none at momentum 0. p.grad is only read.
+    params: tensors or groups; a group may set all options but compile. lr: a float or one-element tensor. lr,
+    momentum (mu), weight_decay (wd): at least 0, else ValueError. foreach: False updates tensors one by one,
+    None or True all of a dtype and device together, to the same bits (in bfloat16 to rounding). compile: True
+    makes one pass over all large tensors by torch.compile, equal to rounding: five memory accesses per weight,
+    the fewest possible (foreach ten, AdamW seven). New lists of tensors compile again; step() raises torch's
+    error where that fails or after eight programs. State: a 'momentum_buffer' per tensor, none at momentum 0.
     """
-
     def __init__(self, params, lr: float | torch.Tensor, momentum: float = 0.9, weight_decay: float = 0.0,
-                 nesterov: bool = False, foreach: bool | None = None, compile: bool = False,
-                 rownorm: bool = False):
+                 nesterov=False, foreach: bool | None = None, compile=False, rownorm=False):
         for name, value in (('lr', lr), ('momentum', momentum), ('weight_decay', weight_decay)):
             if not float(value) >= 0:  # nan fails too
                 raise ValueError(f'{name} must be at least 0, got {value}')
