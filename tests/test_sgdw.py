@@ -72,7 +72,7 @@ def test_rownorm_makes_no_step_without_a_gradient(dtype, foreach):
     opt = SGDW([table, unused], lr=1.0, rownorm=True, foreach=foreach)
     for p in (table, unused):
         p.grad = torch.zeros_like(p)
-    table.grad[1] = 3e-4  # the only row with a gradient has RMS r, the tensor r / 2: its step is 1 / (1 + 0.05)
+    table.grad[1] = 3e-4  # a row of RMS r in a tensor of RMS r / 2: its step is 1 / (1 + 0.05)
     opt.step()
     assert torch.equal(unused, torch.ones_like(unused))
     assert torch.equal(table[[0, 2, 3]], torch.ones(3, 8, dtype=dtype))
@@ -80,7 +80,7 @@ def test_rownorm_makes_no_step_without_a_gradient(dtype, foreach):
 
 
 def test_rownorm_fades_with_a_gradient_that_has_ended():
-    """The momentum of an unused tensor decays. Its squares underflow first, and the step must not grow from that."""
+    """The momentum of an unused tensor decays. Its squares underflow first; no step may grow from that."""
     p = torch.zeros(2, 4, requires_grad=True)
     opt = SGDW([p], lr=1.0, rownorm=True)
     p.grad = torch.ones_like(p)
@@ -127,7 +127,7 @@ def test_loop_and_foreach_give_the_same_bits(dtype, rownorm, nesterov):
 
 
 def compiled_and_loop(dtypes, momentum, nesterov, rownorm):
-    """Parameters after four steps of compile=True and of the loop: two groups, and a gradient is missing each time."""
+    """Parameters after four steps of compile=True and of the loop: two groups, one gradient missing each time."""
     results = []
     for way in ({'compile': True}, {'foreach': False}):
         g = torch.Generator().manual_seed(2)
@@ -165,7 +165,7 @@ def test_the_one_pass_is_the_definition(monkeypatch, momentum, nesterov, rownorm
 
 
 def count_graphs(monkeypatch):
-    """The step captures the whole pass but generates no code. The list that is returned grows with each program."""
+    """The step captures the whole pass but generates no code. The returned list grows with each program."""
     graphs = []
 
     def backend(graph, inputs):
@@ -229,9 +229,9 @@ def test_compiled_is_the_definition(dtype, rownorm):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled_and_loop((dtype,), 0.9, False, rownorm)
-    # Large tensors: one in the first group; two in the second, in bfloat16 of two dtypes, so two lists; and the second
-    # group once more without the gradient that is missing. Four rates add no program.
-    assert torch._dynamo.utils.counters['stats']['unique_graphs'] == (3 if dtype == torch.float32 else 3)
+    # Float32 has the large tensors of the first group, of the second, and of the second without a gradient that is
+    # missing; bfloat16 that of the first group and two of the second, of two dtypes. Four rates add no program.
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 3
     assert not torch._dynamo.utils.counters['graph_break']
 
 
@@ -253,8 +253,8 @@ def test_autograd_sees_the_compiled_update():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 def test_compiled_as_for_a_gpu(tmp_path, monkeypatch, dtype, nesterov, rownorm):
     """
-    Where Inductor fuses lists (on GPUs), it writes what is copied before other readers of it come. So a copy of m
-    before its last use would be the step of another algorithm. Here a CPU generates the code for such lists.
+    Where Inductor fuses lists (on GPUs), it writes what is copied before other readers of it come. So a copy of
+    m before its last use would be the step of another algorithm. Here a CPU generates the code for such lists.
     """
     from torch._inductor.codegen.common import BackendFeature
     from torch._inductor.graph import GraphLowering
