@@ -3,42 +3,47 @@ The configuration of a script: its own globals < config files, in order < --key=
 
     python train_gpt.py config/dnt_tiny.py more.py --max_iters=100 --compile=False
 
-A script writes its defaults as plain globals, each with a comment, and then calls configure(globals()). A config file
-is a Python file that assigns some of those names. Files and flags are checked alike: a name must be known and a value
-must have its default's type (an int serves as float, 1e3 as int; where the default is 'auto' a bool does too). Values
-on the command line are Python literals or strings; nothing there is evaluated. --help lists everything.
+A script writes its defaults as plain globals, each with a comment, and then calls configure(globals()).
+Their names are the keys. A config file is a Python file that assigns some of them. Wherever it lies, it
+may start from one of ours: `from config.dnt_small import *`. It may define helpers too, with one
+exception: a bool, a number, a string or a path whose name is not a key is an error, because it is
+probably a misspelled key. Names that begin with an underscore are never looked at.
+
+A value must have the type of its default. An int may stand for a float, 1e3 for an int, a Path for a
+string. On the command line, a string is taken as typed, with its quotes; any other value is a Python
+literal. Nothing is evaluated. --help lists all keys.
 """
 
 import ast
 import difflib
+import glob
 import os
 import runpy
 import sys
 import time
-import types
 
 # what people who come from nanoGPT will type
 RENAMED = {
-    'batch_size': 'global_batch_size (sequences or images per update, over all processes) and micro_batch_size '
-                  '(an upper bound per process and forward)',
-    'gradient_accumulation_steps': 'global_batch_size; the accumulation follows from it, micro_batch_size and the '
-                                   'number of processes',
-    'eval_iters': 'eval_tokens (validation covers the same windows each time)',
-    'lr_decay_iters': 'max_iters (the cosine ends where the run ends)',
-    'decay_lr': 'min_lr (equal to learning_rate for a constant rate)',
+    'batch_size': 'global_batch_size (sequences or images per update, over all processes) and '
+                  'micro_batch_size (an upper bound per process and forward pass)',
+    'gradient_accumulation_steps': 'global_batch_size. The accumulation follows from it, from '
+                                   'micro_batch_size and from the number of processes',
+    'eval_iters': 'eval_tokens. Every evaluation reads the same windows',
+    'lr_decay_iters': 'max_iters. The cosine ends where the run ends',
+    'decay_lr': 'min_lr. Set it to learning_rate for a constant rate',
     'always_save_checkpoint': 'ckpt_interval',
     'lr': 'learning_rate',
-    'wandb_log': 'log.jsonl, which every run writes, one object a line',
+    'wandb_log': 'log.jsonl. Every run writes it, one object per line',
 }
 
 
 def configure(script, argv=None):
     """
     Override the globals of a script, given as its globals() right after its defaults, from argv (default:
-    sys.argv[1:]). Returns all keys with their final values as a dict. A mistake ends the program with one sentence
-    and exit code 1.
+    sys.argv[1:]). Returns all keys with their final values as a dict. A user error ends the program with one
+    sentence and exit code 1.
     """
-    defaults = {k: v for k, v in script.items() if not k.startswith('_') and isinstance(v, (bool, int, float, str))}
+    defaults = {k: v for k, v in script.items() if not k.startswith('_') and isinstance(v, (int, float, str))}
     config = dict(defaults)
     for arg in sys.argv[1:] if argv is None else argv:
         if arg in ('-h', '--help'):
@@ -46,61 +51,76 @@ def configure(script, argv=None):
         elif arg.startswith('--'):
             key, equals, text = arg[2:].partition('=')  # split once: a value may hold '=' itself
             if not equals:
-                fail(f'{arg} has no value: write --{key}=VALUE')
-            config[key] = checked(key, literal(text), text, defaults, arg)
+                fail(f'{arg} has no value. Write --{key}=VALUE.')
+            config[key] = checked(key, literal(text, defaults.get(key)), defaults, arg)
         elif arg.endswith('.py'):
             for key, value in read_file(arg).items():
-                config[key] = checked(key, value, None, defaults, arg)
+                if key in defaults or isinstance(value, (int, float, str, os.PathLike)):
+                    config[key] = checked(key, value, defaults, arg)
+        elif '=' in arg:
+            fail(f'{arg} is not an option. Did you mean --{arg.lstrip("-")}?')
         else:
-            hint = f'did you mean --{arg}?' if '=' in arg else 'write a config file (*.py) or --key=value'
-            fail(f'cannot read the argument {arg!r}: {hint}')
+            fail(f'{arg} is neither a config file (*.py) nor --key=value.{near_files(arg + ".py")}')
     script.update(config)
     return config
 
 
 def read_file(path):
-    """The names that a config file assigns; imported modules, functions and _private names are its own business."""
+    """The names that a config file leaves, without the private ones."""
     if not os.path.isfile(path):
-        fail(f'config file {path} does not exist')
+        fail(f'The config file {path} does not exist.{near_files(path)}')
     try:
         names = runpy.run_path(path)
-    except SyntaxError as e:
-        fail(f'config file {path}, line {e.lineno}: {e.msg}')
+    except SyntaxError as e:  # e names the file and the line
+        fail(f'The config file {path} has a syntax error: {e}')
     except BaseException as e:
-        fail(f'config file {path} fails: {type(e).__name__}: {e}')
-    own = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
-    return {k: v for k, v in names.items() if not k.startswith('_') and not isinstance(v, own)}
+        fail(f'The config file {path} raises {type(e).__name__}: {e}')
+    return {k: v for k, v in names.items() if not k.startswith('_')}
 
 
-def literal(text):
+def near_files(path):
+    """' Did you mean ...?' with the config files of similar names, in the folder of path and in ours."""
+    ours = os.path.relpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'config'))
+    files = {os.path.basename(f)[:-3]: f for folder in (ours, os.path.dirname(path))
+             for f in glob.glob(os.path.join(glob.escape(folder), '*.py'))}
+    name = os.path.basename(path)[:-3]
+    near = [name] if name in files else difflib.get_close_matches(name, files, n=3)
+    return f' Did you mean {" or ".join(files[name] for name in near)}?' if near else ''
+
+
+def literal(text, default):
+    """The value of a text from the command line. A default of 'auto' can be overridden by a bool as well."""
+    if isinstance(default, str):
+        return text == 'True' if default == 'auto' and text in ('True', 'False') else text
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
-def checked(key, value, text, defaults, where):
-    """value as the type of its default, or the end of the program. text: as typed, None if from a file."""
+def checked(key, value, defaults, where):
+    """value as the type of its default, or the end of the program."""
     if key not in defaults:
         if key in RENAMED:
-            fail(f'{where}: {key} is not a key here, it is replaced by {RENAMED[key]}')
+            fail(f'{where}: {key} is not a key here. Use {RENAMED[key]}.')
         near = difflib.get_close_matches(key, defaults, n=3)
-        near = f', did you mean {" or ".join(near)}?' if near else '; see --help'
-        fail(f'{where}: unknown key {key!r}{near}' + ' (or is this the config of another script?)' * (text is None))
+        hint = f'Did you mean {" or ".join(near)}?' if near else '--help lists all keys.'
+        if not where.startswith('--'):
+            hint += (f' If {key} is a helper of this file, call it _{key}. '
+                     'Or is this the config of another script?')
+        fail(f'{where}: unknown key {key}. {hint}')
     default = defaults[key]
-    if default == 'auto' and isinstance(value, (bool, str)):
-        return value
-    if isinstance(default, str) and (isinstance(value, str) or text is not None):
-        return value if isinstance(value, str) else text  # --dataset=123 is a name too
-    if type(value) is type(default):
+    if isinstance(default, str) and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value) is type(default) or default == 'auto' and isinstance(value, bool):
         return value
     if type(default) is float and type(value) is int:
         return float(value)
     if type(default) is int and type(value) is float and value.is_integer():
         return int(value)
-    wanted = 'True, False or auto' if default == 'auto' else 'True or False' if isinstance(default, bool) \
-        else type(default).__name__
-    fail(f'{where}: {key} wants {wanted}, got {value!r} ({type(value).__name__})')
+    wanted = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a string'}[type(default)]
+    wanted += ', True or False' * (default == 'auto')
+    fail(f'{where}: {key} must be {wanted}, not {value!r}.')
 
 
 def show_help(script, defaults):
@@ -119,8 +139,9 @@ def show_help(script, defaults):
 
 def fail(message, any_rank=False):
     """
-    End with exit code 1 and one sentence. Under torchrun one process of each machine says it for all (any_rank: where
-    only some know, they say it themselves); the others wait a little, for torchrun ends all when the first one goes.
+    End with exit code 1 and one sentence. Under torchrun, only one process per machine prints it; the
+    others wait a little, because torchrun ends all processes as soon as one has failed. any_rank: only
+    some ranks know of the error, so each of them prints it.
     """
     rank, local_rank = os.environ.get('RANK', '0'), os.environ.get('LOCAL_RANK', '0')
     if local_rank != '0' and not any_rank:

@@ -1,37 +1,13 @@
-# L-DNT-Large (773.6M parameters) with AdamW: tables 3 and 5 of the paper.
-# the paper's validation loss on OpenWebText after 200K updates (table 1): 2.481. not run here.
-#
-#   torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train_gpt.py config/dnt_large_adamw.py
-#
-# 512 sequences x 1024 = 524,288 tokens per update; x 200,000 = 104.9B tokens, 11.6 times the 9.04B of OpenWebText.
-# on 16 GPUs: 32 sequences each = 4 x 8. memory per GPU: about 32 GB (estimate, not measured;
-# halve micro_batch_size where it does not fit: the result does not depend on it).
-# betas: (0.9, 0.95), tables and prose agree for language.
+# L-DNT-Large (773.6M parameters) with AdamW. The paper's validation loss (table 1): 2.481. Not run here.
+# torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \
+#     train_gpt.py config/dnt_large_adamw.py
+from config.dnt_small import *
 
 out_dir = 'out/dnt_large_adamw'
-dataset = 'openwebtext'
-
-setting = 'S5'
-norm = 'rms'
-bias = False
-n_layer = 36
-n_head = 20
-n_embd = 1280
-block_size = 1024
-dropout = 0.0
-
-global_batch_size = 512
-micro_batch_size = 8
+n_layer, n_head, n_embd = 36, 20, 1280
+global_batch_size = 512  # x 1024 = 524,288 tokens per update; in all 104.9B tokens, 11.6 times OpenWebText
+micro_batch_size = 8  # 16 GPUs: 32 sequences each = 4 x 8; about 32 GB per GPU (an estimate, not measured)
 optimizer = 'adamw'
 learning_rate = 6e-4
-min_lr = 6e-5
 weight_decay = 0.1
-beta1 = 0.9
-beta2 = 0.95
 warmup_iters = 2000
-grad_clip = 1.0
-max_iters = 200000
-
-eval_interval = 1000
-ckpt_interval = 1000
-log_interval = 10

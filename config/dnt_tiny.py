@@ -1,9 +1,9 @@
-# a tiny L-DNT with mSGDW on the source of Python's standard library, byte by byte: minutes on two CPU cores.
+# A tiny L-DNT with mSGDW on the source of Python's standard library, byte by byte: minutes on two CPU cores.
 #
 #   python prepare_owt.py --dataset=stdlib && python train_gpt.py config/dnt_tiny.py
 #
-# 8 sequences x 128 = 1,024 tokens per update; x 4,500 = 4.6M of 8.7M training tokens. the four tiny configs share
-# width, depth, data and iterations; learning rate and warmup are each arm's best of one grid (results/README.md).
+# The three other tiny configs start from this one. All four share width, depth, data and iterations. The
+# learning rate and the warmup are each arm's best of one grid (results/README.md).
 
 out_dir = 'out/dnt_tiny'
 dataset = 'stdlib'
@@ -16,13 +16,15 @@ n_head = 2
 n_embd = 64
 block_size = 128
 
-global_batch_size = 8
+global_batch_size = 8  # x 128 = 1,024 tokens per update; x 4,500 = 4.6M of 8.7M training tokens
 micro_batch_size = 8
 optimizer = 'sgdw'
 learning_rate = 0.4
 min_lr = 0.0
 weight_decay = 3e-3
 momentum = 0.9
+beta1 = 0.9  # AdamW
+beta2 = 0.95  # AdamW
 warmup_iters = 1350
 grad_clip = 1.0
 max_iters = 4500

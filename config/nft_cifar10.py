@@ -1,13 +1,13 @@
-# ViT-S of the second report (normalizer-free transformers) on CIFAR-10: its table 1, each row a flag or two away
-# (results/README.md). 21.33M parameters with LayerNorm, 21.31M without, 21.34M standardized with gains.
-# the report's best validation accuracy of this row (Pre-LN): 72.96 at learning rate 0.01. not run here in full.
+# The ViT-S of the second report (normalizer-free transformers) on CIFAR-10: its table 1. Each row of the
+# table is one or two flags away (results/README.md). 21.33M parameters with LayerNorm, 21.31M without,
+# 21.34M standardized with gains. The report's best validation accuracy of this row (Pre-LN): 72.96 at
+# learning rate 0.01. Not run here in full.
 #
 #   python prepare_imagenet.py --dataset=cifar10 --val_from_train=5000
 #   python train_vit.py config/nft_cifar10.py --setting=NoNorm --init=tfixup --out_dir=out/nft
 #
-# report: momentum SGD 0.9 with torch's coupled decay (our reading: it says 'stochastic gradient descent'), batch 64,
-# 100 epochs, random crop and flip, 45K/5K split. it names no schedule: here a cosine to 0 without warmup
-# (--min_lr=0.01 at learning rate 0.01 is a constant rate).
+# The report: 'stochastic gradient descent', batch 64, 100 epochs, random crop and flip, 45,000 training
+# and 5,000 validation images. It names no schedule.
 
 out_dir = 'out/nft_cifar10'
 dataset = 'cifar10'
@@ -31,9 +31,9 @@ label_smoothing = 0.0
 
 global_batch_size = 64
 micro_batch_size = 64
-optimizer = 'sgd'
+optimizer = 'sgd'  # our reading: momentum 0.9 with torch's coupled decay
 learning_rate = 0.01
-min_lr = 0.0
+min_lr = 0.0  # our choice: a cosine to 0 without warmup. --min_lr=0.01 gives a constant rate
 weight_decay = 2e-5
 momentum = 0.9
 epochs = 100.0

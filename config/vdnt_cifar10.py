@@ -1,12 +1,13 @@
-# a tiny V-DNT with mSGDW on CIFAR-10: minutes on two CPU cores.
+# A tiny V-DNT with mSGDW on CIFAR-10: minutes on two CPU cores.
 #
-#   python prepare_imagenet.py --dataset=cifar10 --val_from_train=5000 && python train_vit.py config/vdnt_cifar10.py
+#   python prepare_imagenet.py --dataset=cifar10 --val_from_train=5000
+#   python train_vit.py config/vdnt_cifar10.py
 #   python train_vit.py config/vdnt_cifar10.py --init_from=resume --eval_only=True --eval_split=test
 #
-# 45,000 training images, 5,000 held out to choose by, the set's own 10,000 test images to be read once. the four CIFAR-10
-# configs share all but norms and optimizer; each arm has its best learning rate of a short grid, or half of
-# that where it is better at full length (results/README.md).
-# so few epochs leave mixup, cutmix and drop path out; a gradient of norm 1 at most is worth a higher rate in all four.
+# There are 45,000 training images, 5,000 validation images to choose by, and 10,000 test images to be
+# read once. The three other configs start from this one. All four share everything but norms and
+# optimizer. Each arm has the best learning rate of a short grid, or half of it where that is better at
+# full length (results/README.md).
 
 out_dir = 'out/vdnt_cifar10'
 dataset = 'cifar10'
@@ -19,7 +20,7 @@ n_head = 3
 n_embd = 96
 image_size = 32
 patch_size = 4
-drop_path = 0.0
+drop_path = 0.0  # so few epochs need neither drop path nor mixup nor cutmix
 
 randaugment = 0.0
 mixup = 0.0
@@ -34,9 +35,11 @@ learning_rate = 0.05
 min_lr = 0.0
 weight_decay = 1e-3
 momentum = 0.9
+beta1 = 0.9  # AdamW
+beta2 = 0.99  # AdamW
 epochs = 6.0
 warmup_epochs = 1.0
-grad_clip = 1.0
+grad_clip = 1.0  # allows a higher learning rate in all four
 
 eval_interval = 1406
 ckpt_interval = 703
