@@ -62,9 +62,10 @@ def name_norms(setting, norms):
 
 def network_args(network_config, config):
     """The keys of a config that describe the network, with its norms resolved: the model_args of a checkpoint."""
-    names = [*(f.name for f in fields(network_config)), *KEYS]
-    args = {name: config[name] for name in names if name in config}
-    return args | resolve_norms(config) if 'setting' in config and 'pre_norm' in args else args
+    args = {f.name: config[f.name] for f in fields(network_config) if f.name in config}
+    if 'pre_norm' in args:  # a transformer, not NFNet
+        args |= {key: config[key] for key in KEYS} | resolve_norms(config)
+    return args
 
 
 def check_gpt(config):
