@@ -74,8 +74,9 @@ def np_ffn(x, w, name):
 
 def reference(idx, w, setting, n_layer, n_head, kind):
     """
-    The network of a setting as a straight line, each spelled out from section 4.4 and figures 2, 3 and 7. What has no
-    name there (NoNorm and rows that are added to SETTINGS) is the one block of model.py's docstring.
+    The network of a setting as a straight line, each spelled out from section 4.4 and figures 2, 3 and 7.
+    What has no name there (NoNorm and rows that are added to SETTINGS) is the one block of model.py's
+    docstring.
     """
     x = w['wte.weight'][idx] + w['wpe.weight'][:len(idx)]
     return np_trunk(x, w, setting, n_layer, n_head, kind) @ w['lm_head.weight'].T
@@ -83,13 +84,13 @@ def reference(idx, w, setting, n_layer, n_head, kind):
 
 def np_trunk(x, w, setting, n_layer, n_head, kind, causal=True):
     """From the sum of embeddings and positions to what the head reads."""
-    N = lambda x, name: np_norm(x, w, name, kind)  # noqa: E731
+    N = lambda x, name: np_norm(x, w, name, kind)
     if setting not in ('S1', 'S2', 'PostLN'):
         x = N(x, 'input_norm')
     for i in range(n_layer):
         b = f'blocks.{i}.'
-        att = lambda x: np_attention(x, w, b + 'attn', n_head, kind, causal)  # noqa: B023, E731
-        ffn = lambda x: np_ffn(x, w, b + 'ffn')  # noqa: B023, E731
+        att = lambda x: np_attention(x, w, b + 'attn', n_head, kind, causal)
+        ffn = lambda x: np_ffn(x, w, b + 'ffn')
         if setting in ('S1', 'S2', 'S3'):
             x = x + att(N(x, b + 'pre_norm'))
             x = x + ffn(N(x, b + 'ffn_pre_norm'))
@@ -160,7 +161,8 @@ def test_each_vision_setting_is_its_equations(setting, kind, bias):
 def test_vision_parameter_counts():
     for patch, C, H, L, count in ((16, 1024, 16, 24, 304_326_632), (14, 1280, 16, 32, 632_045_800)):
         with torch.device('meta'):  # the published ViT-L/16 and ViT-H/14 at 1000 classes
-            twin = ViT(ViTConfig(**SETTINGS['S1'], norm='layer', patch_size=patch, n_embd=C, n_head=H, n_layer=L))
+            twin = ViT(ViTConfig(**SETTINGS['S1'], norm='layer', patch_size=patch, n_embd=C, n_head=H,
+                                 n_layer=L))
             ours = ViT(ViTConfig(patch_size=patch, n_embd=C, n_head=H, n_layer=L))
         assert sum(p.numel() for p in twin.parameters()) == count
         assert abs(sum(p.numel() for p in ours.parameters()) - count) < 0.001 * count
@@ -170,7 +172,8 @@ def test_vision_initial_standard_deviations():
     model = ViT(ViTConfig(image_size=32, patch_size=8, n_embd=256, n_head=4, n_layer=2))
     for w, std in ((model.blocks[0].attn.c_attn.weight[256:512], (2 / 512) ** 0.5),
                    (model.blocks[1].ffn.c_fc.weight, (2 / 1280) ** 0.5),
-                   (model.patch_embed.weight, (2 / (192 + 256)) ** 0.5), (model.head.weight, (2 / 1256) ** 0.5)):
+                   (model.patch_embed.weight, (2 / (192 + 256)) ** 0.5),
+                   (model.head.weight, (2 / 1256) ** 0.5)):
         assert abs(w.std().item() / std - 1) < 0.02
         assert w.abs().max() < 2.3 * std
     for setting, std in (('S5', 0.5), ('S1', 0.02)):  # with InputNorm of the patches' size
@@ -207,7 +210,8 @@ def test_no_token_sees_the_future():
 
 
 SCALED = {  # weights that sit before a norm: scaling them changes nothing
-    'mid_norm': lambda m: [m.blocks[1].attn.c_proj.weight], 'ffn_mid_norm': lambda m: [m.blocks[1].ffn.c_proj.weight],
+    'mid_norm': lambda m: [m.blocks[1].attn.c_proj.weight],
+    'ffn_mid_norm': lambda m: [m.blocks[1].ffn.c_proj.weight],
     'qk_norm q': lambda m: [m.blocks[1].attn.c_attn.weight[:16]],
     'qk_norm k': lambda m: [m.blocks[1].attn.c_attn.weight[16:32]],
     'input_norm': lambda m: [m.wte.weight, m.wpe.weight]}
@@ -229,9 +233,10 @@ def test_scale_before_a_norm_changes_nothing(where, kind):
 
 @pytest.mark.parametrize('tied', [True, False])
 def test_options_that_save_memory_change_no_gradient(tied):
-    """loss_chunk (here uneven: 5 of 24 tokens) and recompute_blocks, with targets to ignore, against the plain network."""
+    """loss_chunk (uneven: 5 of 24 tokens), recompute_blocks, ignored targets, against the plain network."""
     results = []
-    for options in ({}, {'loss_chunk': 5}, {'recompute_blocks': True}, {'loss_chunk': 5, 'recompute_blocks': True}):
+    for options in ({}, {'loss_chunk': 5}, {'recompute_blocks': True},
+                    {'loss_chunk': 5, 'recompute_blocks': True}):
         model = tiny(tied=tied, **options)
         idx, targets = torch.randint(64, (2, 2, 12), generator=torch.Generator().manual_seed(1))
         targets[0, :3] = -100
@@ -255,7 +260,7 @@ def test_options_that_save_memory_change_no_gradient(tied):
 
 
 def test_what_forward_keeps_for_backward():
-    """Bytes saved by autograd: with loss_chunk less by the log-probabilities, with recompute_blocks less than half."""
+    """Bytes that autograd saves: loss_chunk spares the log-probabilities, recompute_blocks half and more."""
     kept = []
     for options in ({}, {'loss_chunk': 4}, {'recompute_blocks': True}):
         model, idx, saved = tiny(vocab_size=512, n_layer=4, **options), torch.arange(24).view(2, 12), {}
@@ -273,7 +278,8 @@ def test_what_forward_keeps_for_backward():
 
 def test_parameter_counts_of_table_3():
     """124.4M, 773.6M, 1438.0M at vocabulary 50304, no bias, S5 (tied head)."""
-    for n_layer, n_head, n_embd, count in ((12, 12, 768, 124.4e6), (36, 20, 1280, 773.6e6), (48, 24, 1536, 1438.0e6)):
+    for n_layer, n_head, n_embd, count in ((12, 12, 768, 124.4e6), (36, 20, 1280, 773.6e6),
+                                           (48, 24, 1536, 1438.0e6)):
         with torch.device('meta'):
             model = GPT(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd))
         n, C = sum(p.numel() for p in model.parameters()), n_embd
@@ -289,14 +295,16 @@ def test_initial_standard_deviations():
     block, std = model.blocks[1], {}
     for name, w in zip('qkv', block.attn.c_attn.weight.split(C)):
         std[name] = (w, math.sqrt(2 / (2 * C)))
-    std |= {'o': (block.attn.c_proj.weight, math.sqrt(2 / (2 * C))), '1': (block.ffn.c_fc.weight, math.sqrt(2 / (5 * C))),
+    std |= {'o': (block.attn.c_proj.weight, math.sqrt(2 / (2 * C))),
+            '1': (block.ffn.c_fc.weight, math.sqrt(2 / (5 * C))),
             '2': (block.ffn.c_proj.weight, math.sqrt(2 / (5 * C))),
             'wte': (model.wte.weight, 0.02), 'wpe': (model.wpe.weight, 0.02)}
     for name, (w, expected) in std.items():
         assert abs(w.std().item() / expected - 1) < 0.02, name
         assert abs(w.mean().item()) < 0.02 * expected, name
     assert model.lm_head.weight is model.wte.weight
-    assert not any(m.bias.any() for m in model.modules() if isinstance(m, torch.nn.Linear) and m.bias is not None)
+    assert not any(m.bias.any() for m in model.modules() if isinstance(m, torch.nn.Linear)
+                   and m.bias is not None)
 
 
 @pytest.mark.parametrize('norm', [RMSNorm(32), LayerNorm(32, bias=True)])
@@ -309,7 +317,8 @@ def test_norms_keep_the_dtype_under_autocast(norm):
             assert torch.equal(norm(x), norm(x.clone()))
             half = norm(x.bfloat16())
     assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), norm(x.bfloat16().float()), atol=0.04, rtol=0)  # one rounding at the end
+    # one rounding at the end
+    torch.testing.assert_close(half.float(), norm(x.bfloat16().float()), atol=0.04, rtol=0)
 
 
 def test_generate():

@@ -1,4 +1,4 @@
-"""What several tests share: the scripts run as people run them, as processes, on tiny data that is made here."""
+"""What several tests share: the scripts run as people run them, on tiny data that is made here."""
 
 import io
 import json
@@ -19,15 +19,16 @@ from configurator import configure
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SIZE = ['--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=8', '--global_batch_size=4', '--max_iters=20',
-        '--log_interval=1', '--eval_interval=5', '--ckpt_interval=5', '--device=cpu',
+SIZE = ['--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=8', '--global_batch_size=4',
+        '--max_iters=20', '--log_interval=1', '--eval_interval=5', '--ckpt_interval=5', '--device=cpu',
         '--learning_rate=0.1', '--warmup_iters=2', '--dtype=float32', '--compile=False']
 
 
 def python(*argv, cwd=ROOT, torchrun=0, env=None, **kwargs):
     """Starts Python, or as many of them as torchrun says."""
-    launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={torchrun}'] if torchrun else []
-    return subprocess.Popen([sys.executable, *launch, *map(str, argv)], cwd=cwd, env=os.environ | (env or {}),
+    launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={torchrun}']
+    line = [sys.executable, *(launch if torchrun else []), *map(str, argv)]
+    return subprocess.Popen(line, cwd=cwd, env=os.environ | (env or {}),
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8', **kwargs)
 
 
@@ -48,8 +49,8 @@ def in_parallel(jobs):
 def write_tokens(folder, n_train=3000, n_val=400, vocab=257, seed=0, **meta):
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    meta = {'tokenizer': 'byte', 'vocab_size': vocab, 'dtype': 'uint16', 'train_tokens': n_train, 'val_tokens': n_val,
-            'source': 'test', **meta}
+    meta = {'tokenizer': 'byte', 'vocab_size': vocab, 'dtype': 'uint16', 'train_tokens': n_train,
+            'val_tokens': n_val, 'source': 'test', **meta}
     for split, n in (('train', n_train), ('val', n_val)):
         (rng.integers(0, 40, n) ** 2 % vocab).astype(meta['dtype']).tofile(folder / f'{split}.bin')
     (folder / 'meta.json').write_text(json.dumps(meta))
@@ -58,8 +59,8 @@ def write_tokens(folder, n_train=3000, n_val=400, vocab=257, seed=0, **meta):
 
 def train(tokens, out, *extra, code=0, torchrun=0):
     """Runs train_gpt.py to its end; returns what it said."""
-    return finish(python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', *extra, torchrun=torchrun),
-                  code)
+    line = ['train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', *extra]
+    return finish(python(*line, torchrun=torchrun), code)
 
 
 def rows(out):
@@ -82,7 +83,8 @@ def assert_same_run(a, b):
 
 def killed_and_resumed(tokens, out, *extra):
     for _ in range(5):  # until it was not at its end when the signal came
-        process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', '--overwrite=True', *extra)
+        process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', '--overwrite=True',
+                         *extra)
         while not (out / 'ckpt.pt').exists():
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
@@ -97,9 +99,9 @@ def killed_and_resumed(tokens, out, *extra):
 
 
 def runs_like_one(tokens, folder, **jobs):
-    """Logs of runs by name, those called two... with two processes; each has the losses of 'one', to rounding."""
-    in_parallel([lambda n=n, extra=extra: train(tokens, folder / n, *extra, torchrun=2 if n.startswith('two') else 0)
-                 for n, extra in jobs.items()])
+    """Logs of runs by name, two processes for two...; each has the losses of the run one, to rounding."""
+    in_parallel([lambda n=n: train(tokens, folder / n, *jobs[n], torchrun=2 if n.startswith('two') else 0)
+                 for n in jobs])
     runs = {n: rows(folder / n) for n in jobs}
     assert len({r['loss'] for r in runs['one'] if r['split'] == 'train'}) == 20
     for run in runs.values():
@@ -186,14 +188,15 @@ def smooth_picture(w, h, seed=0):
     return noise_picture(4, 4, seed).resize((w, h), Image.Resampling.BICUBIC)
 
 
-IMAGE_DEFAULTS = dict(dataset='', out_dir='', val_from_train=0, seed=0, resize_short=256, quality=95, image_column='',
-                label_column='', num_proc=1, overwrite=False)
+IMAGE_DEFAULTS = dict(dataset='', out_dir='', val_from_train=0, seed=0, resize_short=256, quality=95,
+                      image_column='', label_column='', num_proc=1, overwrite=False)
 
 
 def prepare_images(out, dataset, code=0, env=None, **keys):
     """Runs prepare_imagenet.py as a process -> what it says."""
     keys = {'num_proc': 1, **keys, 'dataset': dataset, 'out_dir': out}
-    return ''.join(finish(python('prepare_imagenet.py', *(f'--{k}={v}' for k, v in keys.items()), env=env), code))
+    return ''.join(finish(python('prepare_imagenet.py', *(f'--{k}={v}' for k, v in keys.items()), env=env),
+                          code))
 
 
 def load_images(out, split):
@@ -228,19 +231,21 @@ def image_table(path, rows, image='image', label='label', names=None, kind='imag
         cells.append({'bytes': f.getvalue(), 'path': None} if kind == 'image' else f.getvalue())
     data = pa.table({image: cells, label: [y for _, y in rows]})
     if names:
-        info = {'info': {'features': {image: {'_type': 'Image'}, label: {'names': names, '_type': 'ClassLabel'}}}}
+        info = {'info': {'features': {image: {'_type': 'Image'},
+                                      label: {'names': names, '_type': 'ClassLabel'}}}}
         data = data.replace_schema_metadata({'huggingface': json.dumps(info)})
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(data, path, row_group_size=50)
 
 
-VIT = ['--image_size=8', '--patch_size=4', '--n_layer=2', '--n_head=2', '--n_embd=16', '--global_batch_size=4',
-       '--epochs=3', '--warmup_epochs=0.5', '--learning_rate=0.1', '--grad_clip=1', '--log_interval=1', '--eval_interval=3',
-       '--ckpt_interval=2', '--device=cpu', '--dtype=float32', '--compile=False', '--num_workers=0']
+VIT = ['--image_size=8', '--patch_size=4', '--n_layer=2', '--n_head=2', '--n_embd=16', '--epochs=3',
+       '--global_batch_size=4', '--warmup_epochs=0.5', '--learning_rate=0.1', '--grad_clip=1',
+       '--log_interval=1', '--eval_interval=3', '--ckpt_interval=2', '--device=cpu', '--dtype=float32',
+       '--compile=False', '--num_workers=0']
 
 
 def write_images(folder, layout='arrays', size=8, flat=False, **counts):
-    """A data set as prepare_imagenet.py leaves it; flat: each picture has one colour, which no shift or flip changes."""
+    """A data set as prepare_imagenet.py leaves it; flat: pictures of one colour, which no crop changes."""
     folder.mkdir(parents=True, exist_ok=True)
     counts, rng = counts or {'train': 23, 'val': 7, 'test': 5}, np.random.default_rng(0)
     for split, n in counts.items():
@@ -274,7 +279,8 @@ def train_vit(data, out, *extra, code=0, torchrun=0):
 
 def killed_in_an_epoch(data, out, *extra):
     process = python(*vit_line(data, out, *extra))
-    while not (out / 'ckpt.pt').exists() and process.poll() is None:  # iteration 2: in the middle of the first epoch
+    # iteration 2: in the middle of the first epoch
+    while not (out / 'ckpt.pt').exists() and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()

@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-# Of the caller's environment stays what leads to programs, libraries and files; the rest (WORLD_SIZE, HF_HUB_OFFLINE,
-# proxies, GIT_DIR, ...) changes no test. This comes before torch is imported, and every process that a test starts has it.
+# Of the caller's environment stays what leads to programs, libraries and files; the rest (WORLD_SIZE,
+# HF_HUB_OFFLINE, proxies, GIT_DIR, ...) changes no test. This comes before torch is imported, and every
+# process that a test starts has it.
 KEPT = {'PATH', 'HOME', 'USER', 'LOGNAME', 'TMPDIR', 'LD_LIBRARY_PATH', 'DYLD_LIBRARY_PATH', 'PYTHONPATH',
         'PYTHONNOUSERSITE', 'VIRTUAL_ENV', 'CONDA_PREFIX', 'CUDA_VISIBLE_DEVICES', 'CI'}
 gpt2 = os.environ.get('TIKTOKEN_CACHE_DIR') or os.environ.get('DATA_GYM_CACHE_DIR')
@@ -14,8 +15,8 @@ for name in os.environ.keys() - KEPT:
         del os.environ[name]
 if gpt2:
     os.environ['TIKTOKEN_CACHE_DIR'] = os.path.abspath(gpt2)
-os.environ |= {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', 'HF_HUB_DISABLE_TELEMETRY': '1', 'HF_HUB_DISABLE_XET': '1',
-               'HF_HUB_ETAG_TIMEOUT': '2', 'HF_HUB_DOWNLOAD_TIMEOUT': '2'}
+os.environ |= {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', 'HF_HUB_DISABLE_TELEMETRY': '1',
+               'HF_HUB_DISABLE_XET': '1', 'HF_HUB_ETAG_TIMEOUT': '2', 'HF_HUB_DOWNLOAD_TIMEOUT': '2'}
 pytest.register_assert_rewrite('tests.common')
 
 from tests.common import train, train_vit, write_images, write_tokens

@@ -15,9 +15,11 @@ from tests.common import ROOT, noise_picture, smooth_picture, stream
 
 
 def test_rand_augment_arguments_at_magnitude_9():
-    expected = {'AutoContrast': (None, None), 'Equalize': (None, None), 'Invert': (None, None), 'Rotate': (27, -27),
+    expected = {'AutoContrast': (None, None), 'Equalize': (None, None), 'Invert': (None, None),
+                'Rotate': (27, -27),
                 'ShearX': (0.27, -0.27), 'ShearY': (0.27, -0.27), 'TranslateX': (0.405, -0.405),
-                'TranslateY': (0.405, -0.405), 'Color': (1.81, 0.19), 'Contrast': (1.81, 0.19), 'Brightness': (1.81, 0.19),
+                'TranslateY': (0.405, -0.405), 'Color': (1.81, 0.19), 'Contrast': (1.81, 0.19),
+                'Brightness': (1.81, 0.19),
                 'Sharpness': (1.81, 0.19), 'Posterize': (1, 1), 'Solarize': (26, 26), 'SolarizeAdd': (99, 99)}
     assert set(augment.OPS) == set(expected)
     for name, values in expected.items():
@@ -46,7 +48,8 @@ def test_rand_augment_operations_on_colours():
     assert (apply_op('SolarizeAdd', image, 99) == np.where(x < 128, np.minimum(x + 99, 255), x)).all()
     grey = np.round(x @ [0.299, 0.587, 0.114])[..., None]
     smoothed = np.asarray(image.filter(ImageFilter.SMOOTH)).astype(int)
-    for name, degenerate in (('Brightness', 0), ('Color', grey), ('Contrast', round(grey.mean())), ('Sharpness', smoothed)):
+    for name, degenerate in (('Brightness', 0), ('Color', grey), ('Contrast', round(grey.mean())),
+                             ('Sharpness', smoothed)):
         for value in (0.19, 1.81):
             wanted = np.clip(degenerate + value * (x - degenerate), 0, 255)
             assert abs(apply_op(name, image, value) - wanted).max() < 3, (name, value)
@@ -54,12 +57,14 @@ def test_rand_augment_operations_on_colours():
     stretched = apply_op('AutoContrast', narrow, None)
     assert stretched.min() == 0
     assert stretched.max() >= 254
-    equal = np.bincount(apply_op('Equalize', Image.fromarray((x ** 2 // 255).astype(np.uint8)), None)[..., 0].ravel() // 64)
+    equal = np.bincount(apply_op('Equalize', Image.fromarray((x ** 2 // 255).astype(np.uint8)),
+                                 None)[..., 0].ravel() // 64)
     assert (abs(equal / 1200 - 0.25) < 0.12).all()  # the lowest quarter had half of the pixels
 
 
 @pytest.mark.parametrize('name, value', [('Rotate', 27), ('Rotate', -27), ('ShearX', 0.27), ('ShearY', -0.27),
-                                         ('TranslateX', 0.405), ('TranslateX', -0.405), ('TranslateY', 0.405)])
+                                         ('TranslateX', 0.405), ('TranslateX', -0.405),
+                                         ('TranslateY', 0.405)])
 def test_rand_augment_geometry(name, value):
     """On a ramp each output pixel tells which input point it shows."""
     W, H = 120, 100
@@ -131,9 +136,11 @@ def test_random_resized_crop():
     assert abs(ratio.mean()) < 0.01  # uniform in the logarithm
     assert ratio.std() == pytest.approx(2 * math.log(4 / 3) / math.sqrt(12), abs=0.006)
     assert (boxes[:, 0] / (1000 - w)).mean() == pytest.approx(0.5, abs=0.02)  # anywhere
-    area = [np.prod(augment.random_resized_crop(OpRecorder(1000, 1000), stream(i)).box[2:]) for i in range(500)]
+    area = [np.prod(augment.random_resized_crop(OpRecorder(1000, 1000), stream(i)).box[2:])
+            for i in range(500)]
     assert max(area) > 0.8e6
-    assert augment.random_resized_crop(OpRecorder(1000, 30), stream(0)).box == (480, 0, 520, 30)  # nothing fits: the middle
+    # nothing fits: the middle
+    assert augment.random_resized_crop(OpRecorder(1000, 30), stream(0)).box == (480, 0, 520, 30)
     assert augment.random_resized_crop(OpRecorder(30, 1000), stream(0)).box == (0, 480, 30, 520)
     for i in range(50):
         assert augment.random_resized_crop(noise_picture(5, 3), stream(i), 8).size == (8, 8)
@@ -144,7 +151,8 @@ def test_eval_crop():
     assert (np.asarray(augment.eval_crop(image)) == x[16:240, 58:282]).all()  # the short side is 256 already
     x = np.asarray(image := noise_picture(256, 300))
     assert (np.asarray(augment.eval_crop(image)) == x[38:262, 16:240]).all()
-    for size, short in ((224, 256), (160, 182), (32, 36)):  # the centre stays, and the scale is short / short side
+    # the centre stays, and the scale is short / short side
+    for size, short in ((224, 256), (160, 182), (32, 36)):
         X = np.mgrid[0:300, 0:450][1] + 0.5
         image = Image.fromarray(np.stack([X / 2] * 3, -1).astype(np.uint8))
         row = np.asarray(augment.eval_crop(image, size)).astype(int)[size // 2, :, 0]
@@ -167,7 +175,8 @@ def test_one_sample_is_a_function_of_its_key():
 
 
 def test_pad_crop_flip():
-    images = torch.randint(0, 256, (40, 3, 9, 11), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(0, 256, (40, 3, 9, 11), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0))
     offsets = augment.small_offsets(stream(0), 40)
     got = augment.pad_crop_flip(images, offsets)
     for x, (dy, dx, flip), y in zip(images.numpy(), offsets.tolist(), got.numpy()):
@@ -198,7 +207,8 @@ def test_mixup_and_cutmix_distributions():
         assert partners.tolist() == [7, 5]
         assert 0 <= lam <= 1
         cut = bool(((mixed == 0) | (mixed == 1)).all())
-        assert mixed[0].mean().item() == pytest.approx(1 - lam, abs=1e-5)  # the box's area after clipping, or the share
+        # the box's area after clipping, or the share
+        assert mixed[0].mean().item() == pytest.approx(1 - lam, abs=1e-5)
         assert mixed[1].mean().item() == pytest.approx(lam, abs=1e-5)
         if cut and 0 < lam < 1:  # one box
             rows, cols = mixed[0, 0].nonzero().T
@@ -206,7 +216,8 @@ def test_mixup_and_cutmix_distributions():
         lams[cut].append(lam)
     assert len(lams[True]) == pytest.approx(1500, abs=110)  # switch 0.5
     assert np.mean(lams[False]) == pytest.approx(0.5, abs=0.025)
-    assert np.var(lams[False]) == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.008)  # Beta(a, a): 1 / (4 (2a + 1))
+    # Beta(a, a): 1 / (4 (2a + 1))
+    assert np.var(lams[False]) == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.008)
     # a side of ratio r around a uniform centre keeps r - r^2 / 4 of its length, and r^2 = 1 - lam is uniform
     assert np.mean(lams[True]) == pytest.approx(1 - (1 / 2 - 1 / 5 + 1 / 48), abs=0.025)
 
@@ -235,7 +246,8 @@ def test_mixed_loss_is_soft_target_cross_entropy():
     for lam in (0.0, 0.3, 1.0):
         target = lam * soft[0] + (1 - lam) * soft[1]
         wanted = -(target * logits.log_softmax(-1)).sum(-1).mean()
-        assert augment.mixed_loss(logits, labels, partners, lam).item() == pytest.approx(wanted.item(), abs=1e-6)
+        assert augment.mixed_loss(logits, labels, partners,
+                                  lam).item() == pytest.approx(wanted.item(), abs=1e-6)
 
 
 def test_page_of_augmented_pictures(tmp_path, monkeypatch):

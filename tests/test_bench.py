@@ -53,7 +53,8 @@ def test_bench_knows_its_sizes_and_says_what_it_left_out(monkeypatch, capsys, tm
     assert 'Not measured: the loader' in out
     assert 'Not measured: nanoGPT' in out
     assert torch.__version__ in out
-    millions = {size: made['count'](made['make_gpt'](size, 'S5', 'rms', on='meta')) / 1e6 for size in made['SIZES']}
+    millions = {size: made['count'](made['make_gpt'](size, 'S5', 'rms', on='meta')) / 1e6
+                for size in made['SIZES']}
     assert {size: round(n, 1) for size, n in millions.items()} == \
         {'124M': 124.4, '774M': 773.6, '1438M': 1438.0, 'tiny': 0.2}
     made['compare']({'a': [1.0, 4.0, 2.0], 'b': [2.0, 2.0, 2.0]}, 'a', 'b', 0.9)  # ratios 0.5, 2 and 1
@@ -63,7 +64,8 @@ def test_bench_knows_its_sizes_and_says_what_it_left_out(monkeypatch, capsys, tm
 @pytest.mark.slow
 def test_bench_prints_numbers_that_agree_with_each_other(tmp_path):
     (tmp_path / 'model.py').write_text(PEER)
-    out, _ = finish(python('-m', 'experiments.bench', *BENCH, f'--nanogpt={tmp_path}', f'--json={tmp_path / "b.json"}'))
+    out, _ = finish(python('-m', 'experiments.bench', *BENCH, f'--nanogpt={tmp_path}',
+                           f'--json={tmp_path / "b.json"}'))
     written = json.loads((tmp_path / 'b.json').read_text())
     assert written['machine'] in out
     assert written['config']['size'] == 'tiny'
@@ -89,8 +91,8 @@ def test_bench_prints_numbers_that_agree_with_each_other(tmp_path):
     assert f'{n:,} parameters' in tables['Optimizer step']['title']
     copy = tables['Optimizer step']['rows'][0]
     assert {row['what']: row['accesses'] for row in tables['Optimizer step']['rows']} == {
-        'copy': 2, 'SGDW loop': 10, 'SGDW foreach': 10, 'SGDW compiled': 5, 'torch SGD fused': 5, 'AdamW foreach': 20,
-        'AdamW fused': 7}
+        'copy': 2, 'SGDW loop': 10, 'SGDW foreach': 10, 'SGDW compiled': 5, 'torch SGD fused': 5,
+        'AdamW foreach': 20, 'AdamW fused': 7}
     for row in tables['Optimizer step']['rows']:
         assert math.isclose(row['GB'], 4 * n * row['accesses'] / 1e9)
         assert math.isclose(row['GB/s'], row['GB'] / row['ms'] * 1e3)
@@ -116,6 +118,7 @@ def test_bench_prints_numbers_that_agree_with_each_other(tmp_path):
         assert row['reached'] == ('' if aim == '' else 'yes' if row['ratio'] <= aim else 'no')
 
     (tmp_path / 'model.py').write_text(PEER.replace("norm='layer'", "norm='rms'"))
-    err = finish(python('-m', 'experiments.bench', *BENCH, '--only=nanogpt', f'--nanogpt={tmp_path}'), code=1)[1]
+    err = finish(python('-m', 'experiments.bench', *BENCH, '--only=nanogpt', f'--nanogpt={tmp_path}'),
+                 code=1)[1]
     assert 'they are not the same network' in err
     assert 'Traceback' not in err

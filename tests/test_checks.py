@@ -1,4 +1,4 @@
-"""The small functions under the train scripts: the schedule, batches, folders, and what a run says about itself."""
+"""The small functions under the train scripts: schedule, batches, folders, what a run says of itself."""
 
 import pytest
 
@@ -20,12 +20,14 @@ def test_schedule():
 
 def test_a_prepared_folder_comes_before_a_raw_one_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for file in ('mytext/a.txt', 'data/mytext/meta.json', 'data/a/train.bin', 'elsewhere/a/meta.json', 'b/meta.json',
-                 'data/b/prepare.py', 'raw/a.txt'):
+    for file in ('mytext/a.txt', 'data/mytext/meta.json', 'data/a/train.bin', 'elsewhere/a/meta.json',
+                 'b/meta.json', 'data/b/prepare.py', 'raw/a.txt'):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text('')
-    for dataset, folder in (('mytext', 'data/mytext'), ('mytext/', 'data/mytext/'), ('./mytext', 'data/./mytext'), ('b', 'b'),
-                            ('elsewhere/a', 'elsewhere/a'), ('a', 'data/a'), ('raw', 'raw'), ('no', 'data/no'), ('.', '.'),
+    for dataset, folder in (('mytext', 'data/mytext'), ('mytext/', 'data/mytext/'),
+                            ('./mytext', 'data/./mytext'), ('b', 'b'),
+                            ('elsewhere/a', 'elsewhere/a'), ('a', 'data/a'), ('raw', 'raw'),
+                            ('no', 'data/no'), ('.', '.'),
                             (str(tmp_path / 'b'), str(tmp_path / 'b'))):
         assert data_folder(dataset) == folder
 

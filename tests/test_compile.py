@@ -16,12 +16,14 @@ needs_compiler = pytest.mark.skipif(
 
 
 def one_pass_and_definition(dtypes, momentum, nesterov):
-    """Parameters after four steps, by compile=True and by the loop; two groups, one of them late, and a skipped gradient."""
+    """Parameters after four steps, compiled and by the loop; two groups, one late, and a skipped gradient."""
     results = []
     for way in ({'compile': True}, {'foreach': False}):
         g = torch.Generator().manual_seed(2)
-        params = [torch.randn(shape, generator=g).to(d) for d in dtypes for shape in ((250, 150), (), (33000,), (7,))]
-        params = [p.requires_grad_() for p in params + [torch.randn(250, 150, generator=g).t()]]  # not in order
+        params = [torch.randn(shape, generator=g).to(d) for d in dtypes
+                  for shape in ((250, 150), (), (33000,), (7,))]
+        # not in order
+        params = [p.requires_grad_() for p in params + [torch.randn(250, 150, generator=g).t()]]
         opt = SGDW(params[:2], lr=0.5, momentum=momentum, weight_decay=0.1, nesterov=nesterov, **way)
         opt.add_param_group({'params': params[2:], 'weight_decay': 0.0})
         for step in range(4):
@@ -32,7 +34,8 @@ def one_pass_and_definition(dtypes, momentum, nesterov):
                 group['lr'] = 0.5 / (step + 1)
             before = [p.grad if p.grad is None else p.grad.clone() for p in params]
             opt.step()
-            assert all(b is None or torch.equal(p.grad, b) for p, b in zip(params, before))  # gradients are only read
+            # gradients are only read
+            assert all(b is None or torch.equal(p.grad, b) for p, b in zip(params, before))
             if step == 1:  # what one way saved, the other goes on with
                 state = opt.state_dict()
                 assert 'compile' not in state['param_groups'][0]
@@ -41,7 +44,8 @@ def one_pass_and_definition(dtypes, momentum, nesterov):
                 opt.compile = 'compile' in way
         results.append(params)
     for a, b in zip(*results):
-        # fp32 and fp64 to a few roundings; bfloat16 rounds weight and momentum once a step here, twice in the loop
+        # fp32 and fp64 to a few roundings; bfloat16 rounds weight and momentum once a step here, twice in the
+        # loop
         eps = torch.finfo(a.dtype).eps * (4 if a.dtype != torch.bfloat16 else 16)
         torch.testing.assert_close(a, b, atol=eps * b.abs().max().item(), rtol=eps)
 
@@ -59,7 +63,8 @@ def test_sgdw_compiled_is_the_definition(monkeypatch):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     one_pass_and_definition((torch.float32,), 0.9, False)
-    # three lists of large tensors (one of each group, and one where a gradient is missing) and four rates: three programs
+    # three lists of large tensors (one of each group, and one where a gradient is missing) and four rates:
+    # three programs
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 3
     assert not torch._dynamo.utils.counters['graph_break']
     # autograd sees that the weights are others
@@ -77,8 +82,8 @@ def test_sgdw_compiled_is_the_definition(monkeypatch):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_sgdw_compiled_as_for_a_gpu(tmp_path, monkeypatch, dtype, nesterov):
     """
-    Where Inductor fuses lists (on GPUs), what is copied is written before other readers of it come: a copy of m in front
-    of its use would be a step of another algorithm. Here its code for that is made on a CPU.
+    Where Inductor fuses lists (on GPUs), what is copied is written before other readers of it come: a copy of
+    m in front of its use would be a step of another algorithm. Here its code for that is made on a CPU.
     """
     from torch._inductor.codegen.common import BackendFeature
     from torch._inductor.graph import GraphLowering
@@ -128,13 +133,14 @@ def test_sgdw_goes_on_without_a_compiler(monkeypatch):
     def broken(*args):
         raise torch._dynamo.exc.InternalTorchDynamoError('InvalidCxxCompiler: no working C++ compiler found')
     monkeypatch.setattr(sgdw, 'compiled', {'cpu': broken})
-    with pytest.warns(UserWarning, match='SGDW goes on without torch.compile, which fails here: InvalidCxx') as warned:
+    with pytest.warns(UserWarning,
+                      match='SGDW goes on without torch.compile, which fails here: InvalidCxx') as warned:
         one_pass_and_definition((torch.float32,), 0.9, False)
     assert len(warned) == 1
 
 
 def test_sgdw_makes_no_step_twice_where_memory_ends(monkeypatch):
-    """An error that is not the compiler's may come when the momentum is written already: nothing goes on by itself."""
+    """An error that is not the compiler's may come when the momentum is written: nothing goes on."""
     def full(params, grads, buffers, *numbers):
         buffers[0].add_(1)
         raise torch.OutOfMemoryError('out of memory')

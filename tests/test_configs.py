@@ -6,7 +6,8 @@ import torch
 from model import GPT, NORMS, SETTINGS, GPTConfig, ViT, ViTConfig
 from tests.common import ROOT, load_config
 
-TABLE_3_AND_5 = {  # width, heads, depth, batch, parameters, AdamW's rate for GPT-2; table 1: AdamW and mSGDW of both
+# width, heads, depth, batch, parameters, AdamW's rate for GPT-2; table 1: AdamW and mSGDW of both
+TABLE_3_AND_5 = {
     'small': (768, 12, 12, 480, 124.4, 6e-4, {'gpt2': (2.867, 2.906), 'dnt': (2.863, 2.849)}),
     'large': (1280, 20, 36, 512, 773.6, 2.5e-4, {'gpt2': (2.492, 2.544), 'dnt': (2.481, 2.503)}),
     'xl': (1536, 24, 48, 512, 1438.0, 1.5e-4, {'gpt2': (2.435, 2.472), 'dnt': (2.396, 2.408)})}
@@ -14,7 +15,8 @@ TABLE_3_AND_5 = {  # width, heads, depth, batch, parameters, AdamW's rate for GP
 CONFIGS = sorted((ROOT / 'config').glob('*.py'))
 
 
-@pytest.mark.parametrize('path', [p for p in CONFIGS if 'image_size' not in p.read_text()], ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [p for p in CONFIGS if 'image_size' not in p.read_text()],
+                         ids=lambda path: path.stem)
 def test_config_has_the_numbers_of_its_row(path):
     text, c = path.read_text(), load_config(path)
     for key in ('optimizer', 'learning_rate', 'weight_decay', 'global_batch_size', 'warmup_iters'):
@@ -22,7 +24,8 @@ def test_config_has_the_numbers_of_its_row(path):
     arch, size = path.stem.split('_')[:2]
     assert path.stem.split('_')[2:] in ([], [c['optimizer']])
     assert c['out_dir'] == f'out/{path.stem}'
-    assert (c['setting'], c['norm'], c['bias']) == (('S5', 'rms', False) if arch == 'dnt' else ('S1', 'layer', False))
+    assert (c['setting'], c['norm'], c['bias']) == (('S5', 'rms', False)
+                                                    if arch == 'dnt' else ('S1', 'layer', False))
     assert all(c[n] == 'auto' for n in NORMS)
     assert (c['beta1'], c['beta2'], c['momentum']) == (0.9, 0.95, 0.9)
     with torch.device('meta'):
@@ -34,19 +37,23 @@ def test_config_has_the_numbers_of_its_row(path):
         assert abs(sum(p.numel() for p in model.parameters()) / 1e6 - params) < 0.1
         sgdw = c['optimizer'] == 'sgdw'
         lr = 1.0 if sgdw else 6e-4 if arch == 'dnt' else gpt2_lr
-        assert (c['learning_rate'], c['min_lr'], c['weight_decay'], c['warmup_iters'], c['max_iters'], c['grad_clip'],
-                c['block_size'], c['dropout']) == (lr, 6e-5, 1e-4 if sgdw else 0.1, 0 if sgdw else 2000, 200000, 1.0, 1024, 0)
+        assert (c['learning_rate'], c['min_lr'], c['weight_decay'], c['warmup_iters'], c['max_iters'],
+                c['grad_clip'],
+                c['block_size'], c['dropout']) == (lr, 6e-5, 1e-4 if sgdw else 0.1, 0 if sgdw else 2000,
+                                                   200000, 1.0, 1024, 0)
         assert f'(table 1): {losses[arch][sgdw]}. not run here.' in text
         assert f'= {batch * 1024:,} tokens per update' in text
         assert f'{batch * 1024 * 200000 / 1e9:.1f}B tokens' in text
     else:  # the tiny ones share model size, data and iterations
-        same = ('dataset', 'n_layer', 'n_head', 'n_embd', 'block_size', 'global_batch_size', 'max_iters', 'eval_tokens', 'seed')
+        same = ('dataset', 'n_layer', 'n_head', 'n_embd', 'block_size', 'global_batch_size', 'max_iters',
+                'eval_tokens', 'seed')
         first = load_config(ROOT / 'config/dnt_tiny.py')
         assert size == 'tiny'
         assert all(c[k] == first[k] for k in same)
 
 
-TABLE_3_AND_4 = {  # width, heads, depth, patch, drop path, rate and decay of mSGDW, parameters, top-1 of table 1
+# width, heads, depth, patch, drop path, rate and decay of mSGDW, parameters, top-1 of table 1
+TABLE_3_AND_4 = {
     'large': (1024, 16, 24, 16, 0.1, 0.5, 2e-4, {'vdnt': 304305128, 'vit': 304326632},
               {'vdnt': {'sgdw': 81.5, 'adamw': 82.1}, 'vit': {'sgdw': 78.2, 'adamw': 81.7}}),
     'huge': (1280, 16, 32, 14, 0.5, 0.1, 1e-3, {'vdnt': 632009960, 'vit': 632045800},
@@ -54,7 +61,8 @@ TABLE_3_AND_4 = {  # width, heads, depth, patch, drop path, rate and decay of mS
 }
 
 
-@pytest.mark.parametrize('path', [p for p in CONFIGS if p.stem.startswith(('vdnt', 'vit'))], ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [p for p in CONFIGS if p.stem.startswith(('vdnt', 'vit'))],
+                         ids=lambda path: path.stem)
 def test_vision_config_has_the_numbers_of_its_row(path):
     text, c = path.read_text(), load_config(path, 'train_vit.py')
     for key in ('optimizer', 'learning_rate', 'weight_decay', 'global_batch_size', 'warmup_epochs', 'epochs'):
@@ -63,7 +71,8 @@ def test_vision_config_has_the_numbers_of_its_row(path):
     sgdw = c['optimizer'] == 'sgdw'
     assert path.stem.split('_')[2:] == ([] if sgdw == (arch == 'vdnt') else [c['optimizer']])
     assert c['out_dir'] == f'out/{path.stem}'
-    assert (c['setting'], c['norm'], c['bias']) == (('S5', 'rms', True) if arch == 'vdnt' else ('S1', 'layer', True))
+    assert (c['setting'], c['norm'], c['bias']) == (('S5', 'rms', True)
+                                                    if arch == 'vdnt' else ('S1', 'layer', True))
     assert all(c[n] == 'auto' for n in NORMS)
     assert (c['beta1'], c['beta2'], c['momentum']) == (0.9, 0.99, 0.9)
     with torch.device('meta'):
@@ -75,36 +84,45 @@ def test_vision_config_has_the_numbers_of_its_row(path):
         assert sum(p.numel() for p in model.parameters()) == params[arch]
         assert f'{params[arch] / 1e6:.1f}M' in text
         assert (c['learning_rate'], c['weight_decay']) == ((lr, decay) if sgdw else (1e-3, 0.1))
-        assert (c['min_lr'], c['epochs'], c['warmup_epochs'], c['global_batch_size'], c['grad_clip'], c['dropout'],
-                c['image_size'], c['randaugment'], c['mixup'], c['cutmix'], c['label_smoothing'], c['dataset']) == \
+        assert (c['min_lr'], c['epochs'], c['warmup_epochs'], c['global_batch_size'], c['grad_clip'],
+                c['dropout'],
+                c['image_size'], c['randaugment'], c['mixup'], c['cutmix'], c['label_smoothing'],
+                c['dataset']) == \
             (1e-8, 150, 60, 1024, 0, 0, 224, 9, 0.8, 1.0, 0.1, 'imagenet')
         assert f'(table 1): {top1[arch][c["optimizer"]]}. not run here.' in text
     else:  # those for CIFAR-10 share all but norms and optimizer
         first = load_config(ROOT / 'config/vdnt_cifar10.py', 'train_vit.py')
         own = {'out_dir', 'setting', 'norm', 'optimizer', 'learning_rate', 'weight_decay'}
         assert size == 'cifar10'
-        assert {k: v for k, v in c.items() if k not in own} == {k: v for k, v in first.items() if k not in own}
+        assert {k: v for k, v in c.items()
+                if k not in own} == {k: v for k, v in first.items() if k not in own}
 
 
 def test_counts_of_the_second_report():
     """Its ViT-S: 21.33M with LayerNorm, 21.31M without, 21.34M standardized, at 10 classes."""
-    for setting, covers, count in (('S1', 'none', 21328522), ('NoNorm', 'none', 21309322), ('NoNorm', 'all', 21336970)):
+    for setting, covers, count in (('S1', 'none', 21328522), ('NoNorm', 'none', 21309322),
+                                   ('NoNorm', 'all', 21336970)):
         c = load_config(ROOT / 'config/nft_cifar10.py', 'train_vit.py')
         keys = ('norm', 'bias', 'qkv_bias', 'n_layer', 'n_head', 'n_embd', 'image_size', 'patch_size')
         with torch.device('meta'):
-            model = ViT(ViTConfig(**SETTINGS[setting], **{k: c[k] for k in keys}, n_classes=10, weight_standardization=covers))
+            model = ViT(ViTConfig(**SETTINGS[setting], **{k: c[k] for k in keys}, n_classes=10,
+                                  weight_standardization=covers))
         assert sum(p.numel() for p in model.parameters()) == count
 
 
-@pytest.mark.parametrize('name,image,patch,batch', [('nft_cifar10', 32, 4, 64), ('nft_tinyimagenet', 64, 8, 256),
+@pytest.mark.parametrize('name,image,patch,batch', [('nft_cifar10', 32, 4, 64),
+                                                    ('nft_tinyimagenet', 64, 8, 256),
                                                     ('nfnet_cifar10', 32, 4, 64)])
 def test_configs_of_the_second_report(name, image, patch, batch):
     c = load_config(ROOT / f'config/{name}.py', 'train_vit.py')
-    assert (c['optimizer'], c['momentum'], c['weight_decay'], c['epochs'], c['warmup_epochs'], c['global_batch_size'],
+    assert (c['optimizer'], c['momentum'], c['weight_decay'], c['epochs'], c['warmup_epochs'],
+            c['global_batch_size'],
             c['image_size'], c['grad_clip']) == ('sgd', 0.9, 2e-5, 100, 0, batch, image, 0)
     assert not any(c[k] for k in ('randaugment', 'mixup', 'cutmix', 'label_smoothing'))
     assert c['out_dir'] == f'out/{name}'
     if name == 'nfnet_cifar10':
-        assert (c['arch'], c['learning_rate'], c['agc'], c['drop_path'], c['dropout']) == ('nfnet', 0.025, 0.01, 0.25, 0.2)
+        assert (c['arch'], c['learning_rate'], c['agc'], c['drop_path'],
+                c['dropout']) == ('nfnet', 0.025, 0.01, 0.25, 0.2)
     else:
-        assert (c['setting'], c['norm'], c['patch_size'], c['drop_path'], c['dropout']) == ('S1', 'layer', patch, 0, 0)
+        assert (c['setting'], c['norm'], c['patch_size'], c['drop_path'],
+                c['dropout']) == ('S1', 'layer', patch, 0, 0)

@@ -18,15 +18,16 @@ def settle(*argv, tmp_path=None, **files):
 
 
 def test_configurator_order_and_types(tmp_path):
-    c = settle('a.py', '--lr=3', 'b.py', '--name=p=q', tmp_path=tmp_path, a='lr = 1\nn = 2 * 5\n_x = 3\nimport math\n',
-               b='n = 1e1\non = True\n')
+    c = settle('a.py', '--lr=3', 'b.py', '--name=p=q', tmp_path=tmp_path,
+               a='lr = 1\nn = 2 * 5\n_x = 3\nimport math\n', b='n = 1e1\non = True\n')
     assert c == {'lr': 3.0, 'n': 10, 'name': 'p=q', 'on': True, 'mode': 'auto'}
     assert type(c['lr']) is float
     assert type(c['n']) is int
     c = settle('--lr=-1e-3', '--n=-4', '--name=123', '--mode=True', '--on=True', tmp_path=tmp_path)
     assert c == {'lr': -0.001, 'n': -4, 'name': '123', 'on': True, 'mode': True}
     assert settle('--name=', tmp_path=tmp_path)['name'] == ''
-    assert settle('--name=__import__("os")', tmp_path=tmp_path)['name'] == '__import__("os")'  # a string, not a call
+    # a string, not a call
+    assert settle('--name=__import__("os")', tmp_path=tmp_path)['name'] == '__import__("os")'
 
 
 @pytest.mark.parametrize('argument,words', [
@@ -48,8 +49,8 @@ def test_configurator_order_and_types(tmp_path):
     ('wrong.py', "wrong.py: lr wants float, got '1e-3'")])
 def test_configurator_refuses_in_words(tmp_path, argument, words):
     with pytest.raises(SystemExit, match=words):
-        settle(argument, tmp_path=tmp_path, bad='n = 1\nn = = 2\n', imports='import nowhere\n', typo='naem = "y"\n',
-               wrong='lr = "1e-3"\n', mode='mode = 3\n')
+        settle(argument, tmp_path=tmp_path, bad='n = 1\nn = = 2\n', imports='import nowhere\n',
+               typo='naem = "y"\n', wrong='lr = "1e-3"\n', mode='mode = 3\n')
 
 
 def test_help_lists_every_key_with_its_comment():

@@ -33,12 +33,13 @@ def fenced_blocks(text):
 
 WALK = fenced_blocks(read('docs/walkthrough.md'))
 
-SNIPPETS = [(code, output[1]) for (tag, code, _), output in zip(WALK, WALK[1:]) if tag == 'python' and output[0] == 'text']
+SNIPPETS = [(code, output[1]) for (tag, code, _), output in zip(WALK, WALK[1:])
+            if tag == 'python' and output[0] == 'text']
 
 
 @pytest.fixture
 def clean_torch(monkeypatch):
-    """Snippets set the default dtype and the seed, and read files at the root; so small, they run best on one thread."""
+    """Snippets set the default dtype and the seed, and read files at the root; one thread is best."""
     monkeypatch.chdir(ROOT)
     dtype, state, threads = torch.get_default_dtype(), torch.get_rng_state(), torch.get_num_threads()
     torch.set_num_threads(1)
@@ -96,7 +97,8 @@ def test_walkthrough_commands_name_what_exists():
         for path in re.findall(r'config/\w+\.py', comment):
             assert (ROOT / path).exists(), path
     named = [re.findall(r'--out_dir=(\S+)', c) for c in commands]
-    assert len({n[0] for n in named if n}) == sum(map(bool, named))  # no run is refused because another left its files
+    # no run is refused because another left its files
+    assert len({n[0] for n in named if n}) == sum(map(bool, named))
     for key, value in re.findall(r'`--(\w+)=(\w+)`', read('docs/walkthrough.md')):
         assert key in keys('train_gpt.py'), key
 

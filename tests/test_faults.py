@@ -41,9 +41,10 @@ META = {'tokenizer': 'byte', 'vocab_size': 257, 'dtype': 'uint16', 'train_tokens
 BAD_TOKENS = {  # what is wrong with the data set of that name: the contents of its files
     'no_train': {'train.bin': None}, 'odd_train': {'train.bin': b'x' * 101}, 'empty_val': {'val.bin': b''},
     'big_ids': {'train.bin': b'xx' * 3000}, 'pickled': {'meta.json': None, 'meta.pkl': b'x'},
-    'torn_meta': {'meta.json': b'{'}, **{name: {'meta.json': json.dumps(META | change).encode()} for name, change in {
-        'too_long': {'train_tokens': 2999}, 'half_an_id': {'vocab_size': 257.5}, 'gpt3': {'tokenizer': 'gpt3'},
-        'other_source': {'source': 'x'}}.items()}}
+    'torn_meta': {'meta.json': b'{'}, **{name: {'meta.json': json.dumps(META | change).encode()}
+                                         for name, change in {
+        'too_long': {'train_tokens': 2999}, 'half_an_id': {'vocab_size': 257.5},
+        'gpt3': {'tokenizer': 'gpt3'}, 'other_source': {'source': 'x'}}.items()}}
 MISTAKES = [  # arguments (of which {tmp} is a folder, {run} a finished run), words of the message
     ('--n_embd=1048576 --n_head=1 --out_dir={tmp}/x', 'does not fit into memory'),
     ('--n_layer=1001', 'use 1 to 1000'),
@@ -57,7 +58,8 @@ MISTAKES = [  # arguments (of which {tmp} is a folder, {run} a finished run), wo
     ('--dataset={tmp}/too_long', 'has 6000 bytes, not 2 for each of 2999 tokens'),
     ('--dataset={tmp}/pickled', 'meta.pkl of nanoGPT'),
     ('--vocab_size=100', 'vocab_size=100 is less than the 257 of'),
-    ('--dataset={tmp}/big_ids --out_dir={tmp}/big', 'train.bin holds the id 30840, past the vocabulary of 320'),
+    ('--dataset={tmp}/big_ids --out_dir={tmp}/big',
+     'train.bin holds the id 30840, past the vocabulary of 320'),
     ('--block_size=400', 'too few for block_size=400'),
     ('--n_head=3', 'n_embd=16 does not divide into n_head=3 heads'),
     ('--n_layer=0', 'n_layer=0 is out of range'),
@@ -73,10 +75,12 @@ MISTAKES = [  # arguments (of which {tmp} is a folder, {run} a finished run), wo
     ('--learning_rate=1e999', 'learning_rate=inf is out of range'),
     ('--lr=1', 'lr is not a key here, it is replaced by learning_rate'),
     ('config/vdnt_cifar10.py', 'or is this the config of another script?'),
-    ('--embed_optimizer=adamw --out_dir={tmp}/x', 'needs an embed_lr: 0.1, a rate for sgdw, is none for adamw'),
+    ('--embed_optimizer=adamw --out_dir={tmp}/x',
+     'needs an embed_lr: 0.1, a rate for sgdw, is none for adamw'),
     ('--embed_lr=1 --learning_rate=0 --out_dir={tmp}/x', 'which is 0: give it a rate'),
     ('--init_from=resume --embed_lr=1', 'has its optimizer state in other groups'),
-    ('--init_from=resume --n_layer=3 --bias=True', 'was made with n_layer=2, now it is 3; bias=False, now it is True'),
+    ('--init_from=resume --n_layer=3 --bias=True',
+     'was made with n_layer=2, now it is 3; bias=False, now it is True'),
     ('--init_from=resume --seed=2', 'was made with seed=1337'),
     ('--init_from=resume --setting=S1', 'was made with input_norm=True'),
     ('--init_from=resume --max_iters=10', 'is at iteration 20, past max_iters=10'),
@@ -106,14 +110,15 @@ def write_or_remove(path, content):
 
 @pytest.fixture(scope='module')
 def mistakes(straight, tokens, tmp_path_factory):
-    """-> the command line of a mistake, what each of them ended with, the finished run, and its files before"""
+    """-> the command line of a mistake, what each ended with, the finished run, and its files before"""
     tmp, before = tmp_path_factory.mktemp('mistakes'), contents(straight)
     for name, files in BAD_TOKENS.items():
         folder = write_tokens(tmp / name)
         for file, content in files.items():
             write_or_remove(folder / file, content)
     whole = final(straight)
-    torch.save({**whole, 'model': {k: v for k, v in whole['model'].items() if 'wpe' in k}}, tmp / 'lacking.pt')
+    torch.save({**whole, 'model': {k: v for k, v in whole['model'].items() if 'wpe' in k}},
+               tmp / 'lacking.pt')
     torch.save({'state_dict': {}}, tmp / 'foreign.pt')
     (tmp / 'cut.pt').write_bytes(before['ckpt.pt'][:5000])
     (tmp / 'garbage.pt').write_bytes(b'not a checkpoint')
@@ -121,7 +126,8 @@ def mistakes(straight, tokens, tmp_path_factory):
 
     def line(arguments):
         about_the_run = not arguments or '=resume' in arguments or 'best.pt' in arguments
-        return ['train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={straight if about_the_run else tmp / "new"}',
+        return ['train_gpt.py', *SIZE, f'--dataset={tokens}',
+                f'--out_dir={straight if about_the_run else tmp / "new"}',
                 '--dropout=0.1', *arguments.format(tmp=tmp, run=straight).split()]
 
     return line, said_by([line(arguments) for arguments, _ in MISTAKES]), straight, before
@@ -151,7 +157,8 @@ def test_mistakes_lose_nothing(mistakes):
 # -----------------------------------------------------------------------------
 # train_vit.py
 
-BAD_IMAGES = {  # what is wrong with the data set of that name: the layout, and arrays, bytes or keys of meta.json
+# what is wrong with the data set of that name: the layout, and arrays, bytes or keys of meta.json
+BAD_IMAGES = {
     'no_val': dict(val_labels=None, meta={'val_images': None}),
     'many_classes': dict(train_labels=np.arange(23)),
     'negative': dict(train_labels=np.arange(23) - 1),
@@ -219,7 +226,8 @@ VISION_MISTAKES = [  # as above; {run} is a run of train_vit.py, {text} one of t
     ('--eval_only=True {new}', 'need weights'),
     ('--predict=a.jpg {new}', 'need weights'),
     ('--init_from=resume --predict=a.jpg', 'a.jpg cannot be read as a picture'),
-    ('--init_from=resume --eval_only=True --eval_split=train2', 'has no train2 split: it has train, val, test'),
+    ('--init_from=resume --eval_only=True --eval_split=train2',
+     'has no train2 split: it has train, val, test'),
     ('--learning_rate=1e30 --grad_clip=0 {new}', 'Try a lower learning_rate')]
 
 

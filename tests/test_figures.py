@@ -24,7 +24,7 @@ from tests.common import ROOT, table_of
 
 @pytest.fixture
 def figures(tmp_path, monkeypatch):
-    """The command, in tmp_path: figures('grid', '--study=x') gives what it printed; its picture stays as plt.gcf()."""
+    """The command, in tmp_path: figures('grid', '--study=x') is what it printed; plt.gcf() its picture."""
     monkeypatch.chdir(tmp_path)
 
     def command(*args):
@@ -46,16 +46,17 @@ def pictures(name):
 
 
 def write_run(out_dir, model=None, log=(), iters=(10, 20, 30, 40, 50), **changes):
-    """A run's folder as the train scripts leave it: config.json, log.jsonl and, with a model, kept checkpoints."""
-    config = {'setting': 'S5', 'norm': 'rms', **dict.fromkeys(NORMS, 'auto'), 'optimizer': 'sgdw', 'learning_rate': 0.1,
-              'seed': 1, 'out_dir': out_dir, 'dataset': 'tokens', 'global_batch_size': 4, 'micro_batch_size': 2,
-              'block_size': 8, **changes}
+    """A run's folder as the train scripts leave it: config.json, log.jsonl and, with a model, checkpoints."""
+    config = {'setting': 'S5', 'norm': 'rms', **dict.fromkeys(NORMS, 'auto'), 'optimizer': 'sgdw', 'seed': 1,
+              'learning_rate': 0.1, 'out_dir': out_dir, 'dataset': 'tokens', 'global_batch_size': 4,
+              'micro_batch_size': 2, 'block_size': 8, **changes}
     os.makedirs(out_dir)
     Path(out_dir, 'config.json').write_text(json.dumps({**config, 'torch': '2', 'git': out_dir}))
     Path(out_dir, 'log.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in log))
     for i in iters if model else ():
         torch.save({'model': model.state_dict(), 'optimizer': {}, 'iter': i, 'model_args': vars(model.config),
-                    'data': {'dtype': 'uint16', 'layout': changes.get('layout'), 'mean': [0.5] * 3, 'std': [0.2] * 3},
+                    'data': {'dtype': 'uint16', 'layout': changes.get('layout'), 'mean': [0.5] * 3,
+                             'std': [0.2] * 3},
                     'config': config}, f'{out_dir}/ckpt_{i:06d}.pt')
 
 
@@ -86,7 +87,8 @@ def test_figures_statistics_of_known_distributions():
     assert abs(f['kurtosis'](torch.tensor([-1.0, 1.0])) + 2) < 1e-12
     for index in (1.5, 3.0, 6.0):
         sample = torch.from_numpy((1 + rng.pareto(index, n)) * rng.choice((-1, 1), n))
-        assert abs(f['heaviness'](sample)[2] - index) < 4 * index / math.sqrt(n // 1000)  # four standard errors
+        # four standard errors
+        assert abs(f['heaviness'](sample)[2] - index) < 4 * index / math.sqrt(n // 1000)
         ratio = 1000 ** (1 / index) / 2 ** (1 / index)  # the quantiles of a Pareto distribution
         assert abs(f['heaviness'](sample)[1] / ratio - 1) < 4 / index / math.sqrt(n // 1000)
     for c in (1e-9, 1e9):  # free of scale
@@ -115,9 +117,9 @@ def test_figures_gradients_against_autograd(figures):
     said = figures('gradients', '--runs=out/gpt,out/dnt,out/large', '--batches=2')
     rows = {(r[0], r[1], r[2]): r[3:] for r in table_of(said)}
     names = ['GPT-2 AdamW', 'L-DNT mSGDW, learning_rate=0.1', 'L-DNT mSGDW, learning_rate=0.2']
-    assert {k[1:] for k in rows} == {*((n, i) for n in names[:2] for i in ('10', '30', '50')), (names[2], '7'),
-                                     ('normal distribution', '')}
-    mean = lambda cell: float(cell.split(' ± ')[0])  # noqa: E731
+    assert {k[1:] for k in rows} == {*((n, i) for n in names[:2] for i in ('10', '30', '50')),
+                                     (names[2], '7'), ('normal distribution', '')}
+    mean = lambda cell: float(cell.split(' ± ')[0])
     for w in ('W_o', 'W_2'):  # ten times the weight: a tenth of the gradient, the same tail
         small, big = rows[f'${w}$', names[1], '50'], rows[f'${w}$', names[2], '7']
         assert abs(mean(small[1]) / mean(big[1]) - 10) < 1
@@ -131,14 +133,15 @@ def test_figures_gradients_against_autograd(figures):
         gpt(x[:, :-1], x[:, 1:])[1].backward()
         g = [b.attn.c_attn.weight.grad[16:32].double() for b in gpt.blocks]
         scaled = torch.cat([w / w.square().mean().sqrt() for w in g]).flatten()
-        moment = lambda p: ((scaled - scaled.mean()) ** p).mean().item()  # noqa: B023, E731
+        moment = lambda p: ((scaled - scaled.mean()) ** p).mean().item()
         per_batch.append((torch.cat(g).abs().median().item(), torch.cat(g).square().mean().sqrt().item(),
                           moment(4) / moment(2) ** 2 - 3))
     wanted = np.mean(per_batch, axis=0)
     assert np.allclose([mean(c) for c in rows['$W_k$', names[0], '10'][:3]], wanted, rtol=0.06, atol=0.06)
     assert '0.10% of |g|: k = 1 entries' in said
     assert all(pictures('gradients'))
-    # an early, a middle and a late stroke for each of two runs, one for the third, and the normal distribution
+    # an early, a middle and a late stroke for each of two runs, one for the third, and the normal
+    # distribution
     assert [len(ax.lines) for ax in plt.gcf().axes] == [7] * 6 + [8] * 6
 
 
@@ -158,7 +161,8 @@ def test_figures_gradients_of_images(figures, layout):
         np.save('data/images/train_offsets.npy', np.cumsum([0] + [len(file.getvalue()) for file in files]))
         images = np.stack([np.asarray(augment.eval_crop(Image.open(file), 8)) for file in files])
     torch.manual_seed(0)
-    vit = ViT(ViTConfig(**SETTINGS['S5'], image_size=8, patch_size=4, n_classes=3, n_layer=1, n_head=2, n_embd=16))
+    vit = ViT(ViTConfig(**SETTINGS['S5'], image_size=8, patch_size=4, n_classes=3, n_layer=1, n_head=2,
+                        n_embd=16))
     write_run('out/vit', vit, iters=(5,), dataset='images', image_size=8, label_smoothing=0.1, layout=layout)
     saved = torch.load('out/vit/ckpt_000005.pt')
     del saved['config']['block_size']  # a ViT's has none
@@ -166,15 +170,16 @@ def test_figures_gradients_of_images(figures, layout):
     f = functions()
     X, Y = f['read_batch'](saved, 0)
     index = np.sort(np.random.default_rng((1337, 0)).integers(0, 20, 4))
-    assert torch.allclose(X, torch.from_numpy((images[index] / 255 - 0.5) / 0.2).permute(0, 3, 1, 2).float(), atol=1e-5)
+    assert torch.allclose(X, torch.from_numpy((images[index] / 255 - 0.5) / 0.2).permute(0, 3, 1, 2).float(),
+                          atol=1e-5)
     assert (Y.numpy() == labels[index]).all()
     f['backward'](saved, vit, X, Y)  # two micro batches
     got = [g.clone() for g in f['gradients_of'](vit.blocks[0])]
     vit.zero_grad()
     F.cross_entropy(vit(X), Y, label_smoothing=0.1).backward()
     block = vit.blocks[0]
-    wanted = [*block.attn.c_attn.weight.grad.split(16), block.attn.c_proj.weight.grad, block.ffn.c_fc.weight.grad,
-              block.ffn.c_proj.weight.grad]
+    wanted = [*block.attn.c_attn.weight.grad.split(16), block.attn.c_proj.weight.grad,
+              block.ffn.c_fc.weight.grad, block.ffn.c_proj.weight.grad]
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(got, wanted, strict=True))
     saved, found = f['measure_gradients']('out/vit/ckpt_000005.pt', np.arange(-20, 4.05, 0.1))
     assert [len(numbers) for _, _, numbers in found] == 6 * [8]
@@ -203,12 +208,15 @@ def test_figures_curves_make_one_band_of_the_seeds(figures):
     assert crosses(ax) == [(10, 2.4)]
     assert ax.get_ylabel() == 'validation loss (nats per token)'
     assert ax.get_ylim()[1] < 3.2  # the start may leave
-    assert [row[-1] for row in table_of(figures('curves', args, '--key=top1'))] == ['75.0000 ± 30.0463', '50.0000']
-    assert figures('curves', '--runs=out/b', '--split=train', '--smooth=2').splitlines()[2].endswith('| 6.5000 |')
+    assert [row[-1] for row in table_of(figures('curves', args,
+                                                '--key=top1'))] == ['75.0000 ± 30.0463', '50.0000']
+    assert figures('curves', '--runs=out/b', '--split=train',
+                   '--smooth=2').splitlines()[2].endswith('| 6.5000 |')
 
 
 def test_figures_names_tell_runs_apart():
-    base = {'setting': 'S5', 'norm': 'rms', 'optimizer': 'sgdw', 'seed': 1, 'out_dir': 'x'} | dict.fromkeys(NORMS, 'auto')
+    base = {'setting': 'S5', 'norm': 'rms', 'optimizer': 'sgdw', 'seed': 1,
+            'out_dir': 'x'} | dict.fromkeys(NORMS, 'auto')
     name = functions()['name_runs']
     assert name([base, {**base, 'setting': 'S3'}, {**base, 'norm': 'layer'}, {**base, 'mid_norm': False},
                  {**base, 'image_size': 8, 'optimizer': 'sgd'}, {**base, 'arch': 'nfnet'}]) == \
@@ -219,9 +227,9 @@ def test_figures_names_tell_runs_apart():
 
 
 def test_figures_grid_shows_the_best_and_marks_what_diverged(figures):
-    run = lambda c, lr, w, **more: {'config': c, 'learning_rate': lr, 'warmup_iters': w, **more}  # noqa: E731
-    write_study([(run('a', 0.1, 1), 2.0), (run('a', 0.1, 2), 1.8), (run('a', 1.0, 1), 1.5), (run('a', 1.0, 2), None),
-                 (run('a', 10.0, 1), None), (run('b', 10.0, 1), None),
+    run = lambda c, lr, w, **more: {'config': c, 'learning_rate': lr, 'warmup_iters': w, **more}
+    write_study([(run('a', 0.1, 1), 2.0), (run('a', 0.1, 2), 1.8), (run('a', 1.0, 1), 1.5),
+                 (run('a', 1.0, 2), None), (run('a', 10.0, 1), None), (run('b', 10.0, 1), None),
                  (run('b', 0.1, 1, seed=1), 3.0), (run('b', 0.1, 1, seed=2), 3.2),
                  (run('b', 0.1, 2, seed=1), 2.0), (run('b', 0.1, 2, seed=2), None)])
     said = figures('grid', '--study=study')
@@ -247,9 +255,10 @@ def test_figures_grid_shows_the_best_and_marks_what_diverged(figures):
 
 def test_figures_grid_draws_a_line_for_each_variant(figures):
     names = list(runpy.run_path(str(ROOT / 'experiments/reproduce.py'))['VARIANTS'])
-    run = lambda v, lr: {'config': 'one', 'variant': v, 'learning_rate': lr}  # noqa: E731
+    run = lambda v, lr: {'config': 'one', 'variant': v, 'learning_rate': lr}
     lost = [name for name in names if name not in ('Pre-LN', 'S5')]
-    write_study([(run(v, lr), None if lr == 1 and v in lost else i + lr / 10) for i, v in enumerate(names) for lr in (0.1, 1.0)])
+    write_study([(run(v, lr), None if lr == 1 and v in lost else i + lr / 10) for i, v in enumerate(names)
+                 for lr in (0.1, 1.0)])
     table = table_of(figures('grid', '--study=study', '--metric=top1'))
     assert len(names) == 9
     assert [row[0] for row in table] == ['0.1', '1']
@@ -271,7 +280,8 @@ def test_figures_ablation_draws_the_spread_of_each_setting(figures):
             for s, loss in (('S5', 1.0), ('S3', 1.2), ('S1', 2.0))]
     write_study([*rows, ({'config': 'a', 'setting': 'S2', 'seed': 1}, None), ({'config': 'b'}, 1.7)])
     assert table_of(figures('ablation', '--study=study')) == [
-        ['S1', 'AdamW', '1', '1.7000'], ['S1', 'mSGDW', '3', '2.2000 ± 0.1000'], ['S2', 'mSGDW', '0', 'diverged'],
+        ['S1', 'AdamW', '1', '1.7000'], ['S1', 'mSGDW', '3', '2.2000 ± 0.1000'],
+        ['S2', 'mSGDW', '0', 'diverged'],
         ['S3', 'mSGDW', '3', '1.4000 ± 0.1000'], ['S5', 'mSGDW', '3', '1.2000 ± 0.1000']]
     ax = plt.gcf().axes[0]
     assert [t.get_text() for t in ax.get_xticklabels()] == ['S1', 'S2', 'S3', 'S5']
@@ -286,7 +296,8 @@ def test_figures_settings_are_drawn_as_they_stand(figures):
     words = re.findall(r'<!-- (.*?) -->', svg)
     assert set(SETTINGS) <= set(words)
     flags = {n: sum(row[n] for row in SETTINGS.values()) for n in NORMS}
-    assert {w: words.count(w) for w in ('InputNorm', 'QKNorm', 'FinalNorm', 'PreNorm', 'MidNorm', 'PostNorm')} == {
+    assert {w: words.count(w) for w in ('InputNorm', 'QKNorm', 'FinalNorm', 'PreNorm', 'MidNorm',
+                                        'PostNorm')} == {
         'InputNorm': flags['input_norm'], 'QKNorm': flags['qk_norm'], 'FinalNorm': flags['final_norm'],
         'PreNorm': flags['pre_norm'] + flags['ffn_pre_norm'], 'MidNorm': 2 * flags['mid_norm'],
         'PostNorm': 2 * flags['post_norm']}
@@ -295,7 +306,8 @@ def test_figures_settings_are_drawn_as_they_stand(figures):
 
 @pytest.mark.slow
 def test_figures_norms_against_autograd(figures):
-    said = figures('norms', '--n_layer=2', '--n_embd=8', '--n_head=2', '--block_size=5', '--networks=1', '--seed=3')
+    said = figures('norms', '--n_layer=2', '--n_embd=8', '--n_head=2', '--block_size=5', '--networks=1',
+                   '--seed=3')
     rows = {(r[0], r[1]): [float(c) for c in r[2:]] for r in table_of(said)}
     assert list(dict.fromkeys(name for name, _ in rows)) == [
         'S5', 'S5 − InputNorm', 'S5 − PreNorm', 'S5 − MidNorm', 'S5 − QKNorm',
@@ -311,7 +323,8 @@ def test_figures_norms_against_autograd(figures):
         wanted = [x.square().mean().sqrt(), *(w.norm() for w in block.attn.c_attn.weight.grad.split(8)),
                   block.attn.c_proj.weight.grad.norm(), block.ffn.c_fc.weight.grad.norm(),
                   block.ffn.c_proj.weight.grad.norm(), values[0], values.median()]
-        assert np.allclose(rows['S1', str(layer)], [w.item() for w in wanted], rtol=0.06)  # two digits are printed
+        # two digits are printed
+        assert np.allclose(rows['S1', str(layer)], [w.item() for w in wanted], rtol=0.06)
         x = block(x).detach()
     assert all(pictures('norms'))
 

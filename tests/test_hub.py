@@ -26,8 +26,8 @@ from tests.common import (
 
 class Hub(BaseHTTPRequestHandler):
     """
-    server.sets: {'owner/name' or 'owner/name@revision': {path: bytes} or an HTTP status}; .broken: paths of which
-    only half is sent; .plain: without the header by which the Hub says more about an error
+    server.sets: {'owner/name' or 'owner/name@revision': {path: bytes} or an HTTP status}; .broken: paths of
+    which only half is sent; .plain: without the header by which the Hub says more about an error
     """
     protocol_version = 'HTTP/1.1'
 
@@ -67,7 +67,8 @@ class Hub(BaseHTTPRequestHandler):
                 headers['Content_Range'] = f'bytes {start}-{end}/{len(body)}'
                 body, status = body[int(start):end + 1], 206
             return self.answer(status, body, half=path in self.server.broken and self.command == 'GET',
-                               ETag=f'"{hashlib.sha1(files[path]).hexdigest()}"', X_Repo_Commit=commit, **headers)
+                               ETag=f'"{hashlib.sha1(files[path]).hexdigest()}"', X_Repo_Commit=commit,
+                               **headers)
 
         def entry(path):
             oid = hashlib.sha1(files[path]).hexdigest()
@@ -85,7 +86,8 @@ class Hub(BaseHTTPRequestHandler):
         elif rest[:1] == ['paths-info']:
             body = [entry(path) for path in files if path in unquote(sent.decode())]
         else:
-            body = {'id': name, 'sha': commit, 'siblings': [{'rfilename': path} for path in files], 'tags': []}
+            body = {'id': name, 'sha': commit, 'siblings': [{'rfilename': path} for path in files],
+                    'tags': []}
         self.answer(200, json.dumps(body).encode(), Content_Type='application/json')
 
     do_HEAD = do_POST = do_GET
@@ -121,8 +123,10 @@ configs:
     assert (train, val) == nanogpt_split(TEXTS)
     assert meta['source'] == 'me/plain'
     assert meta['rows'] == len(TEXTS)
-    prepare(tmp_path, '--dataset=me/plain', '--out_dir=few', '--max_docs=100', '--val_fraction=0.05', hub=hub.url)
-    assert prepared(tmp_path / 'few')[:2] == ([t for i, t in enumerate(TEXTS[:100]) if i % 20], TEXTS[:100:20])
+    prepare(tmp_path, '--dataset=me/plain', '--out_dir=few', '--max_docs=100', '--val_fraction=0.05',
+            hub=hub.url)
+    assert prepared(tmp_path / 'few')[:2] == ([t for i, t in enumerate(TEXTS[:100]) if i % 20],
+                                              TEXTS[:100:20])
     prepare(tmp_path, '--dataset=me/parts:two', hub=hub.url)
     assert prepared(tmp_path / 'data/parts-two')[:2] == (TEXTS[20:100], TEXTS[100:])
 

@@ -17,8 +17,8 @@ from training import param_groups
 @pytest.mark.slow
 def test_nfnet_trains_and_resumes(arrays, tmp_path):
     """The full F0 on 8 x 8 pictures; batch normalization's statistics come back too."""
-    line = ['--arch=nfnet', '--batch_norm=True', '--learning_rate=0.01', '--grad_clip=0', '--max_iters=4', '--warmup_epochs=0',
-            '--image_size=32', '--ckpt_interval=2', '--eval_interval=0']
+    line = ['--arch=nfnet', '--batch_norm=True', '--learning_rate=0.01', '--grad_clip=0', '--max_iters=4',
+            '--warmup_epochs=0', '--image_size=32', '--ckpt_interval=2', '--eval_interval=0']
     data = write_images(tmp_path / 'data', size=32)
     train_vit(data, tmp_path / 'straight', *line)
     killed_in_an_epoch(data, tmp_path / 'killed', *line)
@@ -31,8 +31,8 @@ def test_nfnet_trains_and_resumes(arrays, tmp_path):
 def tiny_nfnet(seed=0, noise=0.0, **kwargs):
     """A small NFNet, dropout and drop path off; with noise no gain or bias is at its 0 or 1."""
     torch.manual_seed(seed)
-    model = NFNet(NFNetConfig(**{**dict(n_classes=4, widths=(16, 32, 32, 64), depths=(1, 2, 2, 1), group_size=8,
-                                        drop_path=0.0, dropout=0.0), **kwargs}))
+    model = NFNet(NFNetConfig(**{**dict(n_classes=4, widths=(16, 32, 32, 64), depths=(1, 2, 2, 1),
+                                        group_size=8, drop_path=0.0, dropout=0.0), **kwargs}))
     with torch.no_grad():
         for p in model.parameters():
             p.add_(noise * torch.randn_like(p))
@@ -51,9 +51,11 @@ def np_conv(x, w, name, stride=1):
     flat = (flat - flat.mean(1, keepdims=True)) / (math.sqrt(flat.shape[1]) * flat.std(1, keepdims=True))
     weight = (flat * w[name + '.gain'][:, None]).reshape(weight.shape)
     x = np.pad(x, ((0, 0), (0, 0), (k // 2, k // 2), (k // 2, k // 2)))
-    x = np.lib.stride_tricks.sliding_window_view(x, (k, k), (2, 3))[:, :, ::stride, ::stride]  # (B, C, H, W, k, k)
+    # (B, C, H, W, k, k)
+    x = np.lib.stride_tricks.sliding_window_view(x, (k, k), (2, 3))[:, :, ::stride, ::stride]
     groups = x.shape[1] // c
-    y = [np.einsum('bchwij,ocij->bohw', *pair) for pair in zip(np.split(x, groups, 1), np.split(weight, groups))]
+    y = [np.einsum('bchwij,ocij->bohw', *pair) for pair in zip(np.split(x, groups, 1),
+                                                               np.split(weight, groups))]
     return np.concatenate(y, 1) + w[name + '.bias'][:, None, None]
 
 
@@ -64,7 +66,7 @@ def np_squeeze_excite(x, w, name):
 
 
 def np_nfnet(x, w, depths, alpha=0.2):
-    """The paper's network; beta from the variances that it predicts: 1 + alpha^2 behind a stage's first block."""
+    """The network; beta from the variances that it predicts: 1 + alpha^2 behind a stage's first block."""
     for i, stride in ((0, 2), (2, 1), (4, 1), (6, 2)):
         x = np_conv(np_gelu(x) if i else x, w, f'stem.{i}', stride)
     beta = 1.0
@@ -89,7 +91,8 @@ def np_nfnet(x, w, depths, alpha=0.2):
 def test_nfnet_is_its_equations():
     model = tiny_nfnet(noise=0.3).double().eval()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    want = np_nfnet(x.numpy(), {k: v.detach().numpy() for k, v in model.state_dict().items()}, model.config.depths)
+    want = np_nfnet(x.numpy(), {k: v.detach().numpy() for k, v in model.state_dict().items()},
+                    model.config.depths)
     np.testing.assert_allclose(model(x).detach().numpy(), want, rtol=1e-9, atol=1e-9)
 
 
@@ -156,10 +159,11 @@ def test_nfnet_parameter_counts():
 @pytest.mark.slow
 def test_nfnet_forward_variance_is_what_alpha_and_beta_predict():
     """
-    NFNet-F0 at the start with SkipInit's gains at 1: behind block i of a stage the variance is 1 + (i + 1) alpha^2.
-    Each stage gets Gaussian inputs of the variance predicted for the one before. The prediction knows of no borders
-    and no averages over neighbours, so maps wrap around and pooling takes one pixel of four. Over six seeds a
-    stage's last variance was 0.989 to 1.040 times the predicted one, the stem's and final_conv's 0.977 to 1.051.
+    NFNet-F0 at the start with SkipInit's gains at 1: behind block i of a stage the variance is 1 + (i + 1)
+    alpha^2. Each stage gets Gaussian inputs of the variance predicted for the one before. The prediction
+    knows of no borders and no averages over neighbours, so maps wrap around and pooling takes one pixel of
+    four. Over six seeds a stage's last variance was 0.989 to 1.040 times the predicted one, the stem's and
+    final_conv's 0.977 to 1.051.
     """
     torch.manual_seed(0)
     config = NFNetConfig(n_classes=10)
@@ -207,7 +211,8 @@ def test_skipinit_makes_each_block_its_shortcut():
 
 
 def test_nfnet_stochastic_depth():
-    rates = [m.p for m in tiny_nfnet(depths=(1, 2, 6, 3), drop_path=0.25).modules() if isinstance(m, DropPath)]
+    rates = [m.p for m in tiny_nfnet(depths=(1, 2, 6, 3), drop_path=0.25).modules()
+             if isinstance(m, DropPath)]
     assert rates == pytest.approx([0.25 * i / 12 for i in range(1, 12)])  # the first block always stays
     block = tiny_nfnet(noise=0.3, drop_path=0.5).stages[3][0].double()
     assert block.branch[-1].p == pytest.approx(0.5 * 5 / 6)

@@ -14,7 +14,8 @@ from training import clip_units, gradient_units
 
 def numpy_standardized(w):
     """Equation 1, unit by unit."""
-    return np.stack([(row - row.mean()) / (math.sqrt(len(row)) * math.sqrt(((row - row.mean()) ** 2).mean())) for row in w])
+    return np.stack([(row - row.mean()) / (math.sqrt(len(row)) * math.sqrt(((row - row.mean()) ** 2).mean()))
+                     for row in w])
 
 
 def test_standardized_weights():
@@ -38,20 +39,25 @@ def test_weight_standardization_is_the_plain_network_of_standardized_weights(cov
             name = f'blocks.{i}.{layer}'
             gain = w.pop(f'{name}.gain', None)
             assert (gain is None) == (layer == 'attn.c_attn')
-            w[f'{name}.weight'] = numpy_standardized(w[f'{name}.weight']) * (1 if gain is None else gain[:, None])
+            w[f'{name}.weight'] = numpy_standardized(w[f'{name}.weight'])
+            if gain is not None:
+                w[f'{name}.weight'] *= gain[:, None]
     assert not any('gain' in name for name in w)
     idx = torch.randint(0, 64, (12,), generator=torch.Generator().manual_seed(1))
     want = reference(idx.numpy(), w, 'NoNorm', 3, 2, 'rms')
     np.testing.assert_allclose(model(idx[None])[0][0].detach().numpy(), want, rtol=1e-8, atol=1e-10)
-    assert not any('gain' in n for n, _ in tiny('NoNorm', weight_standardization=covers, weight_gain=False).named_parameters())
+    assert not any('gain' in n for n, _ in tiny('NoNorm', weight_standardization=covers,
+                                                weight_gain=False).named_parameters())
 
 
 def test_deviations_of_tfixup():
     d, n = 256, 4
     matrices, embeddings = 0.67 * n ** -0.25, d ** -0.5 * (9 * n) ** -0.25
     torch.manual_seed(0)
-    gpt = GPT(GPTConfig(**SETTINGS['NoNorm'], n_layer=n, n_head=4, n_embd=d, vocab_size=512, block_size=256, init='tfixup'))
-    vit = ViT(ViTConfig(**SETTINGS['NoNorm'], n_layer=n, n_head=4, n_embd=d, image_size=64, patch_size=4, init='tfixup'))
+    gpt = GPT(GPTConfig(**SETTINGS['NoNorm'], n_layer=n, n_head=4, n_embd=d, vocab_size=512, block_size=256,
+                        init='tfixup'))
+    vit = ViT(ViTConfig(**SETTINGS['NoNorm'], n_layer=n, n_head=4, n_embd=d, image_size=64, patch_size=4,
+                        init='tfixup'))
     for model, names in ((gpt, ('wte.weight', 'wpe.weight')), (vit, ('pos_embed', 'patch_embed.weight'))):
         for name, p in model.named_parameters():
             if name in names:
@@ -59,9 +65,11 @@ def test_deviations_of_tfixup():
             elif 'blocks' in name and p.dim() == 2:
                 fans = 2 * d if 'attn' in name else 5 * d  # W_q, W_k, W_v are three matrices
                 assert abs(p.std().item() / (matrices * math.sqrt(2 / fans)) - 1) < 0.02, name
-    for Network, config in ((GPT, GPTConfig(n_layer=1, n_head=4, n_embd=d, init='torch')), (ViT, ViTConfig(n_layer=1, n_embd=d, init='torch'))):
+    for Network, config in ((GPT, GPTConfig(n_layer=1, n_head=4, n_embd=d, init='torch')),
+                            (ViT, ViTConfig(n_layer=1, n_embd=d, init='torch'))):
         model = Network(config)
-        for layer in (model.blocks[0].attn.c_attn, model.blocks[0].ffn.c_proj, getattr(model, 'head', None), getattr(model, 'patch_embed', None)):
+        for layer in (model.blocks[0].attn.c_attn, model.blocks[0].ffn.c_proj, getattr(model, 'head', None),
+                      getattr(model, 'patch_embed', None)):
             if layer is not None:
                 most = layer.weight[0].numel() ** -0.5
                 assert 0.98 * most < layer.weight.abs().max() <= most
@@ -71,19 +79,21 @@ def test_deviations_of_tfixup():
 
 
 def test_adaptive_gradient_clipping_row_by_row():
-    """Equation 3 in NumPy for every kind of parameter; zero rows, zero gradients and scalars are among them."""
+    """Equation 3 in NumPy for every kind of parameter; with zero rows, zero gradients and scalars."""
     torch.manual_seed(0)
-    model = ViT(ViTConfig(**SETTINGS['S5'], image_size=8, patch_size=4, n_layer=2, n_head=2, n_embd=16, n_classes=5)).double()
+    model = ViT(ViTConfig(**SETTINGS['S5'], image_size=8, patch_size=4, n_layer=2, n_head=2, n_embd=16,
+                          n_classes=5)).double()
     model.scalar = torch.nn.Parameter(torch.tensor(0.0, dtype=torch.float64))
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(torch.rand(p.shape, dtype=torch.float64))
         model.blocks[0].ffn.c_fc.weight[3] = 0  # |w| < eps: its gradient goes to limit * eps
     units = gradient_units(model)
-    assert {id(p) for p, _ in units} == {id(p) for p in model.parameters()} - {id(p) for p in model.head.parameters()}
+    head = {id(p) for p in model.head.parameters()}
+    assert {id(p) for p, _ in units} == {id(p) for p in model.parameters()} - head
     for p in model.parameters():
-        p.grad = torch.randn_like(p) * 10 ** torch.empty(p.shape[:1] or (1,), dtype=torch.float64).uniform_(-4, 0).view(
-            -1, *[1] * max(0, p.dim() - 1)).view(p.shape if p.dim() < 1 else (-1, *[1] * (p.dim() - 1)))
+        sizes = torch.empty(p.shape[:1] or (1,), dtype=torch.float64).uniform_(-4, 0)
+        p.grad = torch.randn_like(p) * 10 ** sizes.view(*p.shape[:1], *[1] * (p.dim() - 1))
     model.blocks[0].ffn.c_fc.weight.grad[5] = 0
     before = {n: p.grad.clone().numpy() for n, p in model.named_parameters()}
     limit, clipped, total = 0.01, 0, 0
@@ -114,12 +124,14 @@ def test_adaptive_gradient_clipping_row_by_row():
 @pytest.mark.slow
 def test_second_report_in_the_train_scripts(tokens, arrays, tmp_path):
     def text():
-        train(tokens, tmp_path / 'text', '--setting=NoNorm', '--qkv_bias=False', '--bias=True', '--init=tfixup', '--weight_standardization=ffn', '--agc=0.01',
+        train(tokens, tmp_path / 'text', '--setting=NoNorm', '--qkv_bias=False', '--bias=True',
+              '--init=tfixup', '--weight_standardization=ffn', '--agc=0.01',
               '--grad_clip=0', '--learning_rate=0.02', '--optimizer=sgd')
         return rows(tmp_path / 'text')
 
     def images():
-        train_vit(arrays, tmp_path / 'images', '--setting=NoNorm', '--init=tfixup', '--weight_standardization=all',
+        train_vit(arrays, tmp_path / 'images', '--setting=NoNorm', '--init=tfixup',
+                  '--weight_standardization=all',
                   '--agc=0.01', '--grad_clip=0', '--learning_rate=0.02', '--qkv_bias=False')
         return rows(tmp_path / 'images')
 
@@ -128,7 +140,8 @@ def test_second_report_in_the_train_scripts(tokens, arrays, tmp_path):
         assert math.isfinite(log[-1]['loss'])
     for out, standardized in (('text', 'ffn'), ('images', 'all')):
         args, names = final(tmp_path / out)['model_args'], set(final(tmp_path / out)['model'])
-        assert (args['init'], args['weight_standardization'], args['qkv_bias']) == ('tfixup', standardized, False)
+        assert (args['init'], args['weight_standardization'],
+                args['qkv_bias']) == ('tfixup', standardized, False)
         assert 'blocks.0.ffn.c_fc.gain' in names
         assert 'blocks.0.attn.c_attn.bias' not in names
         assert ('blocks.0.attn.c_proj.gain' in names) == (standardized == 'all')

@@ -18,7 +18,8 @@ def test_param_groups_hold_each_tensor_once(norm, bias):
     ids = [id(p) for group in (decay, rest) for p in group['params']]
     assert sorted(ids) == sorted(id(p) for p in model.parameters())
     names = {id(p): n for n, p in model.named_parameters()}
-    assert {names[id(p)].split('.')[-2] for p in decay['params']} == {'wte', 'wpe', 'c_attn', 'c_proj', 'c_fc'}
+    assert {names[id(p)].split('.')[-2]
+            for p in decay['params']} == {'wte', 'wpe', 'c_attn', 'c_proj', 'c_fc'}
     assert all(names[id(p)].endswith('bias') or 'norm' in names[id(p)] for p in rest['params'])
     assert decay['weight_decay'] == 0.1
     assert rest['weight_decay'] == 0.0
@@ -49,10 +50,13 @@ def test_embeddings_are_groups_of_their_own():
         assert sorted(id(p) for g in groups for p in g['params']) == sorted(names)
         plain = [{names[id(p)] for p in g['params']} for g in param_groups(model, 0.1)]
         split = [{names[id(p)] for p in g['params']} for g in groups]
-        assert plain == [split[0] | split[2], split[1] | split[3]]  # what decays and what does not is as without
-        assert [(g['weight_decay'], g['lr_scale']) for g in groups] == [(0.1, 1.0), (0.0, 1.0), (0.1, 0.5), (0.0, 0.5)]
+        # what decays and what does not is as without
+        assert plain == [split[0] | split[2], split[1] | split[3]]
+        assert [(g['weight_decay'], g['lr_scale'])
+                for g in groups] == [(0.1, 1.0), (0.0, 1.0), (0.1, 0.5), (0.0, 0.5)]
         found.append((split[2], split[3]))
-    assert found == [({'wte.weight', 'wpe.weight'}, set()), ({'wte.weight', 'wpe.weight', 'lm_head.weight'}, set()),
+    assert found == [({'wte.weight', 'wpe.weight'}, set()), ({'wte.weight', 'wpe.weight', 'lm_head.weight'},
+                                                             set()),
                      ({'patch_embed.weight'}, {'patch_embed.bias', 'cls_token', 'pos_embed'})]
 
 
@@ -65,7 +69,7 @@ def test_embedding_optimizer_refuses_in_words(words, make, changes):
 
 
 def several_steps(make, model, steps=range(6)):
-    """-> the optimizer that make(model) is, and the weights after updates with one series of gradients and rates"""
+    """-> the optimizer that make(model) is, and the weights after updates with a series of gradients"""
     opt = make(model)
     for i in steps:
         rng = torch.Generator().manual_seed(i)
@@ -112,13 +116,15 @@ def test_embedding_optimizer_against_two_optimizers():
         load_optimizer(again, state)
         resumed = several_steps(lambda model: again, model, range(3, 6))[1]
         assert all((whole[k] == resumed[k]).all() for k in whole)
-    for make, other in ((hybrid, ours('sgdw')), (ours('sgdw'), hybrid), (ours('sgdw'), ours('sgdw', embed_lr=0.1))):
+    for make, other in ((hybrid, ours('sgdw')), (ours('sgdw'), hybrid),
+                        (ours('sgdw'), ours('sgdw', embed_lr=0.1))):
         with pytest.raises(SystemExit, match='has its optimizer state in other groups'):
             load_optimizer(make(tiny()), other(tiny()).state_dict())
 
 
 @pytest.mark.parametrize('kwargs', [
-    dict(optimizer='sgdw'), dict(optimizer='adamw'), dict(optimizer='sgd'), dict(optimizer='sgdw', momentum=0.0),
+    dict(optimizer='sgdw'), dict(optimizer='adamw'), dict(optimizer='sgd'),
+    dict(optimizer='sgdw', momentum=0.0),
     dict(optimizer='sgdw', embed_lr=0.01, embed_optimizer='adamw')], ids=str)
 def test_room_for_the_state_is_what_the_optimizers_make(kwargs):
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=64, block_size=8))
@@ -128,4 +134,5 @@ def test_room_for_the_state_is_what_the_optimizers_make(kwargs):
     opt = make_optimizer(model, **numbers | kwargs)
     opt.step()
     states = [s for o in getattr(opt, 'optimizers', [opt]) for s in o.state.values()]
-    assert state_size(opt) == sum(x.numel() for s in states for x in s.values() if torch.is_tensor(x) and x.dim())
+    assert state_size(opt) == sum(x.numel() for s in states for x in s.values()
+                                  if torch.is_tensor(x) and x.dim())

@@ -22,11 +22,14 @@ from tests.common import (
 )
 
 
+def with_defaults(keys):
+    return IMAGE_DEFAULTS | {k: str(v) if isinstance(v, Path) else v for k, v in keys.items()}
+
+
 def refuse_images(**keys):
     """The sentence with which it ends."""
     with pytest.raises(SystemExit) as stop:
-        prepare_imagenet.main({**IMAGE_DEFAULTS, **{key: str(value) if isinstance(value, Path) else value
-                                                    for key, value in keys.items()}})
+        prepare_imagenet.main(with_defaults(keys))
     assert isinstance(stop.value.code, str)  # a string is exit code 1
     return stop.value.code
 
@@ -45,7 +48,7 @@ def image_folder(root, classes=('ant', 'bee'), train=3, val=2, size=(40, 30)):
 
 
 def test_folder_of_odd_pictures(tmp_path):
-    """Every kind becomes an RGB JPEG, small ones keep their bytes, and broken ones are named, counted and left out."""
+    """Every kind becomes an RGB JPEG, small ones keep their bytes, broken ones are named and left out."""
     root = image_folder(tmp_path / 'set')
     ant, big = root / 'train/ant', smooth_picture(400, 300)
     big.convert('L').save(ant / 'a_grey.JPEG')
@@ -81,7 +84,8 @@ def test_folder_of_odd_pictures(tmp_path):
         assert opened[i].size == (341, 256), name
         wanted = shrunk if name not in ('grey', '16bit') else (shrunk @ [0.299, 0.587, 0.114])[..., None]
         if name == 'palette':
-            wanted = np.asarray(big.quantize(16).convert('RGB').resize((341, 256), Image.Resampling.BICUBIC)).astype(float)
+            palette = big.quantize(16).convert('RGB').resize((341, 256), Image.Resampling.BICUBIC)
+            wanted = np.asarray(palette).astype(float)
         assert abs(np.asarray(opened[i]) - wanted).mean() < 4, name
     assert opened[8].size == (60, 40)
     assert not opened[8].getexif()  # not turned, and nothing that says to turn it
@@ -115,7 +119,8 @@ def test_pictures_of_one_small_size_become_arrays(tmp_path):
     assert labels.tolist() == [0] * 70 + [1] * 70
     assert np.allclose(meta['mean'], (wanted / 255).mean((0, 1, 2)))
     assert np.allclose(meta['std'], (wanted / 255).std((0, 1, 2)))
-    noise_picture(13, 8).save(root / 'train/y/last.png')  # one of another size: JPEGs, and nothing stays of the arrays
+    # one of another size: JPEGs, and nothing stays of the arrays
+    noise_picture(13, 8).save(root / 'train/y/last.png')
     assert 'not all of one size' in prepare_images(tmp_path / 'out', root, overwrite=True)
     images, labels, meta = load_images(tmp_path / 'out', 'train')
     assert meta['layout'] == 'jpeg'
@@ -154,13 +159,15 @@ def test_parquet_and_the_splits(tmp_path):
         assert ids(out, 'test') == list(range(130, 150))
     assert held[0] != held[1]
 
-    other = tmp_path / 'imagenet'  # a validation split and a test split without labels; names of classes as text
+    # a validation split and a test split without labels; names of classes as text
+    other = tmp_path / 'imagenet'
     image_table(other / 'train.parquet', [(p, names[y]) for p, y in rows[:100]], kind='binary')
     image_table(other / 'validation.parquet', [(p, names[y]) for p, y in rows[100:130]], kind='binary')
     prepare_images(tmp_path / 'plain2', other)
     assert load_images(tmp_path / 'plain2', 'val')[2]['classes'] == ['ant', 'bee', 'zebra']
     numbers = tmp_path / 'numbers'
-    for name, part in (('train', rows[:100]), ('validation', rows[100:130]), ('test', [(p, -1) for p, _ in rows[130:]])):
+    for name, part in (('train', rows[:100]), ('validation', rows[100:130]),
+                       ('test', [(p, -1) for p, _ in rows[130:]])):
         image_table(numbers / f'{name}.parquet', part)
     assert 'test has no labels, left out' in prepare_images(tmp_path / 'held2', numbers, val_from_train=10)
     images, labels, meta = load_images(tmp_path / 'held2', 'test')
@@ -204,12 +211,12 @@ p.main(dict({config!r}))
 
 def kill_images(at, **config):
     """Starts and is killed at that rename."""
-    config = IMAGE_DEFAULTS | {key: str(value) if isinstance(value, Path) else value for key, value in config.items()}
+    config = with_defaults(config)
     finish(python('-c', KILLED_IMAGES.format(at=at, config=config)), -9)
 
 
 def test_killed_and_started_again(tmp_path):
-    """kill -9 at the n-th rename, which are the saves of the state, meta.json and the final ones, in that order."""
+    """kill -9 at the n-th rename: the saves of the state, then meta.json, then the final ones."""
     root = image_folder(tmp_path / 'set', train=150, val=5, size=(100, 90))
     (root / 'train/ant/1.jpg').write_bytes(b'')
     prepare_images(tmp_path / 'whole', root)
@@ -225,8 +232,8 @@ def test_killed_and_started_again(tmp_path):
         assert ('going on after' in said) == (1 < at < renames - 6), (at, said)
         assert digest_images(out) == wanted, at
     # killed between the last rename and the end: finished, and it can be replaced
-    state = json.dumps({'mark': json.loads((tmp_path / 'state.json').read_text())['mark'], 'jobs': 6, 'size': None,
-                        'images': {'train': 299, 'val': 10}})
+    state = json.dumps({'mark': json.loads((tmp_path / 'state.json').read_text())['mark'], 'jobs': 6,
+                        'size': None, 'images': {'train': 299, 'val': 10}})
     (tmp_path / 'whole/unfinished').mkdir()
     (tmp_path / 'whole/unfinished/state.json').write_text(state)
     prepare_images(tmp_path / 'whole', root, overwrite=True)
@@ -281,7 +288,8 @@ def bad_sets(tmp_path_factory):
     picture = rows[0][0]
     for file, part in {
             'range/train/0': rows, 'range/validation/0': [(picture, 2)], 'negative/train/0': [(picture, -1)],
-            'negative/validation/0': rows, 'one/train/0': rows, 'cut/partial-train/0': rows, 'cut/validation/0': rows}.items():
+            'negative/validation/0': rows, 'one/train/0': rows, 'cut/partial-train/0': rows,
+            'cut/validation/0': rows}.items():
         image_table(folder / f'{file}.parquet', part, names=['a', 'b'])
     for file, part in {'two/a/train': rows, 'two/b/train': rows, 'float/train': [(picture, 0.5)]}.items():
         image_table(folder / f'{file}.parquet', part)
@@ -307,7 +315,8 @@ def bad_sets(tmp_path_factory):
     ('torn', {}, 'torn/train.parquet cannot be read as parquet'),
     ('two', {}, 'lies in several folders'),
     ('float', {}, 'holds no labels'),
-    ('one', {'label_column': 'class'}, 'has no column class: --label_column takes one of image, label')], ids=str)
+    ('one', {'label_column': 'class'}, 'has no column class: --label_column takes one of image, label')],
+                         ids=str)
 def test_mistakes_with_pictures_get_one_sentence(bad_sets, tmp_path, dataset, keys, sentence):
     said = refuse_images(dataset=bad_sets / dataset, out_dir=tmp_path / 'out', **keys)
     assert sentence in said

@@ -34,7 +34,8 @@ def digests(folder):
 
 def write_lines(path, texts, **more):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(''.join(json.dumps({'id': i, 'text': text, **more}) + '\n' for i, text in enumerate(texts)))
+    path.write_text(''.join(json.dumps({'id': i, 'text': text, **more}) + '\n'
+                            for i, text in enumerate(texts)))
     return path
 
 
@@ -193,7 +194,8 @@ def mistakes(tmp_path_factory):
     write_lines(folder / 'empty.jsonl', ['', '', ''])
     for name, content in {
             'array.json': b'[\n {"text": "a"},\n {"text": "b"}\n]\n', 'latin/a.txt': b'fine',
-            'latin/b.txt': b'caf\xe9 au lait', 'pictures/a.png': b'\x89PNG', 'nothing.jsonl': b'', 'file': b'in the way',
+            'latin/b.txt': b'caf\xe9 au lait', 'pictures/a.png': b'\x89PNG', 'nothing.jsonl': b'',
+            'file': b'in the way',
             'bad.parquet': b'PAR1 is not enough', 'images/meta.json': b'{"classes": 10}'}.items():
         (folder / name).write_bytes(content)
     before = contents(folder)
@@ -241,9 +243,9 @@ def test_prepare_says_that_the_disk_is_full(tmp_path):
 
 def test_prepare_takes_four_bytes_past_65536_ids(tmp_path):
     write_lines(tmp_path / 'good.jsonl', TEXTS)
-    code = ('import prepare_owt as p; p.VOCAB["byte"] = 70_000; p.main(dict(dataset="good.jsonl", out_dir="big", '
-            'tokenizer="byte", text_column="text", max_docs=0, val_fraction=0.0005, streaming="auto", '
-            'revision="", num_proc=1, overwrite=False))')
+    code = ('import prepare_owt as p; p.VOCAB["byte"] = 70_000; p.main(dict(dataset="good.jsonl", '
+            'out_dir="big", tokenizer="byte", text_column="text", max_docs=0, val_fraction=0.0005, '
+            'streaming="auto", revision="", num_proc=1, overwrite=False))')
     finish(python('-c', code, cwd=tmp_path, env={'PYTHONPATH': str(ROOT)}))
     assert prepared(tmp_path / 'big')[:2] == nanogpt_split(TEXTS)
     assert np.fromfile(tmp_path / 'big/val.bin', '<u4')[-1] == 69_999

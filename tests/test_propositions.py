@@ -17,8 +17,9 @@ from tests.common import ROOT, finish, python
 
 STATEMENTS = {  # and their verdicts
     'Theorem 1': 'holds', 'Theorem 2': 'holds in the sense that', 'RMSNorm Jacobian': 'holds',
-    'Equation 3': 'holds in the sense that', 'Proposition 1': 'holds in the sense that', 'Equation 5': 'holds',
-    'Proposition 2': 'holds in the sense that', 'Equation 7': 'holds', 'Proposition 3': 'holds in the sense that',
+    'Equation 3': 'holds in the sense that', 'Proposition 1': 'holds in the sense that',
+    'Equation 5': 'holds', 'Proposition 2': 'holds in the sense that', 'Equation 7': 'holds',
+    'Proposition 3': 'holds in the sense that',
     'Proposition 4': 'holds', 'Equation 11': 'misprint', 'Proposition 5': 'holds', 'Equation 12': 'holds',
     'Equation 13': 'holds', 'Equation 14': 'holds', 'Equation 15': 'holds', 'Equation 16': 'misprint',
     'Equation 17': 'holds'}
@@ -61,14 +62,17 @@ def test_verdicts_follow_from_the_numbers(verdicts):
     # as printed wrong, by far; repaired right, to rounding
     assert min(column('Proposition 2', 'wrt X, as printed')) > 0.1
     assert max(column('Proposition 2', 'wrt X, over g') + column('Proposition 2', 'wrt PreNorm(X)')) < 1e-10
-    assert min(sum((column('Equation 11', key) for key in ("q', before", "q', behind", 'q, behind')), [])) > 1e-3
+    assert min(sum((column('Equation 11', key) for key in ("q', before", "q', behind", 'q, behind')),
+                   [])) > 1e-3
     assert max(column('Equation 11', 'q, before') + column('Equation 11', "q', gains of 1")) < 1e-10
     # the rows of n = 16 with a fourth moment
-    assert min(map(abs, column('Equation 16', 'middle off')[:3] + column('Equation 16', 'right off')[:3])) > 0.1
+    assert min(map(abs, column('Equation 16',
+                               'middle off')[:3] + column('Equation 16', 'right off')[:3])) > 0.1
     assert min(column('Equation 17', "J_Q^Q' = I")) > 0.1
     assert max(column('Equation 17', 'error')) < 1e-10
     # what sigma_W = 0.5 and sigma_x = 3 make of the three: 0.5 / sqrt(1.5) and 1 / sqrt(3) against 1 / 3
-    middle, right, repaired = (1 + column('Equation 16', key)[0] for key in ('middle off', 'right off', 'repaired off'))
+    middle, right, repaired = (1 + column('Equation 16', key)[0]
+                               for key in ('middle off', 'right off', 'repaired off'))
     assert math.isclose(middle / repaired, (1 / 3) / (0.5 / math.sqrt(1.5)), rel_tol=1e-9)
     assert math.isclose(right / repaired, (1 / 3) / (1 / math.sqrt(3)), rel_tol=1e-9)
 
@@ -89,10 +93,12 @@ def test_the_norm_jacobian_against_the_equation_and_against_differences():
 
 
 def test_vec_and_kronecker_conventions():
-    M, A, B = (np.random.default_rng(i).normal(size=shape) for i, shape in enumerate([(3, 4), (2, 3), (4, 5)]))
+    M, A, B = (np.random.default_rng(i).normal(size=shape)
+               for i, shape in enumerate([(3, 4), (2, 3), (4, 5)]))
     t = torch.from_numpy
     assert np.array_equal(props.vec(t(M)), M.flatten(order='F'))
-    np.testing.assert_allclose(props.kron(t(B).T, t(A)) @ props.vec(t(M)), (A @ M @ B).flatten(order='F'), atol=1e-14)
+    np.testing.assert_allclose(props.kron(t(B).T, t(A)) @ props.vec(t(M)), (A @ M @ B).flatten(order='F'),
+                               atol=1e-14)
     C = props.times_commutation(torch.eye(12, dtype=torch.float64), 3, 4).numpy()
     assert np.array_equal(C @ M.flatten(order='F'), M.T.flatten(order='F'))
     assert np.array_equal(C @ C.T, np.eye(12))
@@ -139,10 +145,12 @@ def test_random_vectors_are_isotropic_and_the_edge_is_the_known_one():
     for kind in props.KINDS:
         x = props.isotropic(kind, 4, n=200_000)
         assert abs(x.T @ x / len(x) - torch.eye(4)).max() < 0.03, kind  # standard errors are below 0.007
-    assert math.isclose(props.product_edge(1.0), math.sqrt(27 / 4))  # Fuss and Catalan: a product of two square ones
+    # Fuss and Catalan: a product of two square ones
+    assert math.isclose(props.product_edge(1.0), math.sqrt(27 / 4))
     assert math.isclose(props.product_edge(1e9), 2, rel_tol=1e-3)  # infinitely wide inside: one square matrix
     z = torch.tensor([-1.3, 0.0, 0.4], dtype=torch.float64)
-    phi = [0.5 * (1 + math.erf(v / math.sqrt(2))) + v * math.exp(-v * v / 2) / math.sqrt(2 * math.pi) for v in z]
+    phi = [0.5 * (1 + math.erf(v / math.sqrt(2))) + v * math.exp(-v * v / 2) / math.sqrt(2 * math.pi)
+           for v in z]
     np.testing.assert_allclose(props.gelu_slope(z), phi, atol=1e-14)
 
 

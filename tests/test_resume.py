@@ -53,7 +53,8 @@ def test_a_hybrid_resumes_bit_for_bit(tokens, tmp_path):
         (half / name).write_bytes((tmp_path / 'whole' / name).read_bytes())
     train(tokens, half, *HYBRID, '--init_from=resume')
     assert_same_run(tmp_path / 'whole', half)
-    steps = [[s['step'].item() for s in opt['state'].values() if 'step' in s] for opt in final(half)['optimizer']['optimizers']]
+    steps = [[s['step'].item() for s in opt['state'].values() if 'step' in s]
+             for opt in final(half)['optimizer']['optimizers']]
     assert steps == [[], [20, 20]]  # AdamW has wte and wpe
 
 
@@ -65,7 +66,8 @@ def test_a_hybrid_in_two_processes(tokens, tmp_path):
 @pytest.mark.slow
 def test_sigterm_saves_and_leaves(tokens, tmp_path):
     out = tmp_path / 'out'
-    extra = ['--dropout=0.1', '--ckpt_interval=0', '--max_iters=150']  # a second, that the signal comes before the end
+    # a second, that the signal comes before the end
+    extra = ['--dropout=0.1', '--ckpt_interval=0', '--max_iters=150']
 
     def stopped():
         process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', *extra)
@@ -86,14 +88,15 @@ def test_overwrite_replaces_a_run(tokens, tmp_path):
         train(tokens, tmp_path, '--keep_interval=10', *extra)
     assert final(tmp_path)['config']['seed'] == 3
     assert len(rows(tmp_path)) == 25
-    assert sorted(p.name for p in tmp_path.glob('*.pt')) == ['best.pt', 'ckpt.pt', 'ckpt_000010.pt', 'ckpt_000020.pt']
+    assert sorted(p.name for p in tmp_path.glob('*.pt')) == ['best.pt', 'ckpt.pt', 'ckpt_000010.pt',
+                                                             'ckpt_000020.pt']
     with pytest.raises(SystemExit, match='cannot read the checkpoint'):
         load_checkpoint(tmp_path / 'ckpt_000030.pt')
 
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(tokens, tmp_path):
-    """Files cannot grow past a limit that the network of the first run keeps, and that of the second does not."""
+    """No file grows past a limit that the network of the first run keeps, and that of the second does not."""
     import resource
 
     def small_files():
@@ -102,8 +105,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tokens, tmp_path):
     train(tokens, tmp_path, '--max_iters=5')
     good = (tmp_path / 'ckpt.pt').read_bytes()
     assert len(good) > 20_000
-    process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={tmp_path}', '--init_from=resume',
-                     preexec_fn=small_files)
+    process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={tmp_path}',
+                     '--init_from=resume', preexec_fn=small_files)
     _, err = finish(process, 1)
     assert 'cannot write' in err, err
     assert 'the last good one' in err, err
@@ -120,7 +123,8 @@ def test_a_loss_that_is_not_finite_stops_every_rank(tokens, tmp_path):
     train(tokens, tmp_path, '--max_iters=6', '--ckpt_interval=1')
     before = final(tmp_path)
     extra = ['--init_from=resume', '--ckpt_interval=1']
-    _, err = train(tokens, tmp_path, '--learning_rate=1e30', '--warmup_iters=0', '--grad_clip=0', *extra, code=1, torchrun=2)
+    _, err = train(tokens, tmp_path, '--learning_rate=1e30', '--warmup_iters=0', '--grad_clip=0', *extra,
+                   code=1, torchrun=2)
     said = [line for line in err.splitlines() if 'so no step was made' in line]
     assert len(said) == 1, err
     assert 'iteration 7: loss ' in said[0], err
@@ -133,12 +137,13 @@ def test_a_loss_that_is_not_finite_stops_every_rank(tokens, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments(tokens, tmp_path):
-    """kill -9 at random moments, most of them while a checkpoint is written, then resume: the same run, bit for bit."""
-    moments, kills, out, extra = random.Random(0), [], tmp_path / 'killed', ['--max_iters=400', '--dropout=0.1']
+    """kill -9 at random moments, most of them while a checkpoint is written, then resume: the same run."""
+    moments, kills, out = random.Random(0), [], tmp_path / 'killed'
+    extra = ['--max_iters=400', '--dropout=0.1']
     train(tokens, tmp_path / 'straight', *extra, '--ckpt_interval=1')
     for _ in range(20):
-        process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', *extra, '--ckpt_interval=1',
-                         '--init_from=resume')
+        process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', *extra,
+                         '--ckpt_interval=1', '--init_from=resume')
         lines, count = (line for line in process.stdout if line.startswith('iter ')), moments.randrange(1, 20)
         for _ in zip(range(count), lines):
             pass
@@ -165,8 +170,8 @@ training.leave(0, training.start('cpu', 'float32', False, 0, False))
 
 @pytest.mark.slow
 def test_sigterm_under_torchrun_saves_once_and_all_leave(tokens, tmp_path):
-    process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={tmp_path}', '--max_iters=100000',
-                     '--eval_interval=0', '--ckpt_interval=0', torchrun=2)
+    process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={tmp_path}',
+                     '--max_iters=100000', '--eval_interval=0', '--ckpt_interval=0', torchrun=2)
     next(line for line in process.stdout if 'iter      9' in line)
     process.terminate()
     process.communicate(timeout=60)

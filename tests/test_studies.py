@@ -28,11 +28,13 @@ def test_costs_on_paper_are_the_ones_done_by_hand():
     lines = [line for line in out.splitlines() if line.startswith('| `')]
     rows = {line.split('`')[1]: [cell.strip() for cell in line.split('|')] for line in lines}
     assert list(rows) == ['dnt_small', 'dnt_large', 'dnt_xl', 'vdnt_large', 'vdnt_huge']
-    # L-DNT-XL: 6 (1438.0M - 1024 x 1536) + 12 x 48 x 1536 x 1024 FLOPs; 12 and 16 bytes a weight; 312 TFLOP/s x 0.25
+    # L-DNT-XL: 6 (1438.0M - 1024 x 1536) + 12 x 48 x 1536 x 1024 FLOPs; 12 and 16 bytes a weight; 312 TFLOP/s
+    # x 0.25
     flops = 6 * (1438.0e6 - 1024 * 1536) + 12 * 48 * 1536 * 1024
     assert rows['dnt_xl'][2:6] == ['104.9B tokens', f'{flops / 1e9:.2f}', '23.0 GB', '17.3 GB']
     days = 200_000 * 512 * 1024 * flops / (312e12 * 0.25) / 86400
-    assert [cell.split(', ')[-1] for cell in rows['dnt_xl'][7:10]] == [f'{days / n:.2g} days' for n in (1, 8, 32)]
+    assert [cell.split(', ')[-1]
+            for cell in rows['dnt_xl'][7:10]] == [f'{days / n:.2g} days' for n in (1, 8, 32)]
     paper = 200_000 * 512 * 1024 * flops / (4 * 86400 * 32) / 1e12
     assert f'{paper:.0f} TFLOP/s a GPU, an MFU of {paper / 312:.0%} where' in out
 
@@ -40,19 +42,23 @@ def test_costs_on_paper_are_the_ones_done_by_hand():
 def finish_study(name, done, loss):
     """Every run of a study, at once; what each has lost is a function of it. Returns how many there were."""
     count = 0
-    while todo := {searches.key(run): run for run in searches.STUDIES[name](done) if searches.key(run) not in done}:
+    while todo := {searches.key(run): run for run in searches.STUDIES[name](done)
+                   if searches.key(run) not in done}:
         count += len(todo)
-        done.update((k, {'run': run, 'iter': 9, 'val_loss': loss(run), 'ended': 'finished'}) for k, run in todo.items())
+        done.update((k, {'run': run, 'iter': 9, 'val_loss': loss(run), 'ended': 'finished'})
+                    for k, run in todo.items())
     return count
 
 
 def test_walk_finds_the_lowest_place_and_repeats_the_tiny_grid(monkeypatch):
     axes, done, seen = ([1, 2, 4, 8, 16], [0.1, 0.3, 0.5, 0.7], [1, 10, 100]), {}, []
-    loss = lambda run: (math.log2(run['a']) - 3) ** 2 + (run['b'] - 0.3) ** 2 + 0.01 * math.log10(run['c'])  # noqa: E731
-    for least, best in ((0.0, (8, 0.3, 1)), (0.1, (8, 0.5, 10))):  # what a step gains in b or c is less than 0.1
+    loss = lambda run: (math.log2(run['a']) - 3) ** 2 + (run['b'] - 0.3) ** 2 + 0.01 * math.log10(run['c'])
+    # what a step gains in b or c is less than 0.1
+    for least, best in ((0.0, (8, 0.3, 1)), (0.1, (8, 0.5, 10))):
         done.clear()
         while True:
-            todo, at = searches.walk(lambda a, b, c: {'a': a, 'b': b, 'c': c}, axes, [(2, 0.5, 10)], done, least=least)
+            todo, at = searches.walk(lambda a, b, c: {'a': a, 'b': b, 'c': c}, axes, [(2, 0.5, 10)], done,
+                                     least=least)
             if not todo:
                 break
             done.update((searches.key(run), {'val_loss': loss(run)}) for run in todo)
@@ -76,7 +82,8 @@ def test_studies_follow_each_other_and_the_law_predicts(tmp_path, monkeypatch):
     sizes = {name: size for size, name in searches.DATA.items()}
 
     def gap(run):
-        x = [math.log2(v) for v in (run['max_iters'] / searches.ITERS, run['n_embd'] / 32, sizes[run['dataset']] / 257)]
+        x = [math.log2(v) for v in (run['max_iters'] / searches.ITERS, run['n_embd'] / 32,
+                                    sizes[run['dataset']] / 257)]
         return 0.1 * 2 ** (-0.5 * x[0] + 0.25 * x[1] + 0.1 * x[2])
 
     def loss(run):
@@ -88,10 +95,12 @@ def test_studies_follow_each_other_and_the_law_predicts(tmp_path, monkeypatch):
 
     done = {}
     for name in ('language', 'knobs_grid', 'law', 'law_fifth', 'sizes'):
-        with pytest.raises(SystemExit, match='begins where (language_grid|law) ends|nothing has been predicted'):
+        with pytest.raises(SystemExit,
+                           match='begins where (language_grid|law) ends|nothing has been predicted'):
             list(searches.STUDIES[name](done))
     assert finish_study('language_grid', done, loss) < 80
-    best = {b['variant']: (b['learning_rate'], b.get('embed_lr')) for _, b in searches.language_searches(done)}
+    best = {b['variant']: (b['learning_rate'], b.get('embed_lr'))
+            for _, b in searches.language_searches(done)}
     assert best['L-DNT AdamW'] == (0.016, None)
     assert best['L-DNT hybrid'] == (0.2, 0.008)
     assert best['GPT-2 mSGDW'] == (0.2, None)
@@ -147,19 +156,21 @@ def test_studies_follow_each_other_and_the_law_predicts(tmp_path, monkeypatch):
 
 
 def test_lag_trains_as_train_gpt_does(tokens, tmp_path):
-    shared = dict(iters=20, n_layer=2, learning_rate=0.4, weight_decay=0.003, seed=1, block_size=8, global_batch_size=4)
-    train(tokens, tmp_path / 'out', '--n_embd=32', '--n_head=1', '--embed_optimizer=adamw', '--embed_lr=0.01', '--min_lr=0',
+    shared = dict(iters=20, n_layer=2, learning_rate=0.4, weight_decay=0.003, seed=1, block_size=8,
+                  global_batch_size=4)
+    train(tokens, tmp_path / 'out', '--n_embd=32', '--n_head=1', '--embed_optimizer=adamw', '--embed_lr=0.01',
+          '--min_lr=0',
           '--warmup_iters=6', '--eval_interval=0', *(f'--{k}={v}' for k, v in shared.items() if k != 'iters'))
-    ours = lag.train({**shared, 'dataset': str(tokens), 'n_embd': 32, 'tied': True, 'adamw': 'embeddings', 'adamw_lr': 0.01,
-                      'adamw_decay': 0.003, 'warmup': 0.3})
+    ours = lag.train({**shared, 'dataset': str(tokens), 'n_embd': 32, 'tied': True, 'adamw': 'embeddings',
+                      'adamw_lr': 0.01, 'adamw_decay': 0.003, 'warmup': 0.3})
     assert ours == pytest.approx(rows(tmp_path / 'out')[-1]['loss'], abs=1e-5)
     model = tiny(tied=False)
     parts = {}
     for group, p, rows_of in lag.pieces(model):
         parts[group] = parts.get(group, 0) + p.data[rows_of].numel()
     C, L = 16, 3
-    assert parts == {'embeddings': (64 + 12) * C, 'head': 64 * C, 'q and k': L * 2 * C * C, 'v and o': L * 2 * C * C,
-                     'FFN': L * 8 * C * C, 'gains': C + L * (3 * C + 2 * 8) + C}
+    assert parts == {'embeddings': (64 + 12) * C, 'head': 64 * C, 'q and k': L * 2 * C * C,
+                     'v and o': L * 2 * C * C, 'FFN': L * 8 * C * C, 'gains': C + L * (3 * C + 2 * 8) + C}
 
 
 def test_optimizer_memory_calculated_is_measured(monkeypatch, capsys):
@@ -172,7 +183,8 @@ def test_optimizer_memory_calculated_is_measured(monkeypatch, capsys):
             tensors = len(list(model.parameters()))
             of_embeddings = sum(n.split('.')[0] in EMBEDDINGS for n, _ in model.named_parameters())
             for kind, counters in (('AdamW', tensors), ('mSGDW', 0), ('hybrid', of_embeddings)):
-                assert memory.measured(kind, config, model)[0] == memory.calculated(kind, model) + 4 * counters
+                assert memory.measured(kind, config,
+                                       model)[0] == memory.calculated(kind, model) + 4 * counters
     monkeypatch.setattr(memory, 'device', 'meta')
     memory.printed()
     by_name = {row[0].split()[0]: row for row in table_of(capsys.readouterr().out)}
@@ -192,10 +204,12 @@ def test_smaller_vocabularies(tmp_path):
     ids = {'train': docs[:25], 'val': docs[25:]}
     for split, part in ids.items():
         np.array([i for doc in part for i in [*doc, 256]], '<u2').tofile(folder / f'{split}.bin')
-    (folder / 'meta.json').write_text(json.dumps({'tokenizer': 'byte', 'vocab_size': 257, 'dtype': 'uint16', 'source': 'x'}))
+    (folder / 'meta.json').write_text(json.dumps({'tokenizer': 'byte', 'vocab_size': 257, 'dtype': 'uint16',
+                                                  'source': 'x'}))
     finish(python('-m', 'experiments.vocabulary', f'--dataset={folder}', '--sizes=257,700,50257'))
     # and from gpt2's ids back to the same
-    finish(python('-m', 'experiments.vocabulary', f'--dataset={folder}_50257', '--sizes=700', f'--out_dir={tmp_path}/again'))
+    finish(python('-m', 'experiments.vocabulary', f'--dataset={folder}_50257', '--sizes=700',
+                  f'--out_dir={tmp_path}/again'))
 
     def bpe(word, size):  # merges the pair of the lowest rank until there is none
         parts = [word[i:i + 1] for i in range(len(word))]
@@ -215,11 +229,13 @@ def test_smaller_vocabularies(tmp_path):
             got = np.fromfile(tmp_path / name / f'{split}.bin', '<u2').tolist()
             assert meta[f'{split}_tokens'] == len(got)
             assert got.count(size - 1) == meta[f'{split}_documents'] == len(part)
-            assert b''.join(b'|' if i == size - 1 else back[i] for i in got) == b''.join(doc + b'|' for doc in part)
+            assert b''.join(b'|' if i == size - 1 else back[i]
+                            for i in got) == b''.join(doc + b'|' for doc in part)
             word = bpe(b' internationalization', size)
             assert got[:1 + len(bpe(b'the', size)) + len(word)][len(bpe(b'the', size)):-1] == word
     train(tmp_path / 'text_700', tmp_path / 'out', '--max_iters=2')
-    assert 'a part of the gpt2 vocabulary' in finish(python('sample.py', f'--out_dir={tmp_path}/out', '--device=cpu'), 1)[1]
+    assert 'a part of the gpt2 vocabulary' in finish(python('sample.py', f'--out_dir={tmp_path}/out',
+                                                            '--device=cpu'), 1)[1]
 
 
 STUDY = '''
@@ -227,7 +243,8 @@ import sys
 import experiments.reproduce as r
 r.STUDIES['stability'] = lambda done: (
     {**run, **json, 'learning_rate': lr} for run in r.stability(done) if run['learning_rate'] == 0.01
-    for lr in (0.01, 1e30) if run['variant'] in ('NoNorm + WS + AGC', 'S5') and (lr < 1 or 'AGC' in run['variant']))
+    for lr in (0.01, 1e30)
+    if run['variant'] in ('NoNorm + WS + AGC', 'S5') and (lr < 1 or 'AGC' in run['variant']))
 json = {'n_layer': 1}
 r.run_study('stability')
 r.print_variants('stability')
@@ -240,8 +257,9 @@ def test_stability_records_what_diverged_and_goes_on_where_it_stopped(tmp_path):
     for name in ('train_vit.py', 'experiments'):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / 'config').mkdir()
-    text = (ROOT / 'config/nft_cifar10.py').read_text() + f'dataset = {str(data)!r}\nimage_size = 8\nlog_interval = 1\n'
-    (tmp_path / 'config/nft_cifar10.py').write_text(text)
+    text = (ROOT / 'config/nft_cifar10.py').read_text()
+    ours = f'dataset = {str(data)!r}\nimage_size = 8\nlog_interval = 1\n'
+    (tmp_path / 'config/nft_cifar10.py').write_text(text + ours)
     path = tmp_path / 'results/stability.jsonl'
 
     def study():
@@ -262,8 +280,10 @@ def test_stability_records_what_diverged_and_goes_on_where_it_stopped(tmp_path):
     assert next(row for row in table if row[0] == 'S5') == ['S5', top1, '']
     assert next(row for row in table if row[0] == 'NoNorm + WS + AGC')[2] == 'diverged'
     before = path.read_text()
-    path.write_text(''.join(line for line in before.splitlines(True) if '"S5"' not in line))  # stopped before that
+    # stopped before that
+    path.write_text(''.join(line for line in before.splitlines(True) if '"S5"' not in line))
     study()
-    now, then = (sorted(re.sub('"date": "[-0-9 :]+"', '', text).splitlines()) for text in (path.read_text(), before))
+    now, then = (sorted(re.sub('"date": "[-0-9 :]+"', '', text).splitlines())
+                 for text in (path.read_text(), before))
     assert now == then  # but for the minute
     assert '"diverged"' in path.read_text().splitlines()[0] + path.read_text().splitlines()[1]

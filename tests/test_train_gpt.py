@@ -16,7 +16,8 @@ from training import load_gpt2
 def test_log_and_checkpoint_are_as_promised(straight, tokens):
     log = rows(straight)
     assert [(r['iter'], r['split']) for r in log] == \
-        sorted([(i, 'train') for i in range(20)] + [(i, 'val') for i in range(0, 21, 5)], key=lambda r: (r[0], r[1] == 'train'))
+        sorted([(i, 'train') for i in range(20)] + [(i, 'val') for i in range(0, 21, 5)],
+               key=lambda r: (r[0], r[1] == 'train'))
     assert log[-1]['split'] == 'val'
     assert log[-1]['iter'] == 20
     assert all(r['tokens'] == (r['iter'] + (r['split'] == 'train')) * 32 for r in log)
@@ -29,7 +30,8 @@ def test_log_and_checkpoint_are_as_promised(straight, tokens):
     model.load_state_dict(ckpt['model'])
     val = torch.from_numpy(np.fromfile(tokens / 'val.bin', np.uint16).astype(np.int64))
     starts = range(0, 392, 8)  # 49 windows in 400 tokens
-    loss = model(torch.stack([val[i:i + 8] for i in starts]), torch.stack([val[i + 1:i + 9] for i in starts]))[1]
+    loss = model(torch.stack([val[i:i + 8] for i in starts]),
+                 torch.stack([val[i + 1:i + 9] for i in starts]))[1]
     assert abs(loss.item() - log[-1]['loss']) < 1e-6
     assert not list(straight.glob('*.tmp'))
 
@@ -39,8 +41,8 @@ def test_batches_are_windows_of_the_data_and_change_with_iteration_and_seed(tmp_
     n = 60
     write_tokens(tmp_path / 'tokens', n_train=n)
     in_parallel([lambda name=name, seed=seed: train(
-        tmp_path / 'tokens', tmp_path / name, '--learning_rate=0', '--min_lr=0', '--weight_decay=0', f'--seed={seed}',
-        '--global_batch_size=1', '--setting=S1') for name, seed in (('a', 5), ('b', 6))])
+        tmp_path / 'tokens', tmp_path / name, '--learning_rate=0', '--min_lr=0', '--weight_decay=0',
+        f'--seed={seed}', '--global_batch_size=1', '--setting=S1') for name, seed in (('a', 5), ('b', 6))])
     model = GPT(GPTConfig(**final(tmp_path / 'a')['model_args']))
     model.load_state_dict(final(tmp_path / 'a')['model'])
     ids = torch.from_numpy(np.fromfile(tmp_path / 'tokens/train.bin', np.uint16).astype(np.int64))
@@ -62,7 +64,8 @@ def test_one_process_or_two(tokens, tmp_path):
 
 @pytest.mark.slow
 def test_micro_batches_and_evaluation_change_nothing(tokens, tmp_path):
-    runs = runs_like_one(tokens, tmp_path, one=[], two_micro=['--micro_batch_size=1'], micro=['--micro_batch_size=1'],
+    runs = runs_like_one(tokens, tmp_path, one=[], two_micro=['--micro_batch_size=1'],
+                         micro=['--micro_batch_size=1'],
                          eval_often=['--eval_interval=1'], eval_never=['--eval_interval=0'])
     trained = [[r for r in runs[n] if r['split'] == 'train'] for n in ('one', 'eval_often', 'eval_never')]
     assert trained[0] == trained[1] == trained[2]
@@ -71,8 +74,8 @@ def test_micro_batches_and_evaluation_change_nothing(tokens, tmp_path):
 @pytest.mark.slow
 def test_other_optimizers_learn(tokens, tmp_path):
     in_parallel([lambda optimizer=optimizer: train(
-        tokens, tmp_path / optimizer, f'--optimizer={optimizer}', '--learning_rate=0.01', '--setting=S1', '--norm=layer',
-        '--bias=True', '--tied=False', '--log_interval=0') for optimizer in ('adamw', 'sgd')])
+        tokens, tmp_path / optimizer, f'--optimizer={optimizer}', '--learning_rate=0.01', '--setting=S1',
+        '--norm=layer', '--bias=True', '--tied=False', '--log_interval=0') for optimizer in ('adamw', 'sgd')])
     for log in (rows(tmp_path / 'adamw'), rows(tmp_path / 'sgd')):
         assert log[-1]['loss'] < log[0]['loss'] - 0.05
         assert {r['split'] for r in log} == {'val'}
@@ -80,14 +83,15 @@ def test_other_optimizers_learn(tokens, tmp_path):
 
 @pytest.mark.slow
 def test_weights_of_another_run_and_samples(straight, tokens, tmp_path):
-    said, _ = train(tokens, tmp_path / 'tuned', f'--init_from={straight}/ckpt.pt', '--eval_interval=20', '--seed=9')
+    said, _ = train(tokens, tmp_path / 'tuned', f'--init_from={straight}/ckpt.pt', '--eval_interval=20',
+                    '--seed=9')
     assert 'with a fresh optimizer' in said
     assert rows(tmp_path / 'tuned')[0]['loss'] == pytest.approx(rows(straight)[-1]['loss'], abs=1e-6)
     out, _ = train(tokens, straight, '--init_from=resume', '--eval_only=True', '--dropout=0.1')
     assert f'val loss {rows(straight)[-1]["loss"]}' in out
     texts = in_parallel([lambda s=s: finish(python(
-        'sample.py', f'--out_dir={straight}', '--device=cpu', '--max_new_tokens=40', '--prompt=ab', '--num_samples=2',
-        f'--seed={s}', '--top_k=30'))[0] for s in (1, 1, 2)])
+        'sample.py', f'--out_dir={straight}', '--device=cpu', '--max_new_tokens=40', '--prompt=ab',
+        '--num_samples=2', f'--seed={s}', '--top_k=30'))[0] for s in (1, 1, 2)])
     assert texts[0] == texts[1] != texts[2]
     assert texts[0].count('-' * 80) == 2
     assert all(t.startswith('ab') for t in texts)
@@ -106,8 +110,8 @@ def test_gpt2_weights_from_a_hugging_face_folder(tmp_path):
         shapes[f'h.{i}.attn.bias'] = (1, 1, 12, 12)  # the causal mask that old files carry
     hf = {k: torch.randn(shape, generator=rng) for k, shape in shapes.items()}
     save_file(hf, tmp_path / 'model.safetensors')
-    (tmp_path / 'config.json').write_text(json.dumps({'n_layer': 2, 'n_head': 2, 'n_embd': C, 'n_positions': 12,
-                                                      'vocab_size': 64}))
+    (tmp_path / 'config.json').write_text(json.dumps({'n_layer': 2, 'n_head': 2, 'n_embd': C,
+                                                      'n_positions': 12, 'vocab_size': 64}))
     checkpoint = load_gpt2(tmp_path)
     model = GPT(GPTConfig(**checkpoint['model_args']))
     model.load_state_dict(checkpoint['model'])
@@ -124,7 +128,8 @@ def test_gpt2_weights_from_a_hugging_face_folder(tmp_path):
         mask = torch.full((len(IDX), len(IDX)), float('-inf')).triu(1)
         y = ((q @ k.mT / 8 ** 0.5 + mask).softmax(-1) @ v).transpose(0, 1).reshape(-1, C)
         x = x + conv1d(y, f'{h}.attn.c_proj')
-        x = x + conv1d(torch.nn.functional.gelu(conv1d(ln(x, f'{h}.ln_2'), f'{h}.mlp.c_fc')), f'{h}.mlp.c_proj')
+        x = x + conv1d(torch.nn.functional.gelu(conv1d(ln(x, f'{h}.ln_2'), f'{h}.mlp.c_fc')),
+                       f'{h}.mlp.c_proj')
     expected = ln(x, 'ln_f') @ hf['wte.weight'].T
     torch.testing.assert_close(model(torch.tensor(IDX[None]))[0][0], expected, atol=1e-3, rtol=1e-4)
     (tmp_path / 'model.safetensors').write_bytes(b'cut short')
@@ -134,7 +139,7 @@ def test_gpt2_weights_from_a_hugging_face_folder(tmp_path):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
 def test_freed_memory_is_taken_again():
-    """64 MB where as much was freed, again and again: no page of them is asked of the kernel anew, as it is without."""
+    """64 MB where as much was freed, again and again: without it, each time the kernel gives new pages."""
     faults = """
 import resource, torch, training
 {}

@@ -31,7 +31,8 @@ from tests.common import (
 def test_vision_log_and_checkpoint_are_as_promised(seen, arrays):
     log = rows(seen)
     assert [(r['iter'], r['split']) for r in log] == sorted(
-        [(i, 'train') for i in range(15)] + [(i, 'val') for i in range(0, 16, 3)], key=lambda r: (r[0], r[1] == 'train'))
+        [(i, 'train') for i in range(15)] + [(i, 'val') for i in range(0, 16, 3)],
+        key=lambda r: (r[0], r[1] == 'train'))
     assert all(r['images'] == 4 * (r['iter'] + (r['split'] == 'train')) for r in log)
     ckpt = final(seen)
     assert ckpt['iter'] == 15
@@ -42,21 +43,25 @@ def test_vision_log_and_checkpoint_are_as_promised(seen, arrays):
     images, labels, meta = load_images(arrays, 'val')
     images = (torch.tensor(np.array(images)).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.3
     logits = model(images).detach().double().numpy()
-    place = [int((row > row[label]).sum()) for row, label in zip(logits, labels)]  # how many classes are likelier
+    # how many classes are likelier
+    place = [int((row > row[label]).sum()) for row, label in zip(logits, labels)]
     loss = -np.mean([math.log(np_softmax(row)[label]) for row, label in zip(logits, labels)])
     assert abs(log[-1]['loss'] - loss) < 1e-5
     assert abs(log[-1]['top1'] - np.mean([p < 1 for p in place])) < 1e-9
     assert abs(log[-1]['top5'] - np.mean([p < 5 for p in place])) < 1e-9
     tops = [(r['top1'], -r['iter']) for r in log if r['split'] == 'val' and r['iter'] > 0]
-    assert (final(seen, 'best.pt')['best_top1'], -final(seen, 'best.pt')['iter']) == max(tops)  # the first of the best
+    # the first of the best
+    assert (final(seen, 'best.pt')['best_top1'], -final(seen, 'best.pt')['iter']) == max(tops)
 
 
 @pytest.mark.parametrize('layout', ['arrays', pytest.param('jpeg', marks=pytest.mark.slow)])
 def test_each_image_once_an_epoch(tmp_path, layout):
-    """A rate of 0 leaves the weights alone, and pictures of one colour look alike: the loss tells which image it was."""
+    """A rate of 0 leaves the weights alone, pictures have one colour: the loss tells which image it was."""
     data = write_images(tmp_path / 'flat', layout, flat=True, train=9, val=2)
-    train_vit(data, tmp_path / 'out', '--learning_rate=0', '--min_lr=0', '--mixup=0', '--cutmix=0', '--label_smoothing=0',
-              '--drop_path=0', '--global_batch_size=2', '--micro_batch_size=1', '--epochs=3', '--randaugment=0')
+    train_vit(data, tmp_path / 'out', '--learning_rate=0', '--min_lr=0', '--mixup=0', '--cutmix=0',
+              '--label_smoothing=0',
+              '--drop_path=0', '--global_batch_size=2', '--micro_batch_size=1', '--epochs=3',
+              '--randaugment=0')
     model = ViT(ViTConfig(**final(tmp_path / 'out')['model_args'])).eval()
     model.load_state_dict(final(tmp_path / 'out')['model'])
     images, labels, _ = load_images(data, 'train')
@@ -81,12 +86,15 @@ def test_each_image_once_an_epoch(tmp_path, layout):
 def test_each_jpeg_is_itself(tmp_path):
     """Pictures of one colour, stored as JPEGs: the evaluation sees each with its own label."""
     data = write_images(tmp_path / 'flat', 'jpeg', 12, flat=True, train=8, val=5)
-    train_vit(data, tmp_path / 'out', '--max_iters=1', '--num_workers=1', '--randaugment=0', '--setting=S1', '--seed=5')  # its positions are small
+    # its positions are small
+    train_vit(data, tmp_path / 'out', '--max_iters=1', '--num_workers=1', '--randaugment=0', '--setting=S1',
+              '--seed=5')
     model = ViT(ViTConfig(**final(tmp_path / 'out')['model_args'])).eval()
     model.load_state_dict(final(tmp_path / 'out')['model'])
     blobs, labels, _ = load_images(data, 'val')
     colours = [np.array(Image.open(io.BytesIO(blob)))[5, 5] for blob in blobs]
-    images = torch.tensor(np.array(colours)).float().div(255).sub(0.5).div(0.3)[:, :, None, None].expand(-1, -1, 8, 8)
+    colours = (torch.tensor(np.array(colours)).float() / 255 - 0.5) / 0.3
+    images = colours[:, :, None, None].expand(-1, -1, 8, 8)
     loss = F.cross_entropy(model(images), torch.tensor(labels)).item()
     assert abs(rows(tmp_path / 'out')[-1]['loss'] - loss) < 1e-5 * loss
     others = [F.cross_entropy(model(images[[i] * 5]), torch.tensor(labels)).item() for i in range(5)]
@@ -133,7 +141,8 @@ def test_any_number_of_workers_is_the_same_run(jpegs, tmp_path):
 def test_vision_one_process_or_two_and_evaluation_change_nothing(arrays, jpegs, tmp_path):
     """Validation has 7 images: they divide neither by the batch nor by the processes."""
     jobs = {'one': (arrays, []), 'two': (arrays, []), 'micro': (arrays, ['--micro_batch_size=2']),
-            'rarely': (arrays, ['--eval_interval=0']), 'jpegs': (jpegs, []), 'two_jpegs': (jpegs, ['--num_workers=1'])}
+            'rarely': (arrays, ['--eval_interval=0']), 'jpegs': (jpegs, []),
+            'two_jpegs': (jpegs, ['--num_workers=1'])}
     in_parallel([lambda n=n, data=data, extra=extra: train_vit(
         data, tmp_path / n, '--drop_path=0', *extra, torchrun=2 if n.startswith('two') else 0)
         for n, (data, extra) in jobs.items()])
@@ -144,7 +153,8 @@ def test_vision_one_process_or_two_and_evaluation_change_nothing(arrays, jpegs, 
             assert abs(x['loss'] - y['loss']) < 1e-5
             assert x.get('top1') == y.get('top1')
             assert x.get('top5') == y.get('top5')
-    assert [r for r in runs['one'] if r['split'] == 'train'] == [r for r in runs['rarely'] if r['split'] == 'train']
+    assert [r for r in runs['one']
+            if r['split'] == 'train'] == [r for r in runs['rarely'] if r['split'] == 'train']
 
 
 @pytest.mark.slow
@@ -175,7 +185,8 @@ def test_predict_and_test_split(seen, arrays, tmp_path):
     before = {p.name: p.read_bytes() for p in seen.iterdir()}
     (said, _), (tested, _), (_, refused) = in_parallel([lambda flags=flags, code=code: train_vit(
         arrays, seen, '--init_from=resume', *flags, code=code) for flags, code in (
-            ([f'--predict={tmp_path}/photos', '--dataset=nowhere'], 0), (['--eval_only=True', '--eval_split=test'], 0),
+            ([f'--predict={tmp_path}/photos', '--dataset=nowhere'],
+             0), (['--eval_only=True', '--eval_split=test'], 0),
             ([f'--predict={tmp_path}/photos/notes.txt'], 1))])
     lines = [line for line in said.splitlines() if 'photos/' in line]
     assert [line.split(': ')[0].split('/')[-1] for line in lines] == ['a.jpg', 'b.png']
@@ -188,7 +199,9 @@ def test_predict_and_test_split(seen, arrays, tmp_path):
     ckpt = final(seen)
     model = ViT(ViTConfig(**ckpt['model_args'])).eval()
     model.load_state_dict(ckpt['model'])
-    photo = Image.open(tmp_path / 'photos/a.jpg').crop((10, 0, 40, 30)).resize((8, 8), Image.Resampling.BICUBIC)  # its middle
+    # its middle
+    photo = Image.open(tmp_path / 'photos/a.jpg').crop((10, 0, 40,
+                                                        30)).resize((8, 8), Image.Resampling.BICUBIC)
     logits = model((torch.tensor(np.array(photo)).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.3)[0]
     assert lines[0].split(': ')[1].split()[0] == 'abcdef'[int(logits.argmax())]
     assert 'test loss' in tested
