@@ -24,23 +24,21 @@ def test_config_has_the_numbers_of_its_row(path):
     arch, size = path.stem.split('_')[:2]
     assert path.stem.split('_')[2:] in ([], [c['optimizer']])
     assert c['out_dir'] == f'out/{path.stem}'
-    assert (c['setting'], c['norm'], c['bias']) == (('S5', 'rms', False)
-                                                    if arch == 'dnt' else ('S1', 'layer', False))
-    assert all(c[n] == 'auto' for n in NORMS)
-    assert (c['beta1'], c['beta2'], c['momentum']) == (0.9, 0.95, 0.9)
+    norms = dict(setting='S5', norm='rms') if arch == 'dnt' else dict(setting='S1', norm='layer')
+    assert c == c | norms | dict.fromkeys(NORMS, 'auto')
+    assert c == c | dict(bias=False, beta1=0.9, beta2=0.95, momentum=0.9)
     with torch.device('meta'):
         model = GPT(GPTConfig(**SETTINGS[c['setting']], **{k: c[k] for k in (
             'n_layer', 'n_head', 'n_embd', 'block_size', 'norm', 'bias')}))
     if size in TABLE_3_AND_5:
         C, H, L, batch, params, gpt2_lr, losses = TABLE_3_AND_5[size]
-        assert (c['n_embd'], c['n_head'], c['n_layer'], c['global_batch_size']) == (C, H, L, batch)
+        assert c == c | dict(n_embd=C, n_head=H, n_layer=L, global_batch_size=batch)
         assert abs(sum(p.numel() for p in model.parameters()) / 1e6 - params) < 0.1
         sgdw = c['optimizer'] == 'sgdw'
         lr = 1.0 if sgdw else 6e-4 if arch == 'dnt' else gpt2_lr
-        assert (c['learning_rate'], c['min_lr'], c['weight_decay'], c['warmup_iters'], c['max_iters'],
-                c['grad_clip'],
-                c['block_size'], c['dropout']) == (lr, 6e-5, 1e-4 if sgdw else 0.1, 0 if sgdw else 2000,
-                                                   200000, 1.0, 1024, 0)
+        assert c == c | dict(learning_rate=lr, min_lr=6e-5, weight_decay=1e-4 if sgdw else 0.1,
+                             warmup_iters=0 if sgdw else 2000, max_iters=200000, grad_clip=1.0,
+                             block_size=1024, dropout=0.0)
         assert f'(table 1): {losses[arch][sgdw]}. not run here.' in text
         assert f'= {batch * 1024:,} tokens per update' in text
         assert f'{batch * 1024 * 200000 / 1e9:.1f}B tokens' in text
@@ -49,7 +47,7 @@ def test_config_has_the_numbers_of_its_row(path):
                 'eval_tokens', 'seed')
         first = load_config(ROOT / 'config/dnt_tiny.py')
         assert size == 'tiny'
-        assert all(c[k] == first[k] for k in same)
+        assert c == c | {k: first[k] for k in same}
 
 
 # width, heads, depth, patch, drop path, rate and decay of mSGDW, parameters, top-1 of table 1
@@ -71,31 +69,27 @@ def test_vision_config_has_the_numbers_of_its_row(path):
     sgdw = c['optimizer'] == 'sgdw'
     assert path.stem.split('_')[2:] == ([] if sgdw == (arch == 'vdnt') else [c['optimizer']])
     assert c['out_dir'] == f'out/{path.stem}'
-    assert (c['setting'], c['norm'], c['bias']) == (('S5', 'rms', True)
-                                                    if arch == 'vdnt' else ('S1', 'layer', True))
-    assert all(c[n] == 'auto' for n in NORMS)
-    assert (c['beta1'], c['beta2'], c['momentum']) == (0.9, 0.99, 0.9)
+    norms = dict(setting='S5', norm='rms') if arch == 'vdnt' else dict(setting='S1', norm='layer')
+    assert c == c | norms | dict.fromkeys(NORMS, 'auto')
+    assert c == c | dict(bias=True, beta1=0.9, beta2=0.99, momentum=0.9)
     with torch.device('meta'):
         model = ViT(ViTConfig(**SETTINGS[c['setting']], **{k: c[k] for k in (
             'n_layer', 'n_head', 'n_embd', 'patch_size', 'image_size', 'norm', 'bias')}))
     if size in TABLE_3_AND_4:
         C, H, L, P, drop, lr, decay, params, top1 = TABLE_3_AND_4[size]
-        assert (c['n_embd'], c['n_head'], c['n_layer'], c['patch_size'], c['drop_path']) == (C, H, L, P, drop)
+        assert c == c | dict(n_embd=C, n_head=H, n_layer=L, patch_size=P, drop_path=drop)
         assert sum(p.numel() for p in model.parameters()) == params[arch]
         assert f'{params[arch] / 1e6:.1f}M' in text
-        assert (c['learning_rate'], c['weight_decay']) == ((lr, decay) if sgdw else (1e-3, 0.1))
-        assert (c['min_lr'], c['epochs'], c['warmup_epochs'], c['global_batch_size'], c['grad_clip'],
-                c['dropout'],
-                c['image_size'], c['randaugment'], c['mixup'], c['cutmix'], c['label_smoothing'],
-                c['dataset']) == \
-            (1e-8, 150, 60, 1024, 0, 0, 224, 9, 0.8, 1.0, 0.1, 'imagenet')
+        lr, decay = (lr, decay) if sgdw else (1e-3, 0.1)
+        assert c == c | dict(learning_rate=lr, weight_decay=decay, min_lr=1e-8, epochs=150, warmup_epochs=60,
+                             global_batch_size=1024, grad_clip=0, dropout=0, image_size=224, randaugment=9,
+                             mixup=0.8, cutmix=1.0, label_smoothing=0.1, dataset='imagenet')
         assert f'(table 1): {top1[arch][c["optimizer"]]}. not run here.' in text
     else:  # those for CIFAR-10 share all but norms and optimizer
         first = load_config(ROOT / 'config/vdnt_cifar10.py', 'train_vit.py')
         own = {'out_dir', 'setting', 'norm', 'optimizer', 'learning_rate', 'weight_decay'}
         assert size == 'cifar10'
-        assert {k: v for k, v in c.items()
-                if k not in own} == {k: v for k, v in first.items() if k not in own}
+        assert c == first | {k: c[k] for k in own}
 
 
 def test_counts_of_the_second_report():
@@ -115,14 +109,10 @@ def test_counts_of_the_second_report():
                                                     ('nfnet_cifar10', 32, 4, 64)])
 def test_configs_of_the_second_report(name, image, patch, batch):
     c = load_config(ROOT / f'config/{name}.py', 'train_vit.py')
-    assert (c['optimizer'], c['momentum'], c['weight_decay'], c['epochs'], c['warmup_epochs'],
-            c['global_batch_size'],
-            c['image_size'], c['grad_clip']) == ('sgd', 0.9, 2e-5, 100, 0, batch, image, 0)
-    assert not any(c[k] for k in ('randaugment', 'mixup', 'cutmix', 'label_smoothing'))
-    assert c['out_dir'] == f'out/{name}'
+    assert c == c | dict(optimizer='sgd', momentum=0.9, weight_decay=2e-5, epochs=100, warmup_epochs=0,
+                         global_batch_size=batch, image_size=image, grad_clip=0, out_dir=f'out/{name}',
+                         randaugment=0, mixup=0, cutmix=0, label_smoothing=0)
     if name == 'nfnet_cifar10':
-        assert (c['arch'], c['learning_rate'], c['agc'], c['drop_path'],
-                c['dropout']) == ('nfnet', 0.025, 0.01, 0.25, 0.2)
+        assert c == c | dict(arch='nfnet', learning_rate=0.025, agc=0.01, drop_path=0.25, dropout=0.2)
     else:
-        assert (c['setting'], c['norm'], c['patch_size'], c['drop_path'],
-                c['dropout']) == ('S1', 'layer', patch, 0, 0)
+        assert c == c | dict(setting='S1', norm='layer', patch_size=patch, drop_path=0, dropout=0)

@@ -93,7 +93,7 @@ def test_adaptive_gradient_clipping_row_by_row():
     assert {id(p) for p, _ in units} == {id(p) for p in model.parameters()} - head
     for p in model.parameters():
         sizes = torch.empty(p.shape[:1] or (1,), dtype=torch.float64).uniform_(-4, 0)
-        p.grad = torch.randn_like(p) * 10 ** sizes.view(*p.shape[:1], *[1] * (p.dim() - 1))
+        p.grad = torch.randn_like(p) * 10 ** sizes.view((*p.shape[:1], *[1] * (p.dim() - 1)))
     model.blocks[0].ffn.c_fc.weight.grad[5] = 0
     before = {n: p.grad.clone().numpy() for n, p in model.named_parameters()}
     limit, clipped, total = 0.01, 0, 0
