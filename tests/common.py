@@ -1,0 +1,295 @@
+"""What several tests share: the scripts run as people run them, on tiny data that is made here."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configurator import configure
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SIZE = ['--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=8', '--global_batch_size=4',
+        '--max_iters=20', '--log_interval=1', '--eval_interval=5', '--ckpt_interval=5', '--device=cpu',
+        '--learning_rate=0.1', '--warmup_iters=2', '--dtype=float32', '--compile=False']
+
+
+def python(*argv, cwd=ROOT, torchrun=0, env=None, **kwargs):
+    """Starts Python, or as many of them as torchrun says."""
+    launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={torchrun}']
+    line = [sys.executable, *(launch if torchrun else []), *map(str, argv)]
+    return subprocess.Popen(line, cwd=cwd, env=os.environ | (env or {}),
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8', **kwargs)
+
+
+def finish(process, code=0):
+    """What a process said until its end, on stdout and on stderr."""
+    out, err = process.communicate(timeout=300)
+    if process.returncode != code:  # an assert would cut short what was said
+        pytest.fail(f'{process.args} ended with {process.returncode}\n{out}\n{err}')
+    return out, err
+
+
+def in_parallel(jobs):
+    """Results of functions without arguments, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda job: job(), jobs))
+
+
+def write_tokens(folder, n_train=3000, n_val=400, vocab=257, seed=0, **meta):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    meta = {'tokenizer': 'byte', 'vocab_size': vocab, 'dtype': 'uint16', 'train_tokens': n_train,
+            'val_tokens': n_val, 'source': 'test', **meta}
+    for split, n in (('train', n_train), ('val', n_val)):
+        (rng.integers(0, 40, n) ** 2 % vocab).astype(meta['dtype']).tofile(folder / f'{split}.bin')
+    (folder / 'meta.json').write_text(json.dumps(meta))
+    return folder
+
+
+def train(tokens, out, *extra, code=0, torchrun=0):
+    """Runs train_gpt.py to its end; returns what it said."""
+    line = ['train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', *extra]
+    return finish(python(*line, torchrun=torchrun), code)
+
+
+def rows(out):
+    """The log without times and speeds."""
+    lines = [json.loads(line) for line in (out / 'log.jsonl').read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.endswith('_per_s') and k != 'data_wait'} for row in lines]
+
+
+def final(out, name='ckpt.pt'):
+    return torch.load(out / name, weights_only=True)
+
+
+def assert_same_run(a, b):
+    assert rows(a) == rows(b)
+    for name in ('ckpt.pt', 'best.pt'):
+        x, y = final(a, name), final(b, name)
+        assert x['iter'] == y['iter']
+        assert all(torch.equal(x['model'][k], y['model'][k]) for k in y['model'])
+
+
+def killed_and_resumed(tokens, out, *extra):
+    for _ in range(5):  # until it was not at its end when the signal came
+        process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', '--overwrite=True',
+                         *extra)
+        while not (out / 'ckpt.pt').exists():
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if killed := process.returncode == -signal.SIGKILL and final(out)['iter'] < 20:
+            break
+        (out / 'ckpt.pt').unlink()
+    assert killed
+    with open(out / 'log.jsonl', 'a') as f:
+        f.write('{"iter": 19, "split": "tr')  # and a line that the kill cut short
+    train(tokens, out, *extra, '--init_from=resume')
+
+
+def runs_like_one(tokens, folder, **jobs):
+    """Logs of runs by name, two processes for two...; each has the losses of the run one, to rounding."""
+    in_parallel([lambda n=n: train(tokens, folder / n, *jobs[n], torchrun=2 if n.startswith('two') else 0)
+                 for n in jobs])
+    runs = {n: rows(folder / n) for n in jobs}
+    assert len({r['loss'] for r in runs['one'] if r['split'] == 'train'}) == 20
+    for run in runs.values():
+        a, b = ([r for r in log if r['split'] == 'train'] for log in (runs['one'], run))
+        assert [r['iter'] for r in a] == [r['iter'] for r in b] == list(range(20))
+        assert all(abs(x['loss'] - y['loss']) < 1e-5 for x, y in zip(a, b))
+    return runs
+
+
+def load_config(path, script='train_gpt.py'):
+    """What a train script makes of a config file."""
+    names = {'__name__': 'config', '__file__': str(ROOT / script)}
+    exec((ROOT / script).read_text().split('config = configure(globals())')[0], names)
+    return configure(names, [str(path)])
+
+
+gpt2_is_here = pytest.mark.skipif(
+    not Path(os.environ.get('TIKTOKEN_CACHE_DIR', ''), '0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4').is_file(),
+    reason="gpt2's file is not here and there is no network: set TIKTOKEN_CACHE_DIR to where it is")
+
+TEXTS = ['one two', '', 'na\u00efve \u4e2d\u6587 \U0001f600\r\nnew line', 'x<|endoftext|>y'] + [
+    f'document {i} ' * (i % 7 + 1) for i in range(196)]
+
+NOBODY = 'http://127.0.0.1:9'  # nothing listens there
+
+
+def start_prepare(folder, *flags, hub=NOBODY, **env):
+    """prepare_owt.py in a folder of its own, bytes unless told otherwise, and no way out to the network."""
+    return python(ROOT / 'prepare_owt.py', '--num_proc=2', '--tokenizer=byte', *flags, cwd=folder,
+                  env={'HF_HOME': str(folder / 'hf'), 'HF_ENDPOINT': hub, **env})
+
+
+def end_prepare(process, code=0):
+    """What it printed or, if it refused, the sentence it ended with."""
+    out, err = finish(process, code)
+    assert 'Traceback' not in err, err
+    return out if code == 0 else err.replace('\r', '\n').strip().splitlines()[-1]
+
+
+def prepare(folder, *flags, code=0, **env):
+    return end_prepare(start_prepare(folder, *flags, **env), code)
+
+
+def prepared(folder):
+    """-> the documents of train and val as they are decoded from the bins, and the meta file"""
+    meta = json.loads((folder / 'meta.json').read_text())
+    documents = []
+    for split in ('train', 'val'):
+        ids = np.fromfile(folder / f'{split}.bin', meta['dtype'])
+        ends = np.flatnonzero(ids == meta['vocab_size'] - 1)
+        assert len(ids) == meta[f'{split}_tokens']
+        assert len(ends) == meta[f'{split}_documents']
+        assert ends[-1] == len(ids) - 1
+        starts = np.r_[0, ends[:-1] + 1]
+        documents.append([bytes(ids[a:b].astype(np.uint8)).decode() for a, b in zip(starts, ends)])
+    assert not list(folder.glob('*.tmp'))
+    return *documents, meta
+
+
+def nanogpt_split(texts):
+    order = np.random.default_rng(2357).permutation(len(texts))
+    cut = -(-len(texts) * 5 // 10_000)
+    return [texts[i] for i in order[cut:]], [texts[i] for i in order[:cut]]
+
+
+def parquet(texts, column='text'):
+    import pyarrow as pa
+    import pyarrow.parquet
+    file = io.BytesIO()
+    pa.parquet.write_table(pa.table({column: texts, 'id': list(range(len(texts)))}), file)
+    return file.getvalue()
+
+
+def stream(*seed):
+    return np.random.default_rng(seed)
+
+
+def noise_picture(w, h, seed=0):
+    return Image.fromarray(stream(seed).integers(0, 256, (h, w, 3), dtype=np.uint8))
+
+
+def smooth_picture(w, h, seed=0):
+    """A picture that survives JPEG: a few random colours, enlarged."""
+    return noise_picture(4, 4, seed).resize((w, h), Image.Resampling.BICUBIC)
+
+
+IMAGE_DEFAULTS = dict(dataset='', out_dir='', val_from_train=0, seed=0, resize_short=256, quality=95,
+                      image_column='', label_column='', num_proc=1, overwrite=False)
+
+
+def prepare_images(out, dataset, code=0, env=None, **keys):
+    """Runs prepare_imagenet.py as a process -> what it says."""
+    keys = {'num_proc': 1, **keys, 'dataset': dataset, 'out_dir': out}
+    return ''.join(finish(python('prepare_imagenet.py', *(f'--{k}={v}' for k, v in keys.items()), env=env),
+                          code))
+
+
+def load_images(out, split):
+    """-> pictures (arrays, or JPEG bytes), labels, meta"""
+    meta = json.loads((out / 'meta.json').read_text())
+    labels = np.load(out / f'{split}_labels.npy')
+    if meta['layout'] == 'arrays':
+        images = np.load(out / f'{split}_images.npy', mmap_mode='r')
+        assert images.dtype == np.uint8
+        assert images.ndim == 4
+        assert images.shape[3] == 3
+    else:
+        offsets, blob = np.load(out / f'{split}_offsets.npy'), (out / f'{split}_jpeg.bin').read_bytes()
+        assert offsets.dtype == np.int64
+        assert offsets[0] == 0
+        assert offsets[-1] == len(blob)
+        assert (np.diff(offsets) > 0).all()
+        images = [blob[a:b] for a, b in zip(offsets, offsets[1:])]
+    assert labels.dtype == np.int64
+    assert len(images) == len(labels) == meta[f'{split}_images']
+    return images, labels, meta
+
+
+def image_table(path, rows, image='image', label='label', names=None, kind='image'):
+    """A parquet file as the Hub stores pictures; the names of classes go into the metadata of `datasets`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    cells = []
+    for picture, _ in rows:
+        f = io.BytesIO()
+        picture.save(f, 'PNG')
+        cells.append({'bytes': f.getvalue(), 'path': None} if kind == 'image' else f.getvalue())
+    data = pa.table({image: cells, label: [y for _, y in rows]})
+    if names:
+        info = {'info': {'features': {image: {'_type': 'Image'},
+                                      label: {'names': names, '_type': 'ClassLabel'}}}}
+        data = data.replace_schema_metadata({'huggingface': json.dumps(info)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(data, path, row_group_size=50)
+
+
+VIT = ['--image_size=8', '--patch_size=4', '--n_layer=2', '--n_head=2', '--n_embd=16', '--epochs=3',
+       '--global_batch_size=4', '--warmup_epochs=0.5', '--learning_rate=0.1', '--grad_clip=1',
+       '--log_interval=1', '--eval_interval=3', '--ckpt_interval=2', '--device=cpu', '--dtype=float32',
+       '--compile=False', '--num_workers=0']
+
+
+def write_images(folder, layout='arrays', size=8, flat=False, **counts):
+    """A data set as prepare_imagenet.py leaves it; flat: pictures of one colour, which no crop changes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    counts, rng = counts or {'train': 23, 'val': 7, 'test': 5}, np.random.default_rng(0)
+    for split, n in counts.items():
+        pictures = rng.integers(0, 256, (n, 1, 1, 3) if flat else (n, size, size, 3), dtype=np.uint8)
+        pictures = np.broadcast_to(pictures, (n, size, size, 3))
+        np.save(folder / f'{split}_labels.npy', np.arange(n) % 6)
+        if layout == 'arrays':
+            np.save(folder / f'{split}_images.npy', pictures)
+            continue
+        blobs = []
+        for picture in pictures:
+            f = io.BytesIO()
+            Image.fromarray(picture).save(f, 'JPEG')
+            blobs.append(f.getvalue())
+        (folder / f'{split}_jpeg.bin').write_bytes(b''.join(blobs))
+        np.save(folder / f'{split}_offsets.npy', np.cumsum([0] + [len(b) for b in blobs]))
+    (folder / 'meta.json').write_text(json.dumps(dict(
+        classes=list('abcdef'), mean=[0.5, 0.5, 0.5], std=[0.3, 0.3, 0.3], layout=layout, source='test',
+        **{f'{split}_images': n for split, n in counts.items()})))
+    return folder
+
+
+def vit_line(data, out, *extra):
+    recipe = ['--randaugment=0'] * (json.loads((data / 'meta.json').read_text())['layout'] == 'arrays')
+    return ['train_vit.py', *VIT, *recipe, f'--dataset={data}', f'--out_dir={out}', *extra]
+
+
+def train_vit(data, out, *extra, code=0, torchrun=0):
+    return finish(python(*vit_line(data, out, *extra), torchrun=torchrun), code)
+
+
+def killed_in_an_epoch(data, out, *extra):
+    process = python(*vit_line(data, out, *extra))
+    # iteration 2: in the middle of the first epoch
+    while not (out / 'ckpt.pt').exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    at = final(out)['iter']
+    train_vit(data, out, '--init_from=resume', *extra)
+    return at
+
+
+def table_of(said):
+    """The rows of a Markdown table, without its head."""
+    rows = [line.strip('|').split('|') for line in said.splitlines() if line.startswith('|')]
+    return [[cell.strip() for cell in row] for row in rows[2:]]

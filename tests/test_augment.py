@@ -1,0 +1,261 @@
+"""Crops, RandAugment, mixup and cutmix against their definitions."""
+
+import math
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
+
+import augment
+from tests.common import ROOT, noise_picture, smooth_picture, stream
+
+
+def test_rand_augment_arguments_at_magnitude_9():
+    expected = {'AutoContrast': (None, None), 'Equalize': (None, None), 'Invert': (None, None),
+                'Rotate': (27, -27),
+                'ShearX': (0.27, -0.27), 'ShearY': (0.27, -0.27), 'TranslateX': (0.405, -0.405),
+                'TranslateY': (0.405, -0.405), 'Color': (1.81, 0.19), 'Contrast': (1.81, 0.19),
+                'Brightness': (1.81, 0.19),
+                'Sharpness': (1.81, 0.19), 'Posterize': (1, 1), 'Solarize': (26, 26), 'SolarizeAdd': (99, 99)}
+    assert set(augment.OPS) == set(expected)
+    for name, values in expected.items():
+        got = tuple(augment.OPS[name][0](0.9, sign) for sign in (1, -1))
+        assert got == values if values[0] is None else got == pytest.approx(values), name
+    # the ends of the range: nothing at 0, and at 10 a factor not below 0.1, no bits left, everything inverted
+    at = {name: (op[0](0.0, -1), op[0](1.0, -1)) for name, op in augment.OPS.items()}
+    assert at['Color'] == (1.0, pytest.approx(0.1))
+    assert at['Rotate'] == (0, -30)
+    assert at['SolarizeAdd'] == (0, 110)
+    assert at['Posterize'] == (4, 0)
+    assert at['Solarize'] == (256, 0)
+
+
+def apply_op(name, image, value):
+    return np.asarray(augment.OPS[name][1](image, value)).astype(int)
+
+
+def test_rand_augment_operations_on_colours():
+    image = noise_picture(40, 30)
+    x = np.asarray(image).astype(int)
+    assert (apply_op('Invert', image, None) == 255 - x).all()
+    assert (apply_op('Posterize', image, 1) == x // 128 * 128).all()
+    assert not apply_op('Posterize', image, 0).any()
+    assert (apply_op('Solarize', image, 26) == np.where(x < 26, x, 255 - x)).all()
+    assert (apply_op('SolarizeAdd', image, 99) == np.where(x < 128, np.minimum(x + 99, 255), x)).all()
+    grey = np.round(x @ [0.299, 0.587, 0.114])[..., None]
+    smoothed = np.asarray(image.filter(ImageFilter.SMOOTH)).astype(int)
+    for name, degenerate in (('Brightness', 0), ('Color', grey), ('Contrast', round(grey.mean())),
+                             ('Sharpness', smoothed)):
+        for value in (0.19, 1.81):
+            wanted = np.clip(degenerate + value * (x - degenerate), 0, 255)
+            assert abs(apply_op(name, image, value) - wanted).max() < 3, (name, value)
+    narrow = Image.fromarray((x // 4 + 50).astype(np.uint8))
+    stretched = apply_op('AutoContrast', narrow, None)
+    assert stretched.min() == 0
+    assert stretched.max() >= 254
+    equal = np.bincount(apply_op('Equalize', Image.fromarray((x ** 2 // 255).astype(np.uint8)),
+                                 None)[..., 0].ravel() // 64)
+    assert (abs(equal / 1200 - 0.25) < 0.12).all()  # the lowest quarter had half of the pixels
+
+
+@pytest.mark.parametrize('name, value', [('Rotate', 27), ('Rotate', -27), ('ShearX', 0.27), ('ShearY', -0.27),
+                                         ('TranslateX', 0.405), ('TranslateX', -0.405),
+                                         ('TranslateY', 0.405)])
+def test_rand_augment_geometry(name, value):
+    """On a ramp each output pixel tells which input point it shows."""
+    W, H = 120, 100
+    Y, X = np.mgrid[0:H, 0:W] + 0.5
+    ramp = np.stack([2 * X, 2 * Y, 100 + 0 * X], -1)
+    a = math.radians(value)
+    x, y = {'Rotate': (W / 2 + math.cos(a) * (X - W / 2) - math.sin(a) * (Y - H / 2),
+                       H / 2 + math.sin(a) * (X - W / 2) + math.cos(a) * (Y - H / 2)),
+            'ShearX': (X + value * Y, Y), 'ShearY': (X, Y + value * X),
+            'TranslateX': (X + value * W, Y), 'TranslateY': (X, Y + value * H)}[name]
+    got = apply_op(name, Image.fromarray(ramp.astype(np.uint8)), value)
+    inside = (x > 3) & (x < W - 3) & (y > 3) & (y < H - 3)
+    outside = (x < -1) | (x > W + 1) | (y < -1) | (y > H + 1)
+    assert inside.mean() > 0.4
+    assert outside.mean() > 0.04
+    assert abs(got - np.stack([2 * x, 2 * y, 100 + 0 * x], -1))[inside].max() < 3
+    assert (got[outside] == (124, 116, 104)).all()
+
+
+def test_rand_augment_draws(monkeypatch):
+    drawn, applied = [], []
+    monkeypatch.setattr(augment, 'OPS', {
+        name: (lambda f, s, name=name: (name, f, s), lambda image, v: (applied.append(v), image)[1])
+        for name in augment.OPS})
+    for i in range(4000):
+        before = len(applied)
+        augment.rand_augment(None, stream(0, i))
+        drawn.append(len(applied) - before)
+    assert np.bincount(drawn) / 4000 == pytest.approx([0.25, 0.5, 0.25], abs=0.03)  # two, each with p = 0.5
+    names, f, sign = zip(*applied)
+    assert set(sign) == {-1, 1}
+    assert abs(np.mean(sign)) < 0.06
+    share = np.array([names.count(name) for name in set(names)]) / len(names)
+    assert len(share) == 15
+    assert abs(share - 1 / 15).max() < 0.02
+    assert np.mean(f) == pytest.approx(0.9, abs=0.005)
+    assert np.std(f) == pytest.approx(0.05, abs=0.005)
+    assert max(f) == 1.0
+    assert np.mean(np.array(f) == 1.0) == pytest.approx(0.0228, abs=0.01)  # P(N(9, 0.5) > 10)
+
+
+class OpRecorder:
+    """Stands for a picture and remembers the crop."""
+
+    def __init__(self, *size):
+        self.size = size
+
+    def crop(self, box):
+        self.box = box
+        return self
+
+    def resize(self, size, _):
+        assert size == (224, 224)
+        return self
+
+
+def test_random_resized_crop():
+    boxes = np.array([augment.random_resized_crop(OpRecorder(1000, 1000), stream(i), scale=(0.08, 0.5)).box
+                      for i in range(3000)])
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert (boxes >= 0).all()
+    assert (boxes <= 1000).all()
+    area, ratio = w * h / 1e6, np.log(w / h)
+    assert area.min() > 0.079
+    assert area.max() < 0.501
+    assert area.mean() == pytest.approx(0.29, abs=0.01)  # uniform
+    assert area.std() == pytest.approx(0.42 / math.sqrt(12), abs=0.006)
+    assert abs(ratio).max() < math.log(4 / 3) + 0.01
+    assert abs(ratio.mean()) < 0.01  # uniform in the logarithm
+    assert ratio.std() == pytest.approx(2 * math.log(4 / 3) / math.sqrt(12), abs=0.006)
+    assert (boxes[:, 0] / (1000 - w)).mean() == pytest.approx(0.5, abs=0.02)  # anywhere
+    area = [np.prod(augment.random_resized_crop(OpRecorder(1000, 1000), stream(i)).box[2:])
+            for i in range(500)]
+    assert max(area) > 0.8e6
+    # nothing fits: the middle
+    assert augment.random_resized_crop(OpRecorder(1000, 30), stream(0)).box == (480, 0, 520, 30)
+    assert augment.random_resized_crop(OpRecorder(30, 1000), stream(0)).box == (0, 480, 30, 520)
+    for i in range(50):
+        assert augment.random_resized_crop(noise_picture(5, 3), stream(i), 8).size == (8, 8)
+
+
+def test_eval_crop():
+    x = np.asarray(image := noise_picture(341, 256))
+    assert (np.asarray(augment.eval_crop(image)) == x[16:240, 58:282]).all()  # the short side is 256 already
+    x = np.asarray(image := noise_picture(256, 300))
+    assert (np.asarray(augment.eval_crop(image)) == x[38:262, 16:240]).all()
+    # the centre stays, and the scale is short / short side
+    for size, short in ((224, 256), (160, 182), (32, 36)):
+        X = np.mgrid[0:300, 0:450][1] + 0.5
+        image = Image.fromarray(np.stack([X / 2] * 3, -1).astype(np.uint8))
+        row = np.asarray(augment.eval_crop(image, size)).astype(int)[size // 2, :, 0]
+        wanted = (225 + (np.arange(size) + 0.5 - size / 2) * 300 / short) / 2
+        assert augment.eval_crop(image, size).size == (size, size)
+        assert abs(row - wanted).max() < 3
+    assert augment.eval_crop(noise_picture(20, 90)).size == (224, 224)  # smaller than the crop: enlarged
+
+
+def test_one_sample_is_a_function_of_its_key():
+    image = noise_picture(80, 60)
+    views = {key: augment.train_view(image, stream(*key), 32).tobytes() for key in np.ndindex(2, 2, 4)}
+    assert all(augment.train_view(image, stream(*key), 32).tobytes() == view for key, view in views.items())
+    assert len(set(views.values())) == len(views)
+    flips = [augment.hflip(image, stream(i)).tobytes() for i in range(400)]
+    mirrored = np.asarray(image)[:, ::-1].tobytes()
+    assert set(flips) == {image.tobytes(), mirrored}
+    assert abs(flips.count(mirrored) - 200) < 40
+    assert torch.equal(augment.to_tensor(image), torch.tensor(np.asarray(image).transpose(2, 0, 1).copy()))
+
+
+def test_pad_crop_flip():
+    images = torch.randint(0, 256, (40, 3, 9, 11), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0))
+    offsets = augment.small_offsets(stream(0), 40)
+    got = augment.pad_crop_flip(images, offsets)
+    for x, (dy, dx, flip), y in zip(images.numpy(), offsets.tolist(), got.numpy()):
+        padded = np.pad(x, ((0, 0), (4, 4), (4, 4)), mode='reflect')[:, 4 + dy:13 + dy, 4 + dx:15 + dx]
+        assert (y == (padded[:, :, ::-1] if flip else padded)).all()
+    assert torch.equal(augment.pad_crop_flip(images.float(), offsets), got.float())
+    assert torch.equal(augment.pad_crop_flip(images[8:16], offsets[8:16]), got[8:16])  # a slice of the batch
+    dy, dx, flip = augment.small_offsets(stream(1), 20_000).T
+    for values, n in ((dy + 4, 9), (dx + 4, 9), (flip, 2)):
+        assert abs(torch.bincount(values) / 20_000 - 1 / n).max() < 0.015
+    assert torch.equal(augment.small_offsets(stream(1), 20_000), augment.small_offsets(stream(1), 20_000))
+
+
+def test_normalize():
+    images = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
+    wanted = (images.numpy() / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    assert np.allclose(augment.normalize(images, mean, std), wanted, atol=1e-6)
+
+
+def test_mixup_and_cutmix_distributions():
+    """Pictures of one value each, 0 and 1 by turns, show what was mixed and where."""
+    images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 64, 48)
+    labels = torch.tensor([5, 7])
+    lams = {True: [], False: []}
+    for i in range(3000):
+        mixed, partners, lam = augment.mix(images, labels, stream(0, i))
+        assert partners.tolist() == [7, 5]
+        assert 0 <= lam <= 1
+        cut = bool(((mixed == 0) | (mixed == 1)).all())
+        # the box's area after clipping, or the share
+        assert mixed[0].mean().item() == pytest.approx(1 - lam, abs=1e-5)
+        assert mixed[1].mean().item() == pytest.approx(lam, abs=1e-5)
+        if cut and 0 < lam < 1:  # one box
+            rows, cols = mixed[0, 0].nonzero().T
+            assert (rows.max() - rows.min() + 1) * (cols.max() - cols.min() + 1) == len(rows)
+        lams[cut].append(lam)
+    assert len(lams[True]) == pytest.approx(1500, abs=110)  # switch 0.5
+    assert np.mean(lams[False]) == pytest.approx(0.5, abs=0.025)
+    # Beta(a, a): 1 / (4 (2a + 1))
+    assert np.var(lams[False]) == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.008)
+    # a side of ratio r around a uniform centre keeps r - r^2 / 4 of its length, and r^2 = 1 - lam is uniform
+    assert np.mean(lams[True]) == pytest.approx(1 - (1 / 2 - 1 / 5 + 1 / 48), abs=0.025)
+
+
+def test_mix_does_not_depend_on_the_number_of_processes():
+    images = torch.rand(8, 3, 10, 12, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(8)
+    for i in range(20):
+        whole, partners, lam = augment.mix(images, labels, stream(3, i))
+        assert partners.tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
+        parts = [augment.mix(images[at:at + 2], labels[at:at + 2], stream(3, i)) for at in range(0, 8, 2)]
+        assert torch.equal(torch.cat([part[0] for part in parts]), whole)
+        assert {part[2] for part in parts} == {lam}
+    same, _, lam = augment.mix(images, labels, stream(0), mixup=0, cutmix=0)
+    assert lam == 1
+    assert torch.equal(same, images)
+    with pytest.raises(ValueError, match='3 images cannot be mixed in pairs'):
+        augment.mix(images[:3], labels[:3], stream(0))
+
+
+def test_mixed_loss_is_soft_target_cross_entropy():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 10), torch.randint(10, (6,))
+    partners = labels[torch.arange(6) ^ 1]
+    soft = [0.1 / 10 + 0.9 * F.one_hot(y, 10) for y in (labels, partners)]
+    for lam in (0.0, 0.3, 1.0):
+        target = lam * soft[0] + (1 - lam) * soft[1]
+        wanted = -(target * logits.log_softmax(-1)).sum(-1).mean()
+        assert augment.mixed_loss(logits, labels, partners,
+                                  lam).item() == pytest.approx(wanted.item(), abs=1e-6)
+
+
+def test_page_of_augmented_pictures(tmp_path, monkeypatch):
+    for i in range(6):
+        smooth_picture(40, 30, i).save(tmp_path / f'{i}.png')
+    monkeypatch.setattr(sys, 'argv', ['augment.py', str(tmp_path), str(tmp_path / 'page.png')])
+    runpy.run_path(str(ROOT / 'augment.py'), run_name='__main__')
+    assert Image.open(tmp_path / 'page.png').size == (8 * 114, 6 * 114)
+    monkeypatch.setattr(sys, 'argv', ['augment.py'])
+    with pytest.raises(SystemExit, match='at least 6 pictures'):
+        runpy.run_path(str(ROOT / 'augment.py'), run_name='__main__')

@@ -1,0 +1,51 @@
+"""The small functions under the train scripts: schedule, batches, folders, what a run says of itself."""
+
+import pytest
+
+from model import SETTINGS
+from training import data_folder, lr_at, name_norms, split_batch, tell_changes
+
+
+def test_schedule():
+    lr = [lr_at(i, 1.0, 0.1, 10, 110) for i in range(111)]
+    assert lr[0] == 1 / 11
+    assert lr[9] == 10 / 11
+    assert lr[10] == 1.0
+    assert abs(lr[60] - 0.55) < 1e-12
+    assert lr[110] == 0.1
+    assert all(a >= b for a, b in zip(lr[10:], lr[11:]))
+    assert lr_at(0, 1.0, 0.0, 0, 10) == 1.0  # no warmup: the peak at once
+    assert lr_at(1, 1.0, 0.0, 2000, 2) < 0.001  # a run shorter than its warmup
+
+
+def test_a_prepared_folder_comes_before_a_raw_one_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ('mytext/a.txt', 'data/mytext/meta.json', 'data/a/train.bin', 'elsewhere/a/meta.json',
+                 'b/meta.json', 'data/b/prepare.py', 'raw/a.txt'):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text('')
+    for dataset, folder in (('mytext', 'data/mytext'), ('mytext/', 'data/mytext/'),
+                            ('./mytext', 'data/./mytext'), ('b', 'b'),
+                            ('elsewhere/a', 'elsewhere/a'), ('a', 'data/a'), ('raw', 'raw'),
+                            ('no', 'data/no'), ('.', '.'),
+                            (str(tmp_path / 'b'), str(tmp_path / 'b'))):
+        assert data_folder(dataset) == folder
+
+
+def test_a_run_says_what_is_not_as_its_name_or_its_checkpoint_says():
+    assert name_norms('S5', SETTINGS['S5']) == 'S5'
+    assert name_norms('S5', SETTINGS['S5'] | {'mid_norm': False}) == 'S5 with mid_norm=False'
+    said = []
+    then = {'learning_rate': 0.2, 'init_from': 'scratch', 'old': 1, 'seed': 1}
+    tell_changes(then, then | {'init_from': 'resume'}, said.append)
+    assert not said
+    tell_changes(then, {'learning_rate': 0.4, 'init_from': 'resume', 'new': 2, 'seed': 1}, said.append)
+    assert said == ['not as in the checkpoint: learning_rate 0.2 -> 0.4']
+
+
+def test_split_batch():
+    assert split_batch(480, 16, 8) == (15, 4)
+    assert split_batch(480, 30, 16) == (30, 1)
+    assert split_batch(2, 16, 1) == (2, 1)
+    with pytest.raises(SystemExit, match='global_batch_size=10 does not divide over 4 processes'):
+        split_batch(10, 16, 4)

@@ -1,0 +1,271 @@
+"""A mistake gets one sentence, and nothing is lost by it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.common import SIZE, final, finish, python, vit_line, write_images, write_tokens
+
+# the start of a process takes most of the time of a mistake, so all of a script are made in one
+ONE_AFTER_THE_OTHER = '''
+import contextlib, io, json, runpy, sys
+for argv in json.loads(sys.argv[1]):
+    sys.argv = argv
+    message = 'it ended without a word'
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            runpy.run_path(argv[0], run_name='__main__')
+    except SystemExit as e:
+        message = e.code
+    print(json.dumps(message))
+'''
+
+
+def said_by(lines):
+    """What each of the command lines ended with."""
+    said = finish(python('-c', ONE_AFTER_THE_OTHER, json.dumps(lines)))[0].splitlines()
+    return dict(zip(map(tuple, lines), map(json.loads, said), strict=True))
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+# -----------------------------------------------------------------------------
+# train_gpt.py
+
+META = {'tokenizer': 'byte', 'vocab_size': 257, 'dtype': 'uint16', 'train_tokens': 3000, 'val_tokens': 400,
+        'source': 'test'}
+BAD_TOKENS = {  # what is wrong with the data set of that name: the contents of its files
+    'no_train': {'train.bin': None}, 'odd_train': {'train.bin': b'x' * 101}, 'empty_val': {'val.bin': b''},
+    'big_ids': {'train.bin': b'xx' * 3000}, 'pickled': {'meta.json': None, 'meta.pkl': b'x'},
+    'torn_meta': {'meta.json': b'{'}, **{name: {'meta.json': json.dumps(META | change).encode()}
+                                         for name, change in {
+        'too_long': {'train_tokens': 2999}, 'half_an_id': {'vocab_size': 257.5},
+        'gpt3': {'tokenizer': 'gpt3'}, 'other_source': {'source': 'x'}}.items()}}
+MISTAKES = [  # arguments (of which {tmp} is a folder, {run} a finished run), words of the message
+    ('--n_embd=1048576 --n_head=1 --out_dir={tmp}/x', 'does not fit into memory'),
+    ('--n_layer=1001', 'use 1 to 1000'),
+    ('--dropout=1.5', 'dropout=1.5 is out of range'),
+    ('--beta2=1', 'beta2=1.0 is out of range'),
+    ('--dataset=nowhere', 'there is no data set in data/nowhere: make it with python prepare_owt.py'),
+    ('--dataset={tmp}/no_train', 'train.bin does not exist'),
+    ('--dataset={tmp}/odd_train', 'has 101 bytes, not 2 for each of 3000 tokens'),
+    ('--dataset={tmp}/empty_val', 'has 0 bytes, not 2 for each of 400'),
+    ('--dataset={tmp}/torn_meta', 'meta.json is broken'),
+    ('--dataset={tmp}/too_long', 'has 6000 bytes, not 2 for each of 2999 tokens'),
+    ('--dataset={tmp}/pickled', 'meta.pkl of nanoGPT'),
+    ('--vocab_size=100', 'vocab_size=100 is less than the 257 of'),
+    ('--dataset={tmp}/big_ids --out_dir={tmp}/big',
+     'train.bin holds the id 30840, past the vocabulary of 320'),
+    ('--block_size=400', 'too few for block_size=400'),
+    ('--n_head=3', 'n_embd=16 does not divide into n_head=3 heads'),
+    ('--n_layer=0', 'n_layer=0 is out of range'),
+    ('--block_size=-8', 'block_size=-8 is out of range'),
+    ('--micro_batch_size=0', 'micro_batch_size=0 is out of'),
+    ('--setting=none', 'setting=none is unknown: use one of S1'),
+    ('--optimizer=adam', 'optimizer=adam is unknown'),
+    ('--norm=batch', 'norm=batch is unknown'),
+    ('--mid_norm=maybe', 'mid_norm=maybe is not one of'),
+    ('--device=tpu', 'device=tpu is unknown'),
+    ('--dtype=float16', 'dtype=float16 is not one of'),
+    ('--seed=-1', 'seed=-1 is out of range'),
+    ('--learning_rate=1e999', 'learning_rate=inf is out of range'),
+    ('--lr=1', 'lr is not a key here, it is replaced by learning_rate'),
+    ('config/vdnt_cifar10.py', 'or is this the config of another script?'),
+    ('--embed_optimizer=adamw --out_dir={tmp}/x',
+     'needs an embed_lr: 0.1, a rate for sgdw, is none for adamw'),
+    ('--embed_lr=1 --learning_rate=0 --out_dir={tmp}/x', 'which is 0: give it a rate'),
+    ('--init_from=resume --embed_lr=1', 'has its optimizer state in other groups'),
+    ('--init_from=resume --n_layer=3 --bias=True',
+     'was made with n_layer=2, now it is 3; bias=False, now it is True'),
+    ('--init_from=resume --seed=2', 'was made with seed=1337'),
+    ('--init_from=resume --setting=S1', 'was made with input_norm=True'),
+    ('--init_from=resume --max_iters=10', 'is at iteration 20, past max_iters=10'),
+    ('', 'holds a run: go on with it (--init_from=resume), replace it (--overwrite=True)'),
+    ('--init_from={run}/ckpt.pt --n_embd=32 --out_dir={tmp}/x', 'was made with n_embd=16, now it is 32'),
+    ('--init_from={run}/ckpt.pt --block_size=9 --out_dir={tmp}/x', 'knows 8 positions, fewer than'),
+    ('--init_from={tmp}/no_train', 'is not a GPT-2 folder'),
+    ('--eval_only=True', 'eval_only needs weights'),
+    ('--seed=4294967296', 'seed=4294967296 is out of range'),
+    ('--vocab_size=1' + '0' * 30, 'use 0 to 4294967295'),
+    ('--dataset={tmp}/half_an_id', 'meta.json is broken'),
+    ('--dataset={tmp}/gpt3', 'meta.json is broken'),
+    ('--init_from=resume --dataset={tmp}/other_source', 'was made with source=test, now it is x'),
+    ('--init_from={run}/best.pt --overwrite=True', 'lies in the out_dir that is to be overwritten'),
+    ('--init_from={tmp}/lacking.pt --out_dir={tmp}/x', 'does not hold the weights of this model'),
+    ('--init_from={tmp}/garbage.pt', 'is not a whole checkpoint of this project'),
+    ('--init_from={tmp}/cut.pt', 'is not a whole checkpoint of this project'),
+    ('--init_from={tmp}/foreign.pt', 'it has no config, data, iter'),
+    ('--init_from=absent.pt', 'cannot read the checkpoint'),
+    ('--out_dir={tmp}/file', 'cannot use out_dir='),
+    ('--learning_rate=1e30 --grad_clip=0', 'The last good checkpoint is none. Try a lower learning_rate')]
+
+
+def write_or_remove(path, content):
+    path.unlink() if content is None else path.write_bytes(content)
+
+
+@pytest.fixture(scope='module')
+def mistakes(straight, tokens, tmp_path_factory):
+    """-> the command line of a mistake, what each ended with, the finished run, and its files before"""
+    tmp, before = tmp_path_factory.mktemp('mistakes'), contents(straight)
+    for name, files in BAD_TOKENS.items():
+        folder = write_tokens(tmp / name)
+        for file, content in files.items():
+            write_or_remove(folder / file, content)
+    whole = final(straight)
+    torch.save({**whole, 'model': {k: v for k, v in whole['model'].items() if 'wpe' in k}},
+               tmp / 'lacking.pt')
+    torch.save({'state_dict': {}}, tmp / 'foreign.pt')
+    (tmp / 'cut.pt').write_bytes(before['ckpt.pt'][:5000])
+    (tmp / 'garbage.pt').write_bytes(b'not a checkpoint')
+    (tmp / 'file').write_text('')
+
+    def line(arguments):
+        about_the_run = not arguments or '=resume' in arguments or 'best.pt' in arguments
+        return ['train_gpt.py', *SIZE, f'--dataset={tokens}',
+                f'--out_dir={straight if about_the_run else tmp / "new"}',
+                '--dropout=0.1', *arguments.format(tmp=tmp, run=straight).split()]
+
+    return line, said_by([line(arguments) for arguments, _ in MISTAKES]), straight, before
+
+
+@pytest.mark.parametrize('arguments,words', MISTAKES)
+def test_mistakes_get_one_sentence(mistakes, arguments, words):
+    line, said, _, _ = mistakes
+    message = said[tuple(line(arguments))]
+    assert words in str(message)
+    assert '\n' not in message
+
+
+@pytest.mark.parametrize('arguments,words', MISTAKES[:2])
+def test_mistakes_as_people_meet_them(mistakes, arguments, words):
+    line, _, _, _ = mistakes
+    _, err = finish(python(*line(arguments)), 1)
+    assert words in err
+    assert len(err.strip().splitlines()) == 1, err
+
+
+def test_mistakes_lose_nothing(mistakes):
+    _, _, run, before = mistakes
+    assert contents(run) == before
+
+
+# -----------------------------------------------------------------------------
+# train_vit.py
+
+# what is wrong with the data set of that name: the layout, and arrays, bytes or keys of meta.json
+BAD_IMAGES = {
+    'no_val': dict(val_labels=None, meta={'val_images': None}),
+    'many_classes': dict(train_labels=np.arange(23)),
+    'negative': dict(train_labels=np.arange(23) - 1),
+    'torn_images': dict(val_images=b'\x93NUMPY'),
+    'one_less': dict(meta={'train_images': 24}),
+    'cut_jpegs': dict(layout='jpeg', train_jpeg=b'cut'),
+    'one_mean': dict(meta={'mean': 0.5}),
+    'seven_classes': dict(meta={'classes': list('abcdefg')}),
+    'other_classes': dict(meta={'classes': list('abcxef')}),
+    'other_source': dict(meta={'source': 'x'}),
+    'deep_labels': dict(val_labels=np.zeros((7, 1), np.int64)),
+    'float_labels': dict(train_labels=np.zeros(23)),
+    'flat_images': dict(val_images=np.zeros((7, 8, 8), np.uint8)),
+    'empty_labels': dict(val_labels=b''),
+    'no_deviation': dict(meta={'std': [0, 0, 0]}),
+    'no_offsets': dict(layout='jpeg', val_offsets=np.zeros(8, np.int64)),
+    'other_seed': dict(meta={'seed': 1})}
+VISION_MISTAKES = [  # as above; {run} is a run of train_vit.py, {text} one of train_gpt.py, {new} an out_dir
+    ('--patch_size=3 {new}', 'patch_size=3 does not divide image_size=8'),
+    ('--dataset=nowhere {new}', 'no data set in data/nowhere: make it with python prepare_imagenet.py'),
+    ('--dataset={tmp}/no_val {new}',
+     'the data set has no val split (a folder val/ beside train/, or --val_from_train=N'),
+    ('--dataset={tmp}/many_classes {new}', 'labels from 0 to 22, but meta.json knows 6 classes (0 to 5)'),
+    ('--dataset={tmp}/negative {new}', 'labels from -1 to 21'),
+    ('--dataset={tmp}/torn_images {new}', 'the val split in'),
+    ('--dataset={tmp}/one_less {new}', 'is not whole (23 labels, 23 images, meta.json says 24'),
+    ('--dataset={tmp}/cut_jpegs {new}', 'is not whole (23 labels, 24 offsets'),
+    ('--dataset={tmp}/one_mean {new}', 'meta.json is broken'),
+    ('--dataset={tokens} {new}', 'meta.json is broken or of another kind of data set'),
+    ('--init_from=resume --dataset={tmp}/seven_classes', 'was made with n_classes=6, now it is 7'),
+    ('--init_from={run}/ckpt.pt --dataset={tmp}/other_classes {new}',
+     "was trained on other classes: its class 3 is 'd', that of"),
+    ('--init_from=resume --dataset={tmp}/other_source', 'was made with source=test, now it is x'),
+    ('--image_size=16 {new}', 'are 8 x 8 x 3, not image_size=16 each way'),
+    ('--dataset={tmp}/deep_labels --overwrite=True', 'is empty, or not as'),
+    ('--dataset={tmp}/float_labels {new}', 'is empty, or not as'),
+    ('--dataset={tmp}/flat_images {new}', 'is empty, or not as'),
+    ('--dataset={tmp}/empty_labels {new}', 'the val split in'),
+    ('--dataset={tmp}/no_deviation {new}', 'meta.json is broken'),
+    ('--dataset={tmp}/no_offsets {new}', 'is not whole'),
+    ('--init_from=resume --dataset={tmp}/other_seed', 'was made with seed=None, now it is 1'),
+    ('--batch_norm=True {new}', 'batch_norm is of --arch=nfnet'),
+    ('--epochs=0 {new}', 'set one of them'),
+    ('--init_from={text}/ckpt.pt --predict=a.jpg {new}', 'is no checkpoint of train_vit.py'),
+    ('--init_from=resume --patch_size=2', 'was made with patch_size=4, now it is 2'),
+    ('--randaugment=9 {new}', 'randaugment=9.0 is for JPEGs'),
+    ('--randaugment=11 {new}', 'use 0 to 10'),
+    ('--global_batch_size=24 {new}', 'has 23 training images, fewer than global_batch_size=24'),
+    ('--global_batch_size=3 {new}', 'does not divide over 1 processes in pairs, which mixup and cutmix need'),
+    ('--micro_batch_size=1 {new}', 'mixup and cutmix need pairs'),
+    ('--init=orthogonal {new}', 'init=orthogonal is unknown'),
+    ('--agc=0.1 {new}', 'are two ways to clip'),
+    ('--weight_standardization=some {new}', 'weight_standardization=some is unknown'),
+    ('--arch=resnet {new}', 'arch=resnet is unknown: use vit or nfnet'),
+    ('--mixup=-1 {new}', 'mixup=-1.0 is out of range'),
+    ('--label_smoothing=1 {new}', 'label_smoothing=1.0 is out'),
+    ('--drop_path=1 {new}', 'drop_path=1.0 is out of range'),
+    ('--num_workers=-2 {new}', 'num_workers=-2 is out'),
+    ('--n_head=3 {new}', 'does not divide into n_head=3 heads'),
+    ('--batch_size=4 {new}', 'batch_size is not a key here'),
+    ('', 'holds a run: go on with it'),
+    ('--init_from=resume --epochs=1', 'is at iteration 15, past the 5 of this run'),
+    ('--init_from=resume --seed=2', 'was made with seed=1337'),
+    ('--init_from=resume --setting=S4', 'was made with ffn_pre_norm=False'),
+    ('--eval_only=True {new}', 'need weights'),
+    ('--predict=a.jpg {new}', 'need weights'),
+    ('--init_from=resume --predict=a.jpg', 'a.jpg cannot be read as a picture'),
+    ('--init_from=resume --eval_only=True --eval_split=train2',
+     'has no train2 split: it has train, val, test'),
+    ('--learning_rate=1e30 --grad_clip=0 {new}', 'Try a lower learning_rate')]
+
+
+def write_bad_images(folder, layout='arrays', meta={}, **files):
+    write_images(folder, layout, 12 if layout == 'jpeg' else 8)
+    for name, content in files.items():
+        path = next(p for p in folder.iterdir() if p.stem == name)
+        if isinstance(content, np.ndarray):
+            np.save(path, content)
+        else:
+            write_or_remove(path, content)
+    meta = json.loads((folder / 'meta.json').read_text()) | meta
+    (folder / 'meta.json').write_text(json.dumps({k: v for k, v in meta.items() if v is not None}))
+
+
+@pytest.fixture(scope='module')
+def vision_mistakes(seen, arrays, tokens, straight, tmp_path_factory):
+    """-> as above"""
+    tmp, before = tmp_path_factory.mktemp('vision_mistakes'), contents(seen)
+    for name, change in BAD_IMAGES.items():
+        write_bad_images(tmp / name, **change)
+
+    def line(arguments):
+        new = f'--out_dir={tmp}/new'
+        arguments = arguments.format(tmp=tmp, run=seen, text=straight, tokens=tokens, new=new)
+        return vit_line(arrays, seen, *arguments.split())
+
+    return line, said_by([line(arguments) for arguments, _ in VISION_MISTAKES]), seen, before
+
+
+@pytest.mark.parametrize('arguments,words', VISION_MISTAKES)
+def test_vision_mistakes_get_one_sentence(vision_mistakes, arguments, words):
+    line, said, _, _ = vision_mistakes
+    message = said[tuple(line(arguments))]
+    assert words in str(message)
+    assert '\n' not in str(message)
+
+
+def test_vision_mistakes_lose_nothing(vision_mistakes):
+    _, _, run, before = vision_mistakes
+    assert contents(run) == before

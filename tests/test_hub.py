@@ -1,0 +1,216 @@
+"""Data sets from the Hugging Face Hub: as much of one as a download needs, on this machine."""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.common import (
+    NOBODY,
+    TEXTS,
+    end_prepare,
+    image_table,
+    load_images,
+    nanogpt_split,
+    noise_picture,
+    parquet,
+    prepare,
+    prepare_images,
+    prepared,
+    start_prepare,
+)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """
+    server.sets: {'owner/name' or 'owner/name@revision': {path: bytes} or an HTTP status}; .broken: paths of
+    which only half is sent; .plain: without the header by which the Hub says more about an error
+    """
+    protocol_version = 'HTTP/1.1'
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, body=b'', half=False, **headers):
+        self.send_response(status)
+        for key, value in {'Content-Length': len(body), **headers}.items():
+            self.send_header(key.replace('_', '-'), str(value))
+        self.end_headers()
+        if self.command != 'HEAD':
+            self.wfile.write(body[:len(body) // 2] if half else body)
+        self.close_connection = half
+
+    def do_GET(self):
+        sent = self.rfile.read(int(self.headers.get('Content-Length') or 0))
+        url = urlsplit(self.path)
+        words = [unquote(word) for word in url.path.strip('/').split('/')]
+        api = words[0] == 'api'
+        name, rest = '/'.join(words[api + 1:api + 3]), words[api + 3:]
+        commits = {f'{r:0>40}'.replace('/', '-'): r for r in ('main', 'refs/convert/parquet', 'refs/pr/18')}
+        asked = [pair for pair in commits.items() if rest[1:] and rest[1] in pair]
+        commit, revision = (asked or list(commits.items()))[0]
+        files = self.server.sets.get(name if revision == 'main' else f'{name}@{revision}', 404)
+        if isinstance(files, int):
+            code = {401: 'GatedRepo', 403: 'GatedRepo', 404: 'RepoNotFound'}.get(files, '')
+            return self.answer(files, b'{}', **({} if self.server.plain else {'X_Error_Code': code}))
+        if not api:  # name/resolve/revision/path
+            path = '/'.join(rest[2:])
+            if path not in files:
+                return self.answer(404, X_Error_Code='EntryNotFound', X_Repo_Commit=commit)
+            body, status, headers = files[path], 200, {}
+            if wanted := self.headers.get('Range'):
+                start, _, end = wanted[len('bytes='):].partition('-')
+                end = min(int(end or len(body)), len(body) - 1)
+                headers['Content_Range'] = f'bytes {start}-{end}/{len(body)}'
+                body, status = body[int(start):end + 1], 206
+            return self.answer(status, body, half=path in self.server.broken and self.command == 'GET',
+                               ETag=f'"{hashlib.sha1(files[path]).hexdigest()}"', X_Repo_Commit=commit,
+                               **headers)
+
+        def entry(path):
+            oid = hashlib.sha1(files[path]).hexdigest()
+            return {'type': 'file', 'path': path, 'size': len(files[path]), 'oid': oid}
+
+        if rest[:1] == ['tree']:
+            head = ''.join(f'{word}/' for word in rest[2:])
+            below = [path for path in files if path.startswith(head)]
+            if not below:
+                return self.answer(404, b'{}', X_Error_Code='EntryNotFound')
+            deep = 'recursive=true' in url.query.lower()
+            folders = {head + path[len(head):].split('/')[0] for path in below if '/' in path[len(head):]}
+            body = [entry(path) for path in below if deep or '/' not in path[len(head):]]
+            body += [{'type': 'directory', 'path': folder, 'size': 0, 'oid': 'b' * 40} for folder in folders]
+        elif rest[:1] == ['paths-info']:
+            body = [entry(path) for path in files if path in unquote(sent.decode())]
+        else:
+            body = {'id': name, 'sha': commit, 'siblings': [{'rfilename': path} for path in files],
+                    'tags': []}
+        self.answer(200, json.dumps(body).encode(), Content_Type='application/json')
+
+    do_HEAD = do_POST = do_GET
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+    server.daemon_threads = True
+    server.sets, server.broken, server.plain = {}, set(), False
+    server.url = f'http://127.0.0.1:{server.server_port}'
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.slow
+def test_prepare_from_the_hub(tmp_path, hub):
+    pytest.importorskip('datasets')
+    card = b"""---
+configs:
+- {config_name: one, data_files: a/*.parquet}
+- {config_name: two, data_files: [{split: train, path: b/t.parquet}, {split: validation, path: b/v.parquet}]}
+---
+"""
+    hub.sets['me/plain'] = {'data/train-00000-of-00002.parquet': parquet(TEXTS[:90]),
+                            'data/train-00001-of-00002.parquet': parquet(TEXTS[90:])}
+    hub.sets['me/parts'] = {'README.md': card, 'a/x.parquet': parquet(TEXTS[:20]),
+                            'b/t.parquet': parquet(TEXTS[20:100]), 'b/v.parquet': parquet(TEXTS[100:])}
+    prepare(tmp_path, '--dataset=me/plain', hub=hub.url)
+    train, val, meta = prepared(tmp_path / 'data/plain')
+    assert (train, val) == nanogpt_split(TEXTS)
+    assert meta['source'] == 'me/plain'
+    assert meta['rows'] == len(TEXTS)
+    prepare(tmp_path, '--dataset=me/plain', '--out_dir=few', '--max_docs=100', '--val_fraction=0.05',
+            hub=hub.url)
+    assert prepared(tmp_path / 'few')[:2] == ([t for i, t in enumerate(TEXTS[:100]) if i % 20],
+                                              TEXTS[:100:20])
+    prepare(tmp_path, '--dataset=me/parts:two', hub=hub.url)
+    assert prepared(tmp_path / 'data/parts-two')[:2] == (TEXTS[20:100], TEXTS[100:])
+
+    # openwebtext: an export that is cut is not taken, one with too few rows only for want of a better one
+    owner = 'Skylion007/openwebtext'
+    hub.sets[f'{owner}@refs/convert/parquet'] = {'plain_text/partial-train/0000.parquet': parquet(TEXTS)}
+    hub.sets[f'{owner}@refs/pr/18'] = {'data/train-00000-of-00093.parquet': parquet(TEXTS[:50])}
+    hub.sets['dylanebert/openwebtext'] = {'plain_text/train-00000-of-00080.parquet': parquet(TEXTS)}
+    said = prepare(tmp_path, hub=hub.url)
+    assert 'cut short' in said
+    assert '50 rows' in said
+    assert '200 rows, OpenWebText has 8,013,769' in said
+    train, val, meta = prepared(tmp_path / 'data/openwebtext')
+    assert meta['source'] == 'dylanebert/openwebtext'
+    assert (train, val) == nanogpt_split(TEXTS)
+    prepare(tmp_path, '--max_docs=30', '--overwrite=True', hub=hub.url)
+    meta = prepared(tmp_path / 'data/openwebtext')[2]
+    assert meta['source'] == f'{owner}@refs/convert/parquet'
+    assert meta['train_documents'] + meta['val_documents'] == 30
+
+
+CARD = b"""---
+configs:
+- {config_name: one, data_files: a.parquet}
+- {config_name: two, data_files: b.parquet}
+---
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('plain', [False, True], ids=['', 'plain'])
+@pytest.mark.parametrize('dataset,words', [
+    ('me/a401', ['me/a401', 'hf auth login']),
+    ('me/a403', ['me/a403', 'gated', 'terms', 'hf auth login']),
+    ('me/a404', ['me/a404 is not on the Hub', 'spelling']),
+    ('me/script', ['--revision=refs/convert/parquet']),
+    ('me/column', ["no column 'text'", 'content']),
+    ('me/column --max_docs=10', ["no column 'text'", 'content']),
+    ('me/two', ['one', 'two', 'ID:CONFIG']),
+    ('me/two:three', ['one', 'two', 'ID:CONFIG']),
+    ('me/test', ['no split train but test']),
+    ('me/half', ['download of me/half broke off', 'same line'])])
+def test_prepare_says_why_the_hub_refuses(tmp_path, hub, plain, dataset, words):
+    pytest.importorskip('datasets')
+    hub.plain = plain
+    hub.sets |= {'me/a401': 401, 'me/a403': 403, 'me/a404': 404,
+                 'me/script': {'script.py': b'', 'README.md': b'hello'},
+                 'me/column': {'data/train.parquet': parquet(TEXTS, 'content')},
+                 'me/two': {'README.md': CARD, 'a.parquet': parquet(TEXTS), 'b.parquet': parquet(TEXTS)},
+                 'me/test': {'data/test.parquet': parquet(TEXTS)},
+                 'me/half': {'data/train-half.parquet': parquet(TEXTS * 99)}}
+    hub.broken.add('data/train-half.parquet')
+    sentence = prepare(tmp_path, *f'--dataset={dataset}'.split(), code=1, hub=hub.url)
+    for word in words:
+        assert word in sentence
+    assert not (tmp_path / 'data').exists() or not list((tmp_path / 'data').iterdir())
+
+
+@pytest.mark.slow
+def test_prepare_says_that_there_is_no_network(tmp_path):
+    pytest.importorskip('datasets')
+    for process in [start_prepare(tmp_path, *flags) for flags in (['--dataset=me/any'], [])]:
+        sentence = end_prepare(process, code=1)
+        assert 'cannot be reached' in sentence
+        assert 'check the network' in sentence
+    assert not (tmp_path / 'data').exists()
+
+
+def test_sets_on_the_hub(tmp_path, hub):
+    for split, n in (('train', 6), ('test', 2)):
+        pictures = [(noise_picture(4, 4, i), i % 2) for i in range(n)]
+        image_table(tmp_path / f'hub/{split}.parquet', pictures, 'img', names=['a', 'b'])
+    hub.sets |= {'uoft-cs/cifar10': {p.name: p.read_bytes() for p in (tmp_path / 'hub').iterdir()},
+                 'ILSVRC/imagenet-1k': 403}
+    env = {'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path / 'home')}
+    said = prepare_images(tmp_path / 'out', 'cifar10', env=env)
+    assert 'uoft-cs/cifar10: 0.0 GB of download' in said
+    assert 'test split becomes val' in said
+    assert load_images(tmp_path / 'out', 'train')[1].tolist() == [0, 1, 0, 1, 0, 1]
+    assert len(load_images(tmp_path / 'out', 'val')[1]) == 2
+    said = prepare_images(tmp_path / 'no', 'imagenet-1k', code=1, env=env)
+    assert 'ILSVRC/imagenet-1k is gated: accept its terms' in said
+    said = prepare_images(tmp_path / 'no', 'nobody/nothing', code=1, env=env)
+    assert 'nobody/nothing is not on the Hub' in said
+    said = prepare_images(tmp_path / 'no', 'cifar100', code=1, env=env | {'HF_ENDPOINT': NOBODY})
+    assert 'could not be had from the Hub' in said
+    assert 'Traceback' not in said

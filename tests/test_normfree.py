@@ -1,0 +1,148 @@
+"""The second report: weight standardization, T-Fixup, adaptive gradient clipping."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig, standardize
+from test_model import reference, tiny, weights
+from tests.common import final, in_parallel, rows, train, train_vit
+from training import clip_units, gradient_units
+
+
+def numpy_standardized(w):
+    """Equation 1, unit by unit."""
+    return np.stack([(row - row.mean()) / (math.sqrt(len(row)) * math.sqrt(((row - row.mean()) ** 2).mean()))
+                     for row in w])
+
+
+def test_standardized_weights():
+    w = standardize(torch.randn(5, 3, 2, 2, dtype=torch.float64) * 7 + 2)
+    rows = w.flatten(1).numpy()
+    np.testing.assert_allclose(rows.mean(1), 0, atol=1e-15)
+    np.testing.assert_allclose(rows.var(1), 1 / 12, rtol=1e-12)
+    w = torch.randn(4, 6, dtype=torch.float64)
+    np.testing.assert_allclose(standardize(w).numpy(), numpy_standardized(w.numpy()), rtol=1e-10)
+    assert torch.equal(standardize(torch.full((2, 3), 5.0)), torch.zeros(2, 3))  # a constant row: not nan
+
+
+@pytest.mark.parametrize('covers,layers', [('all', ('attn.c_attn', 'attn.c_proj', 'ffn.c_fc', 'ffn.c_proj')),
+                                           ('ffn', ('ffn.c_fc', 'ffn.c_proj'))])
+def test_weight_standardization_is_the_plain_network_of_standardized_weights(covers, layers):
+    """... times the gains, which W_q, W_k and W_v do not have."""
+    model = tiny('NoNorm', weight_standardization=covers)
+    w = weights(model)
+    for i in range(3):
+        for layer in layers:
+            name = f'blocks.{i}.{layer}'
+            gain = w.pop(f'{name}.gain', None)
+            assert (gain is None) == (layer == 'attn.c_attn')
+            w[f'{name}.weight'] = numpy_standardized(w[f'{name}.weight'])
+            if gain is not None:
+                w[f'{name}.weight'] *= gain[:, None]
+    assert not any('gain' in name for name in w)
+    idx = torch.randint(0, 64, (12,), generator=torch.Generator().manual_seed(1))
+    want = reference(idx.numpy(), w, 'NoNorm', 3, 2, 'rms')
+    np.testing.assert_allclose(model(idx[None])[0][0].detach().numpy(), want, rtol=1e-8, atol=1e-10)
+    assert not any('gain' in n for n, _ in tiny('NoNorm', weight_standardization=covers,
+                                                weight_gain=False).named_parameters())
+
+
+def test_deviations_of_tfixup():
+    d, n = 256, 4
+    matrices, embeddings = 0.67 * n ** -0.25, d ** -0.5 * (9 * n) ** -0.25
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(**SETTINGS['NoNorm'], n_layer=n, n_head=4, n_embd=d, vocab_size=512, block_size=256,
+                        init='tfixup'))
+    vit = ViT(ViTConfig(**SETTINGS['NoNorm'], n_layer=n, n_head=4, n_embd=d, image_size=64, patch_size=4,
+                        init='tfixup'))
+    for model, names in ((gpt, ('wte.weight', 'wpe.weight')), (vit, ('pos_embed', 'patch_embed.weight'))):
+        for name, p in model.named_parameters():
+            if name in names:
+                assert abs(p.std().item() / embeddings - 1) < 0.02, name
+            elif 'blocks' in name and p.dim() == 2:
+                fans = 2 * d if 'attn' in name else 5 * d  # W_q, W_k, W_v are three matrices
+                assert abs(p.std().item() / (matrices * math.sqrt(2 / fans)) - 1) < 0.02, name
+    for Network, config in ((GPT, GPTConfig(n_layer=1, n_head=4, n_embd=d, init='torch')),
+                            (ViT, ViTConfig(n_layer=1, n_embd=d, init='torch'))):
+        model = Network(config)
+        for layer in (model.blocks[0].attn.c_attn, model.blocks[0].ffn.c_proj, getattr(model, 'head', None),
+                      getattr(model, 'patch_embed', None)):
+            if layer is not None:
+                most = layer.weight[0].numel() ** -0.5
+                assert 0.98 * most < layer.weight.abs().max() <= most
+                assert abs(layer.weight.std() / most * 3 ** 0.5 - 1) < 0.02
+    with pytest.raises(ValueError, match='init=orthogonal is unknown'):
+        GPT(GPTConfig(n_layer=1, n_embd=16, n_head=2, init='orthogonal'))
+
+
+def test_adaptive_gradient_clipping_row_by_row():
+    """Equation 3 in NumPy for every kind of parameter; with zero rows, zero gradients and scalars."""
+    torch.manual_seed(0)
+    model = ViT(ViTConfig(**SETTINGS['S5'], image_size=8, patch_size=4, n_layer=2, n_head=2, n_embd=16,
+                          n_classes=5)).double()
+    model.scalar = torch.nn.Parameter(torch.tensor(0.0, dtype=torch.float64))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(torch.rand(p.shape, dtype=torch.float64))
+        model.blocks[0].ffn.c_fc.weight[3] = 0  # |w| < eps: its gradient goes to limit * eps
+    units = gradient_units(model)
+    head = {id(p) for p in model.head.parameters()}
+    assert {id(p) for p, _ in units} == {id(p) for p in model.parameters()} - head
+    for p in model.parameters():
+        sizes = torch.empty(p.shape[:1] or (1,), dtype=torch.float64).uniform_(-4, 0)
+        p.grad = torch.randn_like(p) * 10 ** sizes.view((*p.shape[:1], *[1] * (p.dim() - 1)))
+    model.blocks[0].ffn.c_fc.weight.grad[5] = 0
+    before = {n: p.grad.clone().numpy() for n, p in model.named_parameters()}
+    limit, clipped, total = 0.01, 0, 0
+    share = clip_units(units, limit).item()
+    for n, p in model.named_parameters():
+        if n.startswith('head'):
+            assert np.array_equal(p.grad.numpy(), before[n])
+            continue
+        w, g, after = p.detach().numpy(), before[n], p.grad.numpy()
+        if n in ('cls_token', 'pos_embed'):
+            parts = [(0, i) for i in range(w.shape[1])]  # each position
+        elif n.endswith('c_attn.bias'):
+            parts = [slice(0, 16), slice(16, 32), slice(32, 48)]  # q, k, v
+        else:
+            parts = range(len(w)) if w.ndim >= 2 else [...]
+        for part in parts:
+            g_norm, w_norm = np.sqrt((g[part] ** 2).sum()), max(np.sqrt((w[part] ** 2).sum()), 1e-3)
+            want = g[part] * limit * w_norm / g_norm if g_norm > 0 and g_norm / w_norm > limit else g[part]
+            np.testing.assert_allclose(after[part], want, rtol=1e-12, err_msg=n)
+            clipped, total = clipped + (g_norm > limit * w_norm), total + 1
+    assert abs(share - clipped / total) < 1e-6
+    assert 0.1 < share < 0.9
+    assert 'lm_head.weight' not in [n for n, p in tiny().named_parameters()]
+    gpt = tiny()  # tied: the head is the embedding, so both stay as they are
+    assert id(gpt.wte.weight) not in {id(p) for p, _ in gradient_units(gpt)}
+
+
+@pytest.mark.slow
+def test_second_report_in_the_train_scripts(tokens, arrays, tmp_path):
+    def text():
+        train(tokens, tmp_path / 'text', '--setting=NoNorm', '--qkv_bias=False', '--bias=True',
+              '--init=tfixup', '--weight_standardization=ffn', '--agc=0.01',
+              '--grad_clip=0', '--learning_rate=0.02', '--optimizer=sgd')
+        return rows(tmp_path / 'text')
+
+    def images():
+        train_vit(arrays, tmp_path / 'images', '--setting=NoNorm', '--init=tfixup',
+                  '--weight_standardization=all',
+                  '--agc=0.01', '--grad_clip=0', '--learning_rate=0.02', '--qkv_bias=False')
+        return rows(tmp_path / 'images')
+
+    for log in in_parallel([text, images]):
+        assert all(0 < r['agc_share'] <= 1 for r in log if r['split'] == 'train')
+        assert math.isfinite(log[-1]['loss'])
+    for out, standardized in (('text', 'ffn'), ('images', 'all')):
+        args, names = final(tmp_path / out)['model_args'], set(final(tmp_path / out)['model'])
+        assert (args['init'], args['weight_standardization'],
+                args['qkv_bias']) == ('tfixup', standardized, False)
+        assert 'blocks.0.ffn.c_fc.gain' in names
+        assert 'blocks.0.attn.c_attn.bias' not in names
+        assert ('blocks.0.attn.c_proj.gain' in names) == (standardized == 'all')
+        assert 'blocks.0.pre_norm.weight' not in names

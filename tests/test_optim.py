@@ -1,0 +1,138 @@
+"""What decays, what is an embedding, and the optimizers by name."""
+
+import numpy as np
+import pytest
+import torch
+
+from model import GPT, GPTConfig, ViT, ViTConfig
+from nfnet import NFNet, NFNetConfig
+from sgdw import SGDW
+from test_model import tiny, weights
+from training import Hybrid, load_optimizer, make_optimizer, param_groups, state_size
+
+
+@pytest.mark.parametrize('norm,bias', [('rms', False), ('layer', True)])
+def test_param_groups_hold_each_tensor_once(norm, bias):
+    model = tiny(norm=norm, bias=bias)
+    decay, rest = param_groups(model, 0.1)
+    ids = [id(p) for group in (decay, rest) for p in group['params']]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert {names[id(p)].split('.')[-2]
+            for p in decay['params']} == {'wte', 'wpe', 'c_attn', 'c_proj', 'c_fc'}
+    assert all(names[id(p)].endswith('bias') or 'norm' in names[id(p)] for p in rest['params'])
+    assert decay['weight_decay'] == 0.1
+    assert rest['weight_decay'] == 0.0
+
+
+def small_vit():
+    return ViT(ViTConfig(image_size=8, patch_size=4, n_layer=1, n_head=2, n_embd=16))
+
+
+def small_nfnet():
+    return NFNet(NFNetConfig(n_classes=10, widths=(4, 8, 8, 8), depths=(1, 1, 1, 1), group_size=2))
+
+
+def test_param_groups_of_a_vit():
+    model = small_vit()
+    names = {id(p): n for n, p in model.named_parameters()}
+    decay, rest = ([names[id(p)] for p in group['params']] for group in param_groups(model, 0.1))
+    assert sorted(decay + rest) == sorted(names.values())
+    assert {'cls_token', 'pos_embed'} <= set(rest)
+    assert all(n.endswith('.weight') and 'norm' not in n for n in decay)
+    assert all(n.endswith('bias') or 'norm' in n for n in set(rest) - {'cls_token', 'pos_embed'})
+
+
+def test_embeddings_are_groups_of_their_own():
+    found = []
+    for model in (tiny(bias=True), tiny(tied=False), small_vit()):
+        names, groups = {id(p): n for n, p in model.named_parameters()}, param_groups(model, 0.1, 0.5)
+        assert sorted(id(p) for g in groups for p in g['params']) == sorted(names)
+        plain = [{names[id(p)] for p in g['params']} for g in param_groups(model, 0.1)]
+        split = [{names[id(p)] for p in g['params']} for g in groups]
+        # what decays and what does not is as without
+        assert plain == [split[0] | split[2], split[1] | split[3]]
+        assert [(g['weight_decay'], g['lr_scale'])
+                for g in groups] == [(0.1, 1.0), (0.0, 1.0), (0.1, 0.5), (0.0, 0.5)]
+        found.append((split[2], split[3]))
+    assert found == [({'wte.weight', 'wpe.weight'}, set()), ({'wte.weight', 'wpe.weight', 'lm_head.weight'},
+                                                             set()),
+                     ({'patch_embed.weight'}, {'patch_embed.bias', 'cls_token', 'pos_embed'})]
+
+
+@pytest.mark.parametrize('words,make,changes', [
+    ('this network has no embeddings', small_nfnet, dict(embed_lr=0.1)),
+    ('use auto .as optimizer. or adamw', tiny, dict(embed_lr=0.1, embed_optimizer='sgdw'))])
+def test_embedding_optimizer_refuses_in_words(words, make, changes):
+    with pytest.raises(SystemExit, match=words):
+        make_optimizer(make(), 'sgdw', 0.1, 0.1, 0.9, 0.9, 0.95, **changes)
+
+
+def several_steps(make, model, steps=range(6)):
+    """-> the optimizer that make(model) is, and the weights after updates with a series of gradients"""
+    opt = make(model)
+    for i in steps:
+        rng = torch.Generator().manual_seed(i)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, dtype=p.dtype, generator=rng)
+        for group in opt.param_groups:
+            group['lr'] = 0.3 / (1 + i) * group['lr_scale']
+        opt.step()
+        opt.zero_grad()
+    return opt, weights(model)
+
+
+def test_embedding_optimizer_against_two_optimizers():
+    def ours(optimizer, **embed):
+        return lambda model: make_optimizer(model, optimizer, 0.3, 0.1, 0.9, 0.9, 0.95, **embed)
+
+    def two(model):  # what a hybrid is, by hand
+        embeds = [model.wte.weight, model.wpe.weight]
+        rest = [p for p in model.parameters() if all(p is not e for e in embeds)]
+        kinds = (([p for p in rest if p.dim() > 1], 0.1), ([p for p in rest if p.dim() < 2], 0.0))
+        sgdw = SGDW([{'params': p, 'weight_decay': d, 'lr_scale': 1.0} for p, d in kinds], lr=1, momentum=0.9)
+        groups = [{'params': embeds, 'lr_scale': 0.02 / 0.3}]
+        return Hybrid(sgdw, torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.1))
+
+    hybrid = ours('sgdw', embed_lr=0.02, embed_optimizer='adamw')
+    a, b = (several_steps(make, tiny())[1] for make in (hybrid, two))
+    assert all(np.abs(a[k] - b[k]).max() < 1e-12 for k in a)
+    # at one rate it is what it was, and a tenth for the embeddings moves them less
+    for optimizer in ('sgdw', 'adamw', 'sgd'):
+        plain, same, slow = (several_steps(ours(optimizer, **embed), tiny())[1]
+                             for embed in ({}, dict(embed_lr=0.3), dict(embed_lr=0.03)))
+        assert all((plain[k] == same[k]).all() for k in plain)
+        moved = [k for k in plain if (plain[k] != slow[k]).any()]
+        assert moved == [k for k in plain if k.split('.')[0] in ('wte', 'wpe', 'lm_head')]
+
+    # through a checkpoint, and from one that was made before there was an lr_scale
+    for make in (hybrid, ours('sgdw'), ours('adamw', embed_lr=0.1)):
+        opt, whole = several_steps(make, tiny())
+        model = tiny()
+        half, _ = several_steps(make, model, range(3))
+        state, again = half.state_dict(), make(model)
+        for group in state.get('param_groups', ()):
+            del group['lr_scale']
+        load_optimizer(again, state)
+        resumed = several_steps(lambda model: again, model, range(3, 6))[1]
+        assert all((whole[k] == resumed[k]).all() for k in whole)
+    for make, other in ((hybrid, ours('sgdw')), (ours('sgdw'), hybrid),
+                        (ours('sgdw'), ours('sgdw', embed_lr=0.1))):
+        with pytest.raises(SystemExit, match='has its optimizer state in other groups'):
+            load_optimizer(make(tiny()), other(tiny()).state_dict())
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(optimizer='sgdw'), dict(optimizer='adamw'), dict(optimizer='sgd'),
+    dict(optimizer='sgdw', momentum=0.0),
+    dict(optimizer='sgdw', embed_lr=0.01, embed_optimizer='adamw')], ids=str)
+def test_room_for_the_state_is_what_the_optimizers_make(kwargs):
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=64, block_size=8))
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    numbers = dict(learning_rate=0.1, weight_decay=0.1, momentum=0.9, beta1=0.9, beta2=0.99)
+    opt = make_optimizer(model, **numbers | kwargs)
+    opt.step()
+    states = [s for o in getattr(opt, 'optimizers', [opt]) for s in o.state.values()]
+    assert state_size(opt) == sum(x.numel() for s in states for x in s.values()
+                                  if torch.is_tensor(x) and x.dim())

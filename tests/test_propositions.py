@@ -1,0 +1,191 @@
+"""The paper's statements: experiments/propositions.py."""
+
+import contextlib
+import io
+import json
+import math
+import re
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import experiments.propositions as props
+from tests.common import ROOT, finish, python
+
+STATEMENTS = {  # and their verdicts
+    'Theorem 1': 'holds', 'Theorem 2': 'holds in the sense that', 'RMSNorm Jacobian': 'holds',
+    'Equation 3': 'holds in the sense that', 'Proposition 1': 'holds in the sense that',
+    'Equation 5': 'holds', 'Proposition 2': 'holds in the sense that', 'Equation 7': 'holds',
+    'Proposition 3': 'holds in the sense that',
+    'Proposition 4': 'holds', 'Equation 11': 'misprint', 'Proposition 5': 'holds', 'Equation 12': 'holds',
+    'Equation 13': 'holds', 'Equation 14': 'holds', 'Equation 15': 'holds', 'Equation 16': 'misprint',
+    'Equation 17': 'holds'}
+
+
+def quietly(*statements, widths=(16,)):
+    """Verdicts and what was printed on the way."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        results = props.check(statements or props.STATEMENTS, widths)
+    return results, out.getvalue()
+
+
+@pytest.fixture(scope='module')
+def verdicts():
+    results, printed = quietly()
+    return {result['statement']: result for result in results}, printed
+
+
+def np_jacobian(f, x, h=1e-6):
+    """Central differences of f in each entry of the vector x: nothing in common with autograd."""
+    return np.stack([(f(x + h * e) - f(x - h * e)) / (2 * h) for e in np.eye(len(x))], axis=1)
+
+
+def test_every_statement_has_its_line_and_its_verdict(verdicts):
+    results, printed = verdicts
+    assert {name: result['verdict'] for name, result in results.items()} == STATEMENTS
+    for name, verdict in STATEMENTS.items():
+        lines = re.findall(rf'^{name}: .*', printed, re.M)
+        assert len(lines) == 1, name
+        assert lines[0].startswith(f'{name}: {verdict}'), name
+    assert json.loads(json.dumps(results)) == results  # plain numbers, as --json writes them
+
+
+def test_verdicts_follow_from_the_numbers(verdicts):
+    results, _ = verdicts
+
+    def column(name, key):
+        return [row[key] for row in results[name]['rows'] if key in row]
+    # as printed wrong, by far; repaired right, to rounding
+    assert min(column('Proposition 2', 'wrt X, as printed')) > 0.1
+    assert max(column('Proposition 2', 'wrt X, over g') + column('Proposition 2', 'wrt PreNorm(X)')) < 1e-10
+    assert min(sum((column('Equation 11', key) for key in ("q', before", "q', behind", 'q, behind')),
+                   [])) > 1e-3
+    assert max(column('Equation 11', 'q, before') + column('Equation 11', "q', gains of 1")) < 1e-10
+    # the rows of n = 16 with a fourth moment
+    assert min(map(abs, column('Equation 16',
+                               'middle off')[:3] + column('Equation 16', 'right off')[:3])) > 0.1
+    assert min(column('Equation 17', "J_Q^Q' = I")) > 0.1
+    assert max(column('Equation 17', 'error')) < 1e-10
+    # what sigma_W = 0.5 and sigma_x = 3 make of the three: 0.5 / sqrt(1.5) and 1 / sqrt(3) against 1 / 3
+    middle, right, repaired = (1 + column('Equation 16', key)[0]
+                               for key in ('middle off', 'right off', 'repaired off'))
+    assert math.isclose(middle / repaired, (1 / 3) / (0.5 / math.sqrt(1.5)), rel_tol=1e-9)
+    assert math.isclose(right / repaired, (1 / 3) / (1 / math.sqrt(3)), rel_tol=1e-9)
+
+
+def test_the_norm_jacobian_against_the_equation_and_against_differences():
+    rng = np.random.default_rng(0)
+    x, gamma, eps = rng.normal(size=6), rng.normal(size=6), 0.3  # torch's eps: 6 of them are the paper's
+    norm = props.rms_norm(6, eps)
+    norm.weight.data.copy_(torch.from_numpy(gamma))
+    size = x @ x + 6 * eps
+    said = np.empty((6, 6))
+    for i in range(6):
+        for j in range(6):
+            said[i, j] = math.sqrt(6 / size) * gamma[i] * ((i == j) - x[i] * x[j] / size)
+    measured = props.jacobian(norm, torch.from_numpy(x)).detach().numpy()
+    assert abs(measured - said).max() < 1e-14
+    assert abs(np_jacobian(lambda x: gamma * x / np.sqrt((x ** 2).mean() + eps), x) - said).max() < 1e-8
+
+
+def test_vec_and_kronecker_conventions():
+    M, A, B = (np.random.default_rng(i).normal(size=shape)
+               for i, shape in enumerate([(3, 4), (2, 3), (4, 5)]))
+    t = torch.from_numpy
+    assert np.array_equal(props.vec(t(M)), M.flatten(order='F'))
+    np.testing.assert_allclose(props.kron(t(B).T, t(A)) @ props.vec(t(M)), (A @ M @ B).flatten(order='F'),
+                               atol=1e-14)
+    C = props.times_commutation(torch.eye(12, dtype=torch.float64), 3, 4).numpy()
+    assert np.array_equal(C @ M.flatten(order='F'), M.T.flatten(order='F'))
+    assert np.array_equal(C @ C.T, np.eye(12))
+
+
+def test_the_attention_jacobian_against_differences():
+    # the paper's function in NumPy, column by column: token j takes softmax_i(q_i . k_j) of each v_i
+    rng = np.random.default_rng(1)
+    X, W_q, W_k, W_v = (rng.normal(size=shape) for shape in ((5, props.T), (2, 5), (2, 5), (3, 5)))
+
+    def attention(X):
+        Y = np.zeros((3, props.T))
+        for j in range(props.T):
+            e = np.exp([(W_q @ X[:, i]) @ (W_k @ X[:, j]) / math.sqrt(2) for i in range(props.T)])
+            Y[:, j] = W_v @ X @ (e / e.sum())
+        return Y
+    torch_x, *W = (torch.from_numpy(a) for a in (X, W_q, W_k, W_v))
+    A = props.column_softmax(props.logits(torch_x, *W[:2]))
+    said = props.attention_jacobian(torch_x, *W, A, props.softmax_jacobian(A)).numpy()
+    vec_to_vec = np_jacobian(lambda v: attention(v.reshape((5, props.T), order='F')).flatten(order='F'),
+                             X.flatten(order='F'))
+    assert abs(said - vec_to_vec).max() < 1e-7
+    assert abs(attention(X) - props.self_attention(torch_x.T[None], *W).T.numpy()).max() < 1e-14
+
+
+def test_the_repaired_equation_11_against_differences():
+    # k'^T diag(gamma_q) (I - q q^T / |q|^2) W_q sqrt(d_h) / |q| and its mirror image, in NumPy
+    rng = np.random.default_rng(2)
+    x, W_q, W_k, gamma_q, gamma_k = (rng.normal(size=shape) for shape in (6, (3, 6), (3, 6), 3, 3))
+
+    def normed(W, gamma, x):
+        return math.sqrt(3) * gamma * (W @ x) / np.linalg.norm(W @ x)
+
+    def line(other, W, gamma):
+        q = W @ x
+        return math.sqrt(3) * (other * gamma) @ (np.eye(3) - np.outer(q, q) / (q @ q)) @ W / np.linalg.norm(q)
+    said = line(normed(W_k, gamma_k, x), W_q, gamma_q) + line(normed(W_q, gamma_q, x), W_k, gamma_k)
+    measured = np_jacobian(lambda x: np.array([normed(W_q, gamma_q, x) @ normed(W_k, gamma_k, x)]), x)[0]
+    assert abs(measured - said).max() < 1e-7
+
+
+def test_random_vectors_are_isotropic_and_the_edge_is_the_known_one():
+    torch.manual_seed(0)
+    for kind in props.KINDS:
+        x = props.isotropic(kind, 4, n=200_000)
+        assert abs(x.T @ x / len(x) - torch.eye(4)).max() < 0.03, kind  # standard errors are below 0.007
+    # Fuss and Catalan: a product of two square ones
+    assert math.isclose(props.product_edge(1.0), math.sqrt(27 / 4))
+    assert math.isclose(props.product_edge(1e9), 2, rel_tol=1e-3)  # infinitely wide inside: one square matrix
+    z = torch.tensor([-1.3, 0.0, 0.4], dtype=torch.float64)
+    phi = [0.5 * (1 + math.erf(v / math.sqrt(2))) + v * math.exp(-v * v / 2) / math.sqrt(2 * math.pi)
+           for v in z]
+    np.testing.assert_allclose(props.gelu_slope(z), phi, atol=1e-14)
+
+
+@pytest.mark.parametrize('name,mistake,statements', [
+    ('relu_slope', lambda h: torch.ones_like(h), [props.equation_7]),
+    ('times_commutation', lambda B, d, n: B, [props.equation_5, props.equations_13_14_15, props.equation_17]),
+    ('softmax_jacobian', lambda A: torch.block_diag(*(a.diag() for a in A.T)), [props.equation_5]),
+    ('product_edge', lambda rho: 3.5, [props.proposition_3]),
+    # uncentred, so neither isotropic nor orthogonal
+    ('isotropic', lambda kind, d: props.randn(10_000, d) + 0.3, [props.theorem_1, props.theorem_2])],
+    ids=lambda value: value if isinstance(value, str) else '')
+def test_a_wrong_equation_is_found_out(monkeypatch, name, mistake, statements):
+    """A check that cannot fail says nothing: each of these puts one mistake into what is said."""
+    monkeypatch.setattr(props, name, mistake)
+    for statement in statements:
+        assert quietly(statement)[0][0]['verdict'] == 'does not hold', statement.__name__
+
+
+@pytest.mark.parametrize('flag,word', [
+    ('--json=no/such/folder.json', 'no/such'), ('--width=3', 'width'), ('json', '--key=value')])
+def test_propositions_refuses_what_it_cannot_do(monkeypatch, capsys, flag, word):
+    monkeypatch.setattr(sys, 'argv', ['propositions.py', flag])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / 'experiments' / 'propositions.py'), run_name='__main__')
+    assert word in str(end.value)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_propositions_as_a_command(tmp_path):
+    out, _ = finish(python('-m', 'experiments.propositions', f'--json={tmp_path / "v.json"}'))
+    written = json.loads((tmp_path / 'v.json').read_text())['results']
+    assert {result['statement']: result['verdict'] for result in written} == STATEMENTS
+    assert [p.name for p in tmp_path.iterdir()] == ['v.json']
+    for result in written:
+        assert f'{result["statement"]}: {result["verdict"]}' in out
+        assert result['text'] in out
+        assert f'\n| {result["statement"]} | {result["verdict"]} |\n' in out  # the closing table

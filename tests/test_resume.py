@@ -1,0 +1,180 @@
+"""Runs that were killed, stopped or went wrong: what they leave, and how they go on."""
+
+import random
+import time
+
+import pytest
+import torch
+
+from tests.common import (
+    ROOT,
+    SIZE,
+    assert_same_run,
+    final,
+    finish,
+    in_parallel,
+    killed_and_resumed,
+    python,
+    rows,
+    runs_like_one,
+    train,
+)
+from training import load_checkpoint
+
+
+def test_repeats_and_resumes_bit_for_bit(straight, tokens, tmp_path):
+    def again():
+        train(tokens, tmp_path / 'again', '--dropout=0.1')
+        assert_same_run(straight, tmp_path / 'again')
+
+    def interrupted():
+        killed_and_resumed(tokens, tmp_path / 'interrupted', '--dropout=0.1')
+        assert_same_run(straight, tmp_path / 'interrupted')
+
+    def too_early():  # killed before anything was saved: resume starts at 0
+        out = tmp_path / 'early'
+        (out).mkdir()
+        said = train(tokens, out, '--dropout=0.1', '--init_from=resume')[0]
+        assert 'no checkpoint yet: starting at iteration 0' in said
+        assert_same_run(straight, out)
+
+    in_parallel([again, interrupted, too_early])
+
+
+HYBRID = ['--embed_optimizer=adamw', '--embed_lr=0.01', '--keep_interval=10']
+
+
+@pytest.mark.slow
+def test_a_hybrid_resumes_bit_for_bit(tokens, tmp_path):
+    train(tokens, tmp_path / 'whole', *HYBRID)
+    half = tmp_path / 'half'
+    half.mkdir()
+    for name in ('ckpt_000010.pt', 'best.pt', 'log.jsonl'):
+        (half / name).write_bytes((tmp_path / 'whole' / name).read_bytes())
+    train(tokens, half, *HYBRID, '--init_from=resume')
+    assert_same_run(tmp_path / 'whole', half)
+    steps = [[s['step'].item() for s in opt['state'].values() if 'step' in s]
+             for opt in final(half)['optimizer']['optimizers']]
+    assert steps == [[], [20, 20]]  # AdamW has wte and wpe
+
+
+@pytest.mark.slow
+def test_a_hybrid_in_two_processes(tokens, tmp_path):
+    runs_like_one(tokens, tmp_path, one=HYBRID, two=HYBRID)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_leaves(tokens, tmp_path):
+    out = tmp_path / 'out'
+    # a second, that the signal comes before the end
+    extra = ['--dropout=0.1', '--ckpt_interval=0', '--max_iters=150']
+
+    def stopped():
+        process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', *extra)
+        next(line for line in process.stdout if 'iter      2' in line)
+        process.terminate()
+        said = finish(process, 143)[0]
+        assert 'stopped by a signal at iteration' in said
+        assert final(out)['iter'] > 2
+        train(tokens, out, *extra, '--init_from=resume')
+
+    in_parallel([stopped, lambda: train(tokens, tmp_path / 'straight', *extra)])
+    assert_same_run(tmp_path / 'straight', out)
+
+
+@pytest.mark.slow
+def test_overwrite_replaces_a_run(tokens, tmp_path):
+    for extra in ([], ['--overwrite=True', '--seed=3']):
+        train(tokens, tmp_path, '--keep_interval=10', *extra)
+    assert final(tmp_path)['config']['seed'] == 3
+    assert len(rows(tmp_path)) == 25
+    assert sorted(p.name for p in tmp_path.glob('*.pt')) == ['best.pt', 'ckpt.pt', 'ckpt_000010.pt',
+                                                             'ckpt_000020.pt']
+    with pytest.raises(SystemExit, match='cannot read the checkpoint'):
+        load_checkpoint(tmp_path / 'ckpt_000030.pt')
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_last_checkpoint(tokens, tmp_path):
+    """No file grows past a limit that the network of the first run keeps, and that of the second does not."""
+    import resource
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    train(tokens, tmp_path, '--max_iters=5')
+    good = (tmp_path / 'ckpt.pt').read_bytes()
+    assert len(good) > 20_000
+    process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={tmp_path}',
+                     '--init_from=resume', preexec_fn=small_files)
+    _, err = finish(process, 1)
+    assert 'cannot write' in err, err
+    assert 'the last good one' in err, err
+    assert len(err.strip().splitlines()) == 1, err
+    assert (tmp_path / 'ckpt.pt').read_bytes() == good
+    assert not list(tmp_path.glob('*.tmp'))
+    train(tokens, tmp_path, '--init_from=resume')  # with room again
+    assert final(tmp_path)['iter'] == 20
+    assert len(rows(tmp_path)) == 25
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_every_rank(tokens, tmp_path):
+    train(tokens, tmp_path, '--max_iters=6', '--ckpt_interval=1')
+    before = final(tmp_path)
+    extra = ['--init_from=resume', '--ckpt_interval=1']
+    _, err = train(tokens, tmp_path, '--learning_rate=1e30', '--warmup_iters=0', '--grad_clip=0', *extra,
+                   code=1, torchrun=2)
+    said = [line for line in err.splitlines() if 'so no step was made' in line]
+    assert len(said) == 1, err
+    assert 'iteration 7: loss ' in said[0], err
+    assert 'gradient norm nan at learning rate 7' in said[0], err
+    assert 'The last good checkpoint is that of iteration 6' in said[0]
+    assert all(torch.equal(before['model'][k], final(tmp_path)['model'][k]) for k in before['model'])
+    train(tokens, tmp_path, *extra)  # and it is good: with the old rate the run goes on from it
+    assert final(tmp_path)['iter'] == 20
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(tokens, tmp_path):
+    """kill -9 at random moments, most of them while a checkpoint is written, then resume: the same run."""
+    moments, kills, out = random.Random(0), [], tmp_path / 'killed'
+    extra = ['--max_iters=400', '--dropout=0.1']
+    train(tokens, tmp_path / 'straight', *extra, '--ckpt_interval=1')
+    for _ in range(20):
+        process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', *extra,
+                         '--ckpt_interval=1', '--init_from=resume')
+        lines, count = (line for line in process.stdout if line.startswith('iter ')), moments.randrange(1, 20)
+        for _ in zip(range(count), lines):
+            pass
+        time.sleep(moments.uniform(0.0, 0.02))
+        process.kill()
+        process.communicate()
+        kills.append(final(out)['iter'] if (out / 'ckpt.pt').exists() else 0)
+    assert kills == sorted(kills)
+    assert len({k for k in kills if 0 < k < 400}) > 10  # in the midst of it, and none lost
+    train(tokens, out, *extra, '--ckpt_interval=1', '--init_from=resume')
+    assert_same_run(tmp_path / 'straight', out)
+
+
+def test_two_processes_run_what_is_registered_for_the_exit(tmp_path):
+    (tmp_path / 'script.py').write_text(f"""
+import atexit, sys
+sys.path.append({str(ROOT)!r})
+import training
+atexit.register(print, 'at exit')  # as loggers do
+training.leave(0, training.start('cpu', 'float32', False, 0, False))
+""")
+    assert finish(python(tmp_path / 'script.py', torchrun=2))[0].count('at exit') == 2
+
+
+@pytest.mark.slow
+def test_sigterm_under_torchrun_saves_once_and_all_leave(tokens, tmp_path):
+    process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={tmp_path}',
+                     '--max_iters=100000', '--eval_interval=0', '--ckpt_interval=0', torchrun=2)
+    next(line for line in process.stdout if 'iter      9' in line)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode not in (None, -9)
+    assert final(tmp_path)['iter'] >= 9
+    assert final(tmp_path)['iter'] <= rows(tmp_path)[-1]['iter'] + 1

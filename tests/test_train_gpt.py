@@ -1,0 +1,162 @@
+"""train_gpt.py and sample.py as people run them: tiny networks on tiny data."""
+
+import json
+import platform
+
+import numpy as np
+import pytest
+import torch
+
+from model import GPT, GPTConfig
+from test_model import IDX
+from tests.common import final, finish, in_parallel, python, rows, runs_like_one, train, write_tokens
+from training import load_gpt2
+
+
+def test_log_and_checkpoint_are_as_promised(straight, tokens):
+    log = rows(straight)
+    assert [(r['iter'], r['split']) for r in log] == \
+        sorted([(i, 'train') for i in range(20)] + [(i, 'val') for i in range(0, 21, 5)],
+               key=lambda r: (r[0], r[1] == 'train'))
+    assert log[-1]['split'] == 'val'
+    assert log[-1]['iter'] == 20
+    assert all(r['tokens'] == (r['iter'] + (r['split'] == 'train')) * 32 for r in log)
+    ckpt = final(straight)
+    assert {'model', 'optimizer', 'iter', 'config', 'model_args'} <= set(ckpt)
+    assert ckpt['iter'] == 20
+    assert json.loads((straight / 'config.json').read_text())['learning_rate'] == 0.1
+    # the last val row is the loss of the saved weights over the fixed windows, each counted once
+    model = GPT(GPTConfig(**ckpt['model_args'])).eval()
+    model.load_state_dict(ckpt['model'])
+    val = torch.from_numpy(np.fromfile(tokens / 'val.bin', np.uint16).astype(np.int64))
+    starts = range(0, 392, 8)  # 49 windows in 400 tokens
+    loss = model(torch.stack([val[i:i + 8] for i in starts]),
+                 torch.stack([val[i + 1:i + 9] for i in starts]))[1]
+    assert abs(loss.item() - log[-1]['loss']) < 1e-6
+    assert not list(straight.glob('*.tmp'))
+
+
+def test_batches_are_windows_of_the_data_and_change_with_iteration_and_seed(tmp_path):
+    """A rate of 0 leaves the weights alone, so the losses of a run tell which windows it saw."""
+    n = 60
+    write_tokens(tmp_path / 'tokens', n_train=n)
+    in_parallel([lambda name=name, seed=seed: train(
+        tmp_path / 'tokens', tmp_path / name, '--learning_rate=0', '--min_lr=0', '--weight_decay=0',
+        f'--seed={seed}', '--global_batch_size=1', '--setting=S1') for name, seed in (('a', 5), ('b', 6))])
+    model = GPT(GPTConfig(**final(tmp_path / 'a')['model_args']))
+    model.load_state_dict(final(tmp_path / 'a')['model'])
+    ids = torch.from_numpy(np.fromfile(tmp_path / 'tokens/train.bin', np.uint16).astype(np.int64))
+    every = [model(ids[None, i:i + 8], ids[None, i + 1:i + 9])[1].item() for i in range(n - 8)]
+    seen = []
+    for r in rows(tmp_path / 'a'):
+        if r['split'] == 'train':
+            seen.append(int(np.argmin(np.abs(np.array(every) - r['loss']))))
+            assert abs(every[seen[-1]] - r['loss']) < 1e-5  # the loss of one window, targets one ahead
+    assert len(set(seen)) > 8
+    assert [r['loss'] for r in rows(tmp_path / 'a')] != [r['loss'] for r in rows(tmp_path / 'b')]
+
+
+def test_one_process_or_two(tokens, tmp_path):
+    runs = runs_like_one(tokens, tmp_path, one=[], two=[])
+    assert [(r['iter'], r['split']) for r in runs['two']] == [(r['iter'], r['split']) for r in runs['one']]
+    assert all(abs(a['loss'] - b['loss']) < 1e-5 for a, b in zip(*runs.values()))
+
+
+@pytest.mark.slow
+def test_micro_batches_and_evaluation_change_nothing(tokens, tmp_path):
+    runs = runs_like_one(tokens, tmp_path, one=[], two_micro=['--micro_batch_size=1'],
+                         micro=['--micro_batch_size=1'],
+                         eval_often=['--eval_interval=1'], eval_never=['--eval_interval=0'])
+    trained = [[r for r in runs[n] if r['split'] == 'train'] for n in ('one', 'eval_often', 'eval_never')]
+    assert trained[0] == trained[1] == trained[2]
+
+
+@pytest.mark.slow
+def test_other_optimizers_learn(tokens, tmp_path):
+    in_parallel([lambda optimizer=optimizer: train(
+        tokens, tmp_path / optimizer, f'--optimizer={optimizer}', '--learning_rate=0.01', '--setting=S1',
+        '--norm=layer', '--bias=True', '--tied=False', '--log_interval=0') for optimizer in ('adamw', 'sgd')])
+    for log in (rows(tmp_path / 'adamw'), rows(tmp_path / 'sgd')):
+        assert log[-1]['loss'] < log[0]['loss'] - 0.05
+        assert {r['split'] for r in log} == {'val'}
+
+
+@pytest.mark.slow
+def test_weights_of_another_run_and_samples(straight, tokens, tmp_path):
+    said, _ = train(tokens, tmp_path / 'tuned', f'--init_from={straight}/ckpt.pt', '--eval_interval=20',
+                    '--seed=9')
+    assert 'with a fresh optimizer' in said
+    assert rows(tmp_path / 'tuned')[0]['loss'] == pytest.approx(rows(straight)[-1]['loss'], abs=1e-6)
+    out, _ = train(tokens, straight, '--init_from=resume', '--eval_only=True', '--dropout=0.1')
+    assert f'val loss {rows(straight)[-1]["loss"]}' in out
+    texts = in_parallel([lambda s=s: finish(python(
+        'sample.py', f'--out_dir={straight}', '--device=cpu', '--max_new_tokens=40', '--prompt=ab',
+        '--num_samples=2', f'--seed={s}', '--top_k=30'))[0] for s in (1, 1, 2)])
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0].count('-' * 80) == 2
+    assert all(t.startswith('ab') for t in texts)
+
+
+def test_gpt2_weights_from_a_hugging_face_folder(tmp_path):
+    """A random checkpoint in that format computes the same as the equations with its (in, out) matrices."""
+    from safetensors.torch import save_file
+    rng, C = torch.Generator().manual_seed(0), 16
+    shapes = {'wte.weight': (64, C), 'wpe.weight': (12, C), 'ln_f.weight': (C,), 'ln_f.bias': (C,)}
+    for i in range(2):
+        for name, shape in (('attn.c_attn', (C, 3 * C)), ('attn.c_proj', (C, C)), ('mlp.c_fc', (C, 4 * C)),
+                            ('mlp.c_proj', (4 * C, C))):
+            shapes |= {f'h.{i}.{name}.weight': shape, f'h.{i}.{name}.bias': shape[1:]}
+        shapes |= {f'h.{i}.ln_{j}.{k}': (C,) for j in (1, 2) for k in ('weight', 'bias')}
+        shapes[f'h.{i}.attn.bias'] = (1, 1, 12, 12)  # the causal mask that old files carry
+    hf = {k: torch.randn(shape, generator=rng) for k, shape in shapes.items()}
+    save_file(hf, tmp_path / 'model.safetensors')
+    (tmp_path / 'config.json').write_text(json.dumps({'n_layer': 2, 'n_head': 2, 'n_embd': C,
+                                                      'n_positions': 12, 'vocab_size': 64}))
+    checkpoint = load_gpt2(tmp_path)
+    model = GPT(GPTConfig(**checkpoint['model_args']))
+    model.load_state_dict(checkpoint['model'])
+    x = hf['wte.weight'][IDX] + hf['wpe.weight'][:len(IDX)]
+
+    def ln(x, name):
+        return torch.nn.functional.layer_norm(x, (C,), hf[f'{name}.weight'], hf[f'{name}.bias'])
+
+    def conv1d(x, name):
+        return x @ hf[f'{name}.weight'] + hf[f'{name}.bias']
+
+    for h in ('h.0', 'h.1'):
+        q, k, v = conv1d(ln(x, f'{h}.ln_1'), f'{h}.attn.c_attn').view(-1, 3, 2, 8).permute(1, 2, 0, 3)
+        mask = torch.full((len(IDX), len(IDX)), float('-inf')).triu(1)
+        y = ((q @ k.mT / 8 ** 0.5 + mask).softmax(-1) @ v).transpose(0, 1).reshape(-1, C)
+        x = x + conv1d(y, f'{h}.attn.c_proj')
+        x = x + conv1d(torch.nn.functional.gelu(conv1d(ln(x, f'{h}.ln_2'), f'{h}.mlp.c_fc')),
+                       f'{h}.mlp.c_proj')
+    expected = ln(x, 'ln_f') @ hf['wte.weight'].T
+    torch.testing.assert_close(model(torch.tensor(IDX[None]))[0][0], expected, atol=1e-3, rtol=1e-4)
+    (tmp_path / 'model.safetensors').write_bytes(b'cut short')
+    with pytest.raises(SystemExit, match='is not a GPT-2 folder'):
+        load_gpt2(tmp_path)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
+def test_freed_memory_is_taken_again():
+    """64 MB where as much was freed, again and again: without it, each time the kernel gives new pages."""
+    faults = """
+import resource, torch, training
+{}
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    x = torch.ones(2**24)
+    del x
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    kept, fresh = (int(finish(python('-c', faults.format(line)))[0]) for line in (
+        "training.start('cpu', 'float32', False, 0, False)", ''))
+    assert kept < 10 < fresh
+
+
+@pytest.mark.slow
+def test_bfloat16_learns_as_float32_does(tokens, tmp_path):
+    for dtype in ('float32', 'bfloat16'):
+        train(tokens, tmp_path / dtype, f'--dtype={dtype}')
+    a, b = rows(tmp_path / 'float32')[-1], rows(tmp_path / 'bfloat16')[-1]
+    assert abs(a['loss'] - b['loss']) < 0.02
