@@ -8,7 +8,6 @@ import math
 import os
 import re
 import subprocess
-
 from dataclasses import asdict
 from types import SimpleNamespace
 

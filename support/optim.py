@@ -9,7 +9,6 @@ from configurator import fail
 from sgdw import SGDW
 from support.distributed import explain
 
-
 # top-level modules and tensors that embed_lr is for: tables by token, patch and position. an untied head is one more
 # table by token; the head of a ViT, one row for each class, is none
 EMBEDDINGS = ('wte', 'wpe', 'lm_head', 'patch_embed', 'cls_token', 'pos_embed')

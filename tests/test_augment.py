@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter
 
-import augment
+from support import augment
 from tests.common import ROOT, noise_picture, smooth_picture, stream
 
 

@@ -1,21 +1,39 @@
 """The small functions under the train scripts: schedule, batches, folders, what a run says of itself."""
 
+import ast
+import math
+from types import SimpleNamespace
+
 import pytest
 
 from model import SETTINGS
-from training import data_folder, lr_at, name_norms, split_batch, tell_changes
+from support.checkpoint import continue_run
+from support.checks import name_norms, split_batch
+from support.tokens import data_folder
+from tests.common import ROOT
 
 
-def test_schedule():
-    lr = [lr_at(i, 1.0, 0.1, 10, 110) for i in range(111)]
+def get_lr(script, learning_rate, min_lr, warmup_iters, max_iters):
+    """get_lr of a train script, which cannot be imported, with these numbers."""
+    tree = ast.parse((ROOT / script).read_text())
+    code = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == 'get_lr']
+    names = dict(math=math, learning_rate=learning_rate, min_lr=min_lr, warmup_iters=warmup_iters,
+                 max_iters=max_iters, total_iters=max_iters)
+    exec(compile(ast.Module(code, []), script, 'exec'), names)
+    return names['get_lr']
+
+
+@pytest.mark.parametrize('script', ['train_gpt.py', 'train_vit.py'])
+def test_schedule(script):
+    lr = [get_lr(script, 1.0, 0.1, 10, 110)(i) for i in range(111)]
     assert lr[0] == 1 / 11
     assert lr[9] == 10 / 11
     assert lr[10] == 1.0
     assert abs(lr[60] - 0.55) < 1e-12
     assert lr[110] == 0.1
     assert all(a >= b for a, b in zip(lr[10:], lr[11:]))
-    assert lr_at(0, 1.0, 0.0, 0, 10) == 1.0  # no warmup: the peak at once
-    assert lr_at(1, 1.0, 0.0, 2000, 2) < 0.001  # a run shorter than its warmup
+    assert get_lr(script, 1.0, 0.0, 0, 10)(0) == 1.0  # no warmup: the peak at once
+    assert get_lr(script, 1.0, 0.0, 2000, 2)(1) < 0.001  # a run shorter than its warmup
 
 
 def test_a_prepared_folder_comes_before_a_raw_one_of_that_name(tmp_path, monkeypatch):
@@ -37,10 +55,17 @@ def test_a_run_says_what_is_not_as_its_name_or_its_checkpoint_says():
     assert name_norms('S5', SETTINGS['S5'] | {'mid_norm': False}) == 'S5 with mid_norm=False'
     said = []
     then = {'learning_rate': 0.2, 'init_from': 'scratch', 'old': 1, 'seed': 1}
-    tell_changes(then, then | {'init_from': 'resume'}, said.append)
-    assert not said
-    tell_changes(then, {'learning_rate': 0.4, 'init_from': 'resume', 'new': 2, 'seed': 1}, said.append)
-    assert said == ['not as in the checkpoint: learning_rate 0.2 -> 0.4']
+
+    def resume(config):
+        start = SimpleNamespace(resume=True, path='ckpt.pt', say=said.append,
+                                checkpoint={'config': then, 'data': {}, 'iter': 3, 'best_val_loss': 1.0})
+        continue_run(start, config, {}, [], 10, 'best_val_loss')
+        assert (start.iter, start.best) == (3, 1.0)
+        return said[-1]
+
+    assert resume(then | {'init_from': 'resume'}) == 'ckpt.pt: iteration 3'
+    assert resume({'learning_rate': 0.4, 'init_from': 'resume', 'new': 2, 'seed': 1}) \
+        == 'not as in the checkpoint: learning_rate 0.2 -> 0.4'
 
 
 def test_split_batch():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model import GPT, NORMS, SETTINGS, GPTConfig, ViT, ViTConfig
+from support.normfree import build
 from tests.common import ROOT, load_config
 
 # width, heads, depth, batch, parameters, AdamW's rate for GPT-2; table 1: AdamW and mSGDW of both
@@ -99,8 +100,8 @@ def test_counts_of_the_second_report():
         c = load_config(ROOT / 'config/nft_cifar10.py', 'train_vit.py')
         keys = ('norm', 'bias', 'qkv_bias', 'n_layer', 'n_head', 'n_embd', 'image_size', 'patch_size')
         with torch.device('meta'):
-            model = ViT(ViTConfig(**SETTINGS[setting], **{k: c[k] for k in keys}, n_classes=10,
-                                  weight_standardization=covers))
+            model = build(ViT, ViTConfig, SETTINGS[setting] | {k: c[k] for k in keys} | dict(
+                n_classes=10, weight_standardization=covers))
         assert sum(p.numel() for p in model.parameters()) == count
 
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import augment
 from model import GPT, NORMS, SETTINGS, GPTConfig, ViT, ViTConfig
+from support import augment
 from tests.common import ROOT, table_of
 
 

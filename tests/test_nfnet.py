@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from model import DropPath
-from nfnet import GELU, NFNet, NFNetConfig, SqueezeExcite, WSConv2d
-from nfnet import Block as NFBlock
+from support.nfnet import GELU, NFNet, NFNetConfig, SqueezeExcite, WSConv2d
+from support.nfnet import Block as NFBlock
+from support.optim import param_groups
 from tests.common import final, killed_in_an_epoch, rows, train_vit, write_images
-from training import param_groups
 
 
 @pytest.mark.slow

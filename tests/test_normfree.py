@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig, standardize
+from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
+from support.normfree import build, clip_units, gradient_units, standardize, standardize_weights
 from test_model import reference, tiny, weights
 from tests.common import final, in_parallel, rows, train, train_vit
-from training import clip_units, gradient_units
 
 
 def numpy_standardized(w):
@@ -32,7 +32,13 @@ def test_standardized_weights():
                                            ('ffn', ('ffn.c_fc', 'ffn.c_proj'))])
 def test_weight_standardization_is_the_plain_network_of_standardized_weights(covers, layers):
     """... times the gains, which W_q, W_k and W_v do not have."""
-    model = tiny('NoNorm', weight_standardization=covers)
+    model = tiny('NoNorm')
+    standardize_weights(model, covers)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith('gain'):
+                p.add_(0.1 * torch.randn_like(p))
+    model.double()
     w = weights(model)
     for i in range(3):
         for layer in layers:
@@ -46,18 +52,18 @@ def test_weight_standardization_is_the_plain_network_of_standardized_weights(cov
     idx = torch.randint(0, 64, (12,), generator=torch.Generator().manual_seed(1))
     want = reference(idx.numpy(), w, 'NoNorm', 3, 2, 'rms')
     np.testing.assert_allclose(model(idx[None])[0][0].detach().numpy(), want, rtol=1e-8, atol=1e-10)
-    assert not any('gain' in n for n, _ in tiny('NoNorm', weight_standardization=covers,
-                                                weight_gain=False).named_parameters())
+    plain = tiny('NoNorm')
+    standardize_weights(plain, covers, gain=False)
+    assert not any('gain' in n for n, _ in plain.named_parameters())
 
 
 def test_deviations_of_tfixup():
     d, n = 256, 4
     matrices, embeddings = 0.67 * n ** -0.25, d ** -0.5 * (9 * n) ** -0.25
     torch.manual_seed(0)
-    gpt = GPT(GPTConfig(**SETTINGS['NoNorm'], n_layer=n, n_head=4, n_embd=d, vocab_size=512, block_size=256,
-                        init='tfixup'))
-    vit = ViT(ViTConfig(**SETTINGS['NoNorm'], n_layer=n, n_head=4, n_embd=d, image_size=64, patch_size=4,
-                        init='tfixup'))
+    size = SETTINGS['NoNorm'] | dict(n_layer=n, n_head=4, n_embd=d, init='tfixup')
+    gpt = build(GPT, GPTConfig, size | dict(vocab_size=512, block_size=256))
+    vit = build(ViT, ViTConfig, size | dict(image_size=64, patch_size=4))
     for model, names in ((gpt, ('wte.weight', 'wpe.weight')), (vit, ('pos_embed', 'patch_embed.weight'))):
         for name, p in model.named_parameters():
             if name in names:

@@ -1,14 +1,17 @@
 """What decays, what is an embedding, and the optimizers by name."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from model import GPT, GPTConfig, ViT, ViTConfig
-from nfnet import NFNet, NFNetConfig
 from sgdw import SGDW
+from support.checkpoint import load_optimizer
+from support.nfnet import NFNet, NFNetConfig
+from support.optim import Hybrid, make_optimizer, param_groups, state_size
 from test_model import tiny, weights
-from training import Hybrid, load_optimizer, make_optimizer, param_groups, state_size
 
 
 @pytest.mark.parametrize('norm,bias', [('rms', False), ('layer', True)])
@@ -23,6 +26,15 @@ def test_param_groups_hold_each_tensor_once(norm, bias):
     assert all(names[id(p)].endswith('bias') or 'norm' in names[id(p)] for p in rest['params'])
     assert decay['weight_decay'] == 0.1
     assert rest['weight_decay'] == 0.0
+
+
+CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.1, momentum=0.9, beta1=0.9, beta2=0.95,
+              embed_lr=0.0, embed_optimizer='auto', compile_optimizer=False)
+
+
+def load_state(opt, state):
+    """As a run at iteration 3 of one process resumes."""
+    load_optimizer(opt, SimpleNamespace(iter=3, checkpoint={'optimizer': state}), SimpleNamespace(world_size=1))
 
 
 def small_vit():
@@ -65,7 +77,7 @@ def test_embeddings_are_groups_of_their_own():
     ('use auto .as optimizer. or adamw', tiny, dict(embed_lr=0.1, embed_optimizer='sgdw'))])
 def test_embedding_optimizer_refuses_in_words(words, make, changes):
     with pytest.raises(SystemExit, match=words):
-        make_optimizer(make(), 'sgdw', 0.1, 0.1, 0.9, 0.9, 0.95, **changes)
+        make_optimizer(make(), CONFIG | changes)
 
 
 def several_steps(make, model, steps=range(6)):
@@ -84,7 +96,7 @@ def several_steps(make, model, steps=range(6)):
 
 def test_embedding_optimizer_against_two_optimizers():
     def ours(optimizer, **embed):
-        return lambda model: make_optimizer(model, optimizer, 0.3, 0.1, 0.9, 0.9, 0.95, **embed)
+        return lambda model: make_optimizer(model, CONFIG | dict(optimizer=optimizer, **embed))
 
     def two(model):  # what a hybrid is, by hand
         embeds = [model.wte.weight, model.wpe.weight]
@@ -113,13 +125,13 @@ def test_embedding_optimizer_against_two_optimizers():
         state, again = half.state_dict(), make(model)
         for group in state.get('param_groups', ()):
             del group['lr_scale']
-        load_optimizer(again, state)
+        load_state(again, state)
         resumed = several_steps(lambda model: again, model, range(3, 6))[1]
         assert all((whole[k] == resumed[k]).all() for k in whole)
     for make, other in ((hybrid, ours('sgdw')), (ours('sgdw'), hybrid),
                         (ours('sgdw'), ours('sgdw', embed_lr=0.1))):
         with pytest.raises(SystemExit, match='has its optimizer state in other groups'):
-            load_optimizer(make(tiny()), other(tiny()).state_dict())
+            load_state(make(tiny()), other(tiny()).state_dict())
 
 
 @pytest.mark.parametrize('kwargs', [
@@ -130,8 +142,7 @@ def test_room_for_the_state_is_what_the_optimizers_make(kwargs):
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=64, block_size=8))
     for p in model.parameters():
         p.grad = torch.ones_like(p)
-    numbers = dict(learning_rate=0.1, weight_decay=0.1, momentum=0.9, beta1=0.9, beta2=0.99)
-    opt = make_optimizer(model, **numbers | kwargs)
+    opt = make_optimizer(model, CONFIG | kwargs)
     opt.step()
     states = [s for o in getattr(opt, 'optimizers', [opt]) for s in o.state.values()]
     assert state_size(opt) == sum(x.numel() for s in states for x in s.values()

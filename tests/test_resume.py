@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from support.checkpoint import load_checkpoint
 from tests.common import (
     ROOT,
     SIZE,
@@ -19,7 +20,6 @@ from tests.common import (
     runs_like_one,
     train,
 )
-from training import load_checkpoint
 
 
 def test_repeats_and_resumes_bit_for_bit(straight, tokens, tmp_path):
@@ -161,9 +161,9 @@ def test_two_processes_run_what_is_registered_for_the_exit(tmp_path):
     (tmp_path / 'script.py').write_text(f"""
 import atexit, sys
 sys.path.append({str(ROOT)!r})
-import training
+from support.distributed import leave, start
 atexit.register(print, 'at exit')  # as loggers do
-training.leave(0, training.start('cpu', 'float32', False, 0, False))
+leave(0, start('cpu', 'float32', False, 0, False))
 """)
     assert finish(python(tmp_path / 'script.py', torchrun=2))[0].count('at exit') == 2
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from experiments import lag, memory, reproduce, searches
+from support.optim import EMBEDDINGS
 from test_model import tiny
 from tests.common import ROOT, finish, gpt2_is_here, in_parallel, python, rows, table_of, train, write_images
-from training import EMBEDDINGS
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
+from support.checkpoint import load_gpt2
 from test_model import IDX
 from tests.common import final, finish, in_parallel, python, rows, runs_like_one, train, write_tokens
-from training import load_gpt2
 
 
 def test_log_and_checkpoint_are_as_promised(straight, tokens):
@@ -141,7 +141,8 @@ def test_gpt2_weights_from_a_hugging_face_folder(tmp_path):
 def test_freed_memory_is_taken_again():
     """64 MB where as much was freed, again and again: without it, each time the kernel gives new pages."""
     faults = """
-import resource, torch, training
+import resource, torch
+from support.distributed import start
 {}
 for _ in range(5):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -150,7 +151,7 @@ for _ in range(5):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     kept, fresh = (int(finish(python('-c', faults.format(line)))[0]) for line in (
-        "training.start('cpu', 'float32', False, 0, False)", ''))
+        "start('cpu', 'float32', False, 0, False)", ''))
     assert kept < 10 < fresh
 
 
