@@ -37,12 +37,19 @@ RENAMED = {
 }
 
 
+replaced = {}  # the keys that the command line states, each with the value that it had before
+
+
 def configure(script, argv=None):
     """
     Override the globals of a script, given as its globals() right after its defaults, from argv (default:
     sys.argv[1:]). Returns all keys with their final values as a dict. A user error ends the program with one
     sentence and exit code 1.
     """
+    for stream in (sys.stdout, sys.stderr):  # a terminal may not know all characters of a text or a file name
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
+    replaced.clear()
     defaults = {k: v for k, v in script.items() if not k.startswith('_') and isinstance(v, (int, float, str))}
     config = dict(defaults)
     for arg in sys.argv[1:] if argv is None else argv:
@@ -52,7 +59,9 @@ def configure(script, argv=None):
             key, equals, text = arg[2:].partition('=')  # split once: a value may hold '=' itself
             if not equals:
                 fail(f'{arg} has no value. Write --{key}=VALUE.')
-            config[key] = checked(key, literal(text, defaults.get(key)), defaults, arg)
+            value = checked(key, literal(text, defaults.get(key)), defaults, arg)
+            replaced.setdefault(key, config[key])
+            config[key] = value
         elif arg.endswith('.py'):
             for key, value in read_file(arg).items():
                 if key in defaults or isinstance(value, (int, float, str, os.PathLike)):
@@ -135,6 +144,14 @@ def show_help(script, defaults):
     for key, value in defaults.items():
         print(f'  {key} = {value!r}'.ljust(36), comments.get(key, ''))
     raise SystemExit(0)
+
+
+def say(*args):
+    """Print a line. When nobody reads any more (`| head -2`), the run goes on without printing."""
+    try:
+        print(*args, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(message, any_rank=False):

@@ -1,14 +1,14 @@
 """
 Train a GPT-2 or an L-DNT on memmapped tokens.
 
-    python train_gpt.py config/dnt_tiny.py                                       one process: CPU, Mac or one GPU
+    python train_gpt.py config/dnt_tiny.py                                       one process: CPU, Mac or a GPU
     torchrun --standalone --nproc_per_node=8 train_gpt.py config/dnt_small.py    one machine with 8 GPUs
     python train_gpt.py config/dnt_tiny.py --learning_rate=0.3 --out_dir=out/x   any key, on the command line
-    python train_gpt.py config/dnt_tiny.py --init_from=resume                    go on where a run was stopped
+    python train_gpt.py config/dnt_tiny.py --init_from=resume                    continue a run that was stopped
 
-Read this file from top to bottom: config, start, data, model, optimizer, schedule, evaluate, loop. support/ holds what
-protects a run: checks of files and values, devices, checkpoints. A run writes config.json, log.jsonl (one object a line),
-ckpt.pt (the latest state) and best.pt (the lowest validation loss) to out_dir.
+Read this file from top to bottom: config, start, data, model, optimizer, schedule, evaluate, loop. support/ holds
+what protects a run: checks of files and values, devices, checkpoints. A run writes to out_dir config.json, log.jsonl
+(one object per line), ckpt.pt (the latest state) and best.pt (the lowest validation loss).
 """
 
 import math
@@ -17,20 +17,20 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from configurator import configure
+from configurator import configure, replaced
 from model import GPT, GPTConfig
 from support.checkpoint import Run, begin, continue_gpt, load_optimizer, make_network
 from support.checks import check_gpt, name_norms, network_args, split_batch, warn_of_warmup
-from support.distributed import agree, all_sum, catch_signals, leave, start
+from support.distributed import agree, all_sum, catch_signals, leave, start, stop_asked
 from support.normfree import clip_units, gradient_units
 from support.optim import make_optimizer, rehearse
-from support.report import Report
+from support.report import Report, progress
 from support.tokens import Tokens
 
 # -----------------------------------------------------------------------------
 # config: the paper's L-DNT-Small with mSGDW (tables 3 and 5)
 out_dir = 'out/gpt'  # config.json, log.jsonl and the checkpoints of this run
-init_from = 'scratch'  # 'scratch', 'resume' (what out_dir holds, if anything), or the weights of a file or GPT-2 folder
+init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir, if any), or weights: a file, run or GPT-2 folder
 overwrite = False  # True: throw away the run that out_dir holds
 eval_only = False  # True: print the validation loss and leave; nothing is written
 eval_interval = 1000  # iterations between evaluations, 0: only at the end
@@ -66,7 +66,7 @@ weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and 
 weight_gain = True  # a gain for each standardized unit of W_o, W_1, W_2
 init = 'xavier'  # or 'torch' (PyTorch's default), or 'tfixup' (second report)
 vocab_size = 0  # 0: the data set's, rounded up to a multiple of 64
-loss_chunk = 0  # tokens whose logits are held at once, 0: all. saves memory, costs the head's forward pass again
+loss_chunk = 0  # tokens whose logits are held at once, 0: all. Saves memory; the head runs forward twice
 # optimizer
 optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay)
 learning_rate = 1.0  # peak
@@ -94,17 +94,21 @@ config = configure(globals())
 # start: processes, device, precision, and the checkpoint that init_from names
 check_gpt(config)
 env = start(device, dtype, compile, seed, deterministic)
+signals = catch_signals()
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size)
 run_start = begin(config, env)
+globals().update(config)  # weights that are only read or fine-tuned bring their network: n_layer, block_size, ...
 
 # -----------------------------------------------------------------------------
 # data: train.bin and val.bin hold token ids, one document after another
 data = Tokens(dataset, block_size, env)
-warn_of_warmup(warmup_iters, 0 if eval_only else max_iters, env)
 
 
 def get_batch(iter_num, micro_step):
-    """One micro batch of this process. The batch of an iteration depends on (seed, iter_num) and the position alone."""
+    """
+    One micro batch of this process: inputs and targets, each (micro, block_size). The batch of an iteration depends on
+    (seed, iter_num) and the position in it alone.
+    """
     last = data.train_tokens - block_size - 1
     offsets = np.random.default_rng((seed, iter_num)).integers(0, last, size=global_batch_size, endpoint=True)
     first = (env.rank * accum + micro_step) * micro
@@ -151,7 +155,7 @@ def evaluate():
     mine = (np.arange(wanted) * count // wanted * block_size)[env.rank::env.world_size]
     loss_sum, seen = 0.0, 0
     raw_model.eval()
-    for i in range(0, len(mine), micro):
+    for i in progress(range(0, len(mine), micro), f'{wanted * block_size:,} tokens', env):
         if signals:
             break
         X, Y = data.windows('val', mine[i:i + micro])
@@ -163,7 +167,6 @@ def evaluate():
     return None if stops else loss_sum / seen
 
 
-signals = catch_signals()
 if eval_only:
     val_loss = evaluate()
     if val_loss is not None:
@@ -172,54 +175,59 @@ if eval_only:
 
 # -----------------------------------------------------------------------------
 # loop
-start_iter, best_val_loss = run_start.iter, run_start.best or math.inf
-X, Y = get_batch(start_iter, 0)
-rehearse(lambda: model(X, Y)[1], opt, start_iter, env, f'{micro} sequences of {block_size} tokens')
-run = Run(config, env, start_iter)
-# forward and backward: 6 FLOPs per weight and 12 L C T for attention, per token (PaLM, arXiv:2204.02311, appendix B)
-flops_per_token = 6 * (n_params - raw_model.wpe.weight.numel()) + 12 * n_layer * n_embd * block_size
-report = Report(run, max_iters, 'tokens', global_batch_size * block_size, flops_per_token)
+start_iter, best_val_loss = run_start.iter, run_start.best if run_start.resume else math.inf
 env.say(f'{n_params / 1e6:.2f}M parameters, setting {name_norms(setting, model_args)}, {optimizer} | '
         f'{data.train_tokens:,} training tokens, {global_batch_size * block_size:,} per update = '
         f'{env.world_size} processes x {accum} x {micro} x {block_size} | '
         f'{env.device}, {env.dtype}, compile {env.compile} | {out_dir}')
+warn_of_warmup(warmup_iters, max_iters, replaced.get('max_iters', 0), env)
+X, Y = get_batch(start_iter, 0)
+rehearse(lambda: model(X, Y)[1], opt, start_iter, env, f'{micro} sequences of {block_size} tokens')
+run = Run(config, env, start_iter)
+# forward and backward, per token: 6 FLOPs per weight, 12 L C T for attention (PaLM, arXiv:2204.02311, appendix B)
+flops_per_token = 6 * (n_params - raw_model.wpe.weight.numel()) + 12 * n_layer * n_embd * block_size
+report = Report(run, env, max_iters, eval_interval, 'tokens', global_batch_size * block_size, flops_per_token)
 
 
 def due(interval):
     return interval and iter_num % interval == 0
 
 
-def save(*names):
-    run.save(names, model=raw_model.state_dict(), optimizer=opt.state_dict(), iter=iter_num, best_val_loss=best_val_loss,
-             model_args=model_args, data=data.meta, config=config)
+def save(latest, better):
+    names = ['ckpt.pt'] * bool(latest) + ['best.pt'] * better
+    names += [f'ckpt_{iter_num:06d}.pt'] * bool(latest and due(keep_interval))
+    if names:
+        run.save(names, model=raw_model.state_dict(), optimizer=opt.state_dict(), iter=iter_num,
+                 best_val_loss=best_val_loss, model_args=model_args, data=data.meta, config=config)
 
 
+if all_sum([len(signals)], env)[0]:
+    run.leave_stopped(start_iter, signals)
 lr = 0.0
 for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and saves the final weights
-    last, interrupted = iter_num == max_iters, False
+    last, better, interrupted = iter_num == max_iters, False, False
     if (last or due(eval_interval)) and not (run.evaluated and iter_num == start_iter):
-        with report.paused():
+        with report.evaluating():
             val_loss = evaluate()
-            interrupted = val_loss is None
-            if not interrupted:
-                run.stop_if_not_finite(iter_num, lr, validation_loss=val_loss)
-                better = val_loss < best_val_loss and iter_num > 0
-                report.val(iter_num, better, loss=val_loss)
-                if better:
-                    best_val_loss = val_loss
-                    save('best.pt')
+        interrupted = val_loss is None
+        if not interrupted:
+            run.stop_if_not_finite(iter_num, lr, validation_loss=val_loss)
+            better = val_loss < best_val_loss and iter_num > 0
+            best_val_loss = val_loss if better else best_val_loss
+            report.val(iter_num, better, loss=val_loss)
     if last and not interrupted:
-        if iter_num > start_iter:
-            save('ckpt.pt', *[f'ckpt_{iter_num:06d}.pt'] * bool(due(keep_interval)))
+        save(iter_num > start_iter, better)
         break
+    if interrupted and iter_num == start_iter:
+        run.leave_stopped(iter_num, signals)
 
     lr = get_lr(iter_num)
     for group in opt.param_groups:
         group['lr'] = lr * group['lr_scale']
-    if dropout > 0:  # the masks of an iteration depend on (seed, iter_num, rank) alone, so a run repeats and resumes
+    if dropout > 0:  # the masks depend on (seed, iter_num, rank) alone, so a run repeats and resumes
         torch.manual_seed(int(np.random.SeedSequence((seed, iter_num, env.rank)).generate_state(1)[0]))
 
-    # forward and backward over the micro batches of this process; DDP averages the gradients in the last of them
+    # forward and backward over the micro batches of this process; DDP averages the gradients in the last one
     loss_sum = torch.zeros((), device=env.device)
     for micro_step in range(accum):
         ddp.require_backward_grad_sync = micro_step == accum - 1  # DDP reads it in forward too
@@ -227,18 +235,18 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
             loss = model(X, Y)[1] / accum
         loss.backward()
         loss_sum += loss.detach()
-        X, Y = get_batch(*divmod(iter_num * accum + micro_step + 1, accum))  # the next one, while the device works
+        if stop_asked(signals, env):
+            break
+        X, Y = get_batch(*divmod(iter_num * accum + micro_step + 1, accum))  # read while the device works
 
-    # all processes agree on the loss and on whether to stop before the step
+    # before the step, all processes agree on the loss and on whether to stop. Weights are saved only here, where
+    # their own loss and gradient are known to be finite
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     loss_mean, norm, stops = agree(loss_sum, grad_norm, signals, env)
     run.stop_if_not_finite(iter_num, lr, loss=loss_mean, gradient_norm=norm)
-    # weights are saved only once their own loss and gradient are known to be finite
-    if iter_num > start_iter and (stops or due(ckpt_interval) or due(keep_interval)):
-        save('ckpt.pt', *[f'ckpt_{iter_num:06d}.pt'] * bool(due(keep_interval)))
+    save(iter_num > start_iter and (stops or due(ckpt_interval) or due(keep_interval)), better)
     if stops:
-        env.say(f'stopped by a signal at iteration {iter_num}; --init_from=resume goes on from there')
-        leave(128 + (signals or [15])[0], env)
+        run.leave_stopped(iter_num, signals)
 
     if agc:
         clipped = clip_units(units, agc)

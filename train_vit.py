@@ -1,14 +1,14 @@
 """
 Train a ViT or a V-DNT on the images that prepare_imagenet.py leaves: the twin of train_gpt.py.
 
-    python train_vit.py config/vdnt_cifar10.py                                   one process: CPU, Mac or one GPU
+    python train_vit.py config/vdnt_cifar10.py                                   one process: CPU, Mac or a GPU
     torchrun --standalone --nproc_per_node=8 train_vit.py config/vdnt_large.py   one machine with 8 GPUs
-    python train_vit.py config/vdnt_cifar10.py --init_from=resume                go on where a run was stopped
-    python train_vit.py config/vdnt_cifar10.py --init_from=resume --predict=FILE the five likeliest classes of a picture
+    python train_vit.py config/vdnt_cifar10.py --init_from=resume                continue a run that was stopped
+    python train_vit.py --init_from=out/vdnt_cifar10 --predict=photo.jpg         its five likeliest classes
 
-Read this file from top to bottom: config, start, data, model, optimizer, schedule, evaluate, loop. support/ holds what
-protects a run: checks of files and values, devices, checkpoints. A run writes config.json, log.jsonl (one object a line),
-ckpt.pt (the latest state) and best.pt (the highest top-1 on val) to out_dir.
+Read this file from top to bottom: config, start, data, model, optimizer, schedule, evaluate, loop. support/ holds
+what protects a run: checks of files and values, devices, checkpoints. A run writes to out_dir config.json, log.jsonl
+(one object per line), ckpt.pt (the latest state) and best.pt (the highest top-1 on val).
 """
 
 import math
@@ -24,17 +24,17 @@ from model import ViT, ViTConfig
 from support import augment
 from support.checkpoint import Run, begin, continue_vit, load_optimizer, make_network
 from support.checks import check_images, check_vit, name_norms, network_args, split_batch
-from support.distributed import agree, all_sum, catch_signals, leave, start
+from support.distributed import agree, all_sum, catch_signals, leave, start, stop_asked
 from support.images import Images, predict_files
 from support.nfnet import BatchNormStatistics, NFNet, NFNetConfig
 from support.normfree import clip_units, gradient_units
 from support.optim import make_optimizer, rehearse
-from support.report import Report
+from support.report import Report, progress
 
 # -----------------------------------------------------------------------------
 # config: the paper's V-DNT-Large with mSGDW. 'here:' marks a choice on which the paper is silent
 out_dir = 'out/vit'  # config.json, log.jsonl and the checkpoints of this run
-init_from = 'scratch'  # 'scratch', 'resume' (what out_dir holds, if anything), or the weights of a checkpoint file
+init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir, if any), or weights: a file or the folder of a run
 overwrite = False  # True: throw away the run that out_dir holds
 eval_only = False  # True: print loss, top-1 and top-5 of eval_split and leave; nothing is written
 eval_split = 'val'  # what eval_only reads: val, or test where the data set has one
@@ -47,13 +47,13 @@ log_interval = 10  # iterations between lines on the console and in log.jsonl
 dataset = 'imagenet'  # a folder under data/, or a path
 global_batch_size = 1024  # images per update, over all processes (table 4)
 micro_batch_size = 64  # upper bound of images per process and forward; the accumulation follows
-num_workers = -1  # processes that read JPEGs for each training process; -1: its share of the cores. arrays need none
+num_workers = -1  # processes that read JPEGs for each training process; -1: its share of the cores
 image_size = 224  # table 4. JPEGs are cropped to it, arrays have to have it
 crop_scale = 0.08  # here: least area of the random crop of a JPEG, timm's; its shape 3/4 to 4/3, bicubic
 shift = 4  # arrays in place of a crop: by at most so many pixels each way, the border reflected
 randaugment = 9.0  # magnitude (table 4: 9, 0.5), 0: none; only for JPEGs
 mixup = 0.8  # parameter of its Beta distribution (table 4), 0: none
-cutmix = 1.0  # parameter of its Beta distribution (table 4), 0: none. here: with both, one or the other, half each
+cutmix = 1.0  # parameter of its Beta distribution (table 4), 0: none. here: with both, each half of the time
 label_smoothing = 0.1  # table 4 (its random erasing of 0 and its EMA, 'no', have no key here)
 # model
 arch = 'vit'  # 'vit' (ViT, V-DNT) or 'nfnet' (NFNet-F0; of the keys below it takes dropout and drop_path)
@@ -74,7 +74,7 @@ n_embd = 1024  # width
 bias = True  # biases in linear layers and LayerNorm
 qkv_bias = True  # False: none on q, k and v
 dropout = 0.0  # here: none
-drop_path = 0.1  # table 4: 0.1 for Large, 0.5 for Huge. here: of the last block, linear from 0 in the first (timm's)
+drop_path = 0.1  # table 4: 0.1 for Large, 0.5 for Huge. here: of the last block, linear from 0 (as in timm)
 flash = True  # False: attention written out by hand
 recompute_blocks = False  # True: backward runs each block again in place of keeping it all: a third more work
 weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report)
@@ -84,11 +84,11 @@ init = 'xavier'  # truncated (table 4), or 'torch' (PyTorch's default), or 'tfix
 optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay)
 learning_rate = 0.5  # peak (table 4)
 min_lr = 1e-8  # where the cosine ends (table 4)
-embed_lr = 0.0  # peak for patch embedding, class token and positions, min_lr in the same ratio; 0: learning_rate
+embed_lr = 0.0  # peak for patch embedding, class token, positions, min_lr in the same ratio; 0: learning_rate
 embed_optimizer = 'auto'  # 'adamw': AdamW for these and optimizer for the rest
 epochs = 150.0  # table 4. each image once per epoch; a rest smaller than a batch waits for the next epoch
 max_iters = 0  # updates, in place of epochs; 0: all epochs
-warmup_epochs = 60.0  # table 4. here: linear, then a cosine from the peak (nanoGPT's; timm's default is another)
+warmup_epochs = 60.0  # table 4. here: linear, then a cosine from the peak (as in nanoGPT, not as in timm)
 weight_decay = 2e-4  # on matrices (table 4); not on biases, gains, class token and positions
 momentum = 0.9  # sgdw, sgd (table 4)
 beta1 = 0.9  # adamw (table 4)
@@ -108,18 +108,20 @@ config = configure(globals())
 # start: processes, device, precision, and the checkpoint that init_from names
 check_vit(config)
 env = start(device, dtype, compile, seed, deterministic)
+signals = catch_signals()
 mixes = mixup > 0 or cutmix > 0
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size, 2 if mixes else 1)
 run_start = begin(config, env)
+globals().update(config)  # weights that are only read or fine-tuned bring their network: n_layer, patch_size, ...
 
 # -----------------------------------------------------------------------------
-# data: {train,val,test}_labels.npy with _images.npy (small pictures, all of one size) or _jpeg.bin and _offsets.npy
+# data: {train,val,test}_labels.npy with _images.npy (small pictures of one size) or _jpeg.bin and _offsets.npy
 data = Images(dataset, config, env, run_start.checkpoint['data'] if predict else None)
 if not predict:
     data.open(*[eval_split] if eval_only else ['train', 'val'])
 iters_per_epoch, total_iters, warmup_iters = check_images(config, data)
 mean, std = (torch.tensor(data.meta[k], device=env.device) for k in ('mean', 'std'))
-beside = env.device_type == 'cuda'  # copy while the GPU works; on MPS such a copy may read freed memory (pytorch#189690)
+beside = env.device_type == 'cuda'  # copy while the GPU works; on MPS it may read freed memory (pytorch#189690)
 
 
 @lru_cache(1)
@@ -134,8 +136,9 @@ def epoch_offsets(epoch):
 
 def train_batches(start_iter):
     """
-    Micro batches of this process: (images, labels, labels of the mixing partners, lam). The view of a sample depends on
-    (seed, epoch, index) alone; the samples of an iteration and how they mix depend on (seed, iteration) alone.
+    Micro batches of this process: (images, labels, labels of the mixing partners, lam). The view of a sample
+    depends on (seed, epoch, index) alone; which samples an iteration has and how they mix depends on (seed,
+    iteration) alone.
     """
     def keys():
         for i in range(start_iter, total_iters + 1):  # one more, because the loop reads ahead
@@ -155,7 +158,9 @@ def train_batches(start_iter):
         images, labels = (t.to(env.device, non_blocking=beside) for t in (images, labels))
         rng = np.random.default_rng((seed, 2, start_iter + n // accum))  # one draw for the whole global batch
         images = augment.normalize(images, mean, std)
-        images, partners, lam = augment.mix(images, labels, rng, mixup, cutmix) if mixes else (images, labels, 1.0)
+        partners, lam = labels, 1.0
+        if mixes:
+            images, partners, lam = augment.mix(images, labels, rng, mixup, cutmix)
         yield images, labels, partners, lam
 
 
@@ -209,17 +214,18 @@ def get_lr(iter_num):
 
 @torch.no_grad()
 def evaluate(split='val'):
-    """(loss, top-1, top-5) over every image of a split, loss in nats against the plain label; None after a signal."""
+    """(loss in nats, top-1, top-5) over every image of a split; None if a signal to stop came."""
     sums = [0.0] * 4
     raw_model.eval()
-    for images, labels in eval_batches(split):
+    for images, labels in progress(eval_batches(split), f'{data.size(split):,} images', env):
         if signals:
             break
         with env.autocast:
             logits = raw_model(images).float()
         hits = logits.topk(min(5, logits.size(1))).indices == labels[:, None]  # (B, 5), the likeliest first
         loss = F.cross_entropy(logits, labels, reduction='sum')
-        sums = [a + b.item() for a, b in zip(sums, (loss, hits[:, 0].sum(), hits.sum(), torch.tensor(len(labels))))]
+        numbers = loss.item(), hits[:, 0].sum().item(), hits.sum().item(), len(labels)
+        sums = [a + b for a, b in zip(sums, numbers)]
     raw_model.train()
     *sums, seen, stops = all_sum([*sums, len(signals)], env)
     return None if stops else [a / seen for a in sums]
@@ -228,7 +234,6 @@ def evaluate(split='val'):
 if predict:
     predict_files(predict, raw_model, data, mean, std)
     leave(0, env)
-signals = catch_signals()
 if eval_only:
     result = evaluate(eval_split)
     if result is not None:
@@ -238,58 +243,63 @@ if eval_only:
 
 # -----------------------------------------------------------------------------
 # loop
-start_iter, best_top1 = run_start.iter, run_start.best or -1.0
+start_iter, best_top1 = run_start.iter, run_start.best if run_start.resume else -1.0
+what = f'setting {name_norms(setting, model_args)}' if arch == 'vit' else arch
+env.say(f'{n_params / 1e6:.2f}M parameters, {what}, {optimizer} | '
+        f'{data.size("train"):,} training images of {len(data.meta["classes"])} classes, {iters_per_epoch} updates '
+        f'an epoch of {global_batch_size} = {env.world_size} processes x {accum} x {micro} | '
+        f'{env.device}, {env.dtype}, compile {env.compile} | {out_dir}')
+statistics = BatchNormStatistics(raw_model)
 batches = train_batches(start_iter)
 X, Y, partners, lam = next(batches)
-statistics = BatchNormStatistics(raw_model)
 rehearse(lambda: augment.mixed_loss(model(X), Y, partners, lam, label_smoothing), opt, start_iter, env,
          f'{micro} images of {image_size} x {image_size}')
 statistics.restore()
 run = Run(config, env, start_iter)
-report = Report(run, total_iters, 'images', global_batch_size, iters_per_epoch=iters_per_epoch)
-env.say(f'{n_params / 1e6:.2f}M parameters, {f"setting {name_norms(setting, model_args)}" if arch == "vit" else arch}, '
-        f'{optimizer} | {data.size("train"):,} training images of {len(data.meta["classes"])} classes, '
-        f'{iters_per_epoch} updates an epoch of {global_batch_size} = {env.world_size} processes x {accum} x {micro} | '
-        f'{env.device}, {env.dtype}, compile {env.compile} | {out_dir}')
+report = Report(run, env, total_iters, eval_interval, 'images', global_batch_size, None, iters_per_epoch)
 
 
 def due(interval):
     return interval and iter_num % interval == 0
 
 
-def save(*names):
-    run.save(names, model=raw_model.state_dict() | statistics.saved, optimizer=opt.state_dict(), iter=iter_num,
-             best_top1=best_top1, model_args=model_args, data=data.meta, config=config)
+def save(latest, better):
+    names = ['ckpt.pt'] * bool(latest) + ['best.pt'] * better
+    names += [f'ckpt_{iter_num:06d}.pt'] * bool(latest and due(keep_interval))
+    if names:
+        run.save(names, model=raw_model.state_dict() | statistics.saved, optimizer=opt.state_dict(), iter=iter_num,
+                 best_top1=best_top1, model_args=model_args, data=data.meta, config=config)
 
 
+if all_sum([len(signals)], env)[0]:
+    run.leave_stopped(start_iter, signals)
 lr = 0.0
 for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates and saves the final weights
-    last, interrupted = iter_num == total_iters, False
-    statistics.keep()  # a checkpoint belongs to the weights before this update
+    last, better, interrupted = iter_num == total_iters, False, False
+    statistics.keep()  # a checkpoint has the weights before this update, so it has their statistics too
     if (last or due(eval_interval)) and not (run.evaluated and iter_num == start_iter):
-        with report.paused():
+        with report.evaluating():
             result = evaluate()
-            interrupted = result is None
-            if not interrupted:
-                val_loss, top1, top5 = result
-                run.stop_if_not_finite(iter_num, lr, validation_loss=val_loss)
-                better = top1 > best_top1 and iter_num > 0
-                report.val(iter_num, better, loss=val_loss, top1=top1, top5=top5)
-                if better:
-                    best_top1 = top1
-                    save('best.pt')
+        interrupted = result is None
+        if not interrupted:
+            val_loss, top1, top5 = result
+            run.stop_if_not_finite(iter_num, lr, validation_loss=val_loss)
+            better = top1 > best_top1 and iter_num > 0
+            best_top1 = top1 if better else best_top1
+            report.val(iter_num, better, loss=val_loss, top1=top1, top5=top5)
     if last and not interrupted:
-        if iter_num > start_iter:
-            save('ckpt.pt', *[f'ckpt_{iter_num:06d}.pt'] * bool(due(keep_interval)))
+        save(iter_num > start_iter, better)
         break
+    if interrupted and iter_num == start_iter:
+        run.leave_stopped(iter_num, signals)
 
     lr = get_lr(iter_num)
     for group in opt.param_groups:
         group['lr'] = lr * group['lr_scale']
-    if dropout > 0 or drop_path > 0:  # the masks of an iteration depend on (seed, iter_num, rank) alone, so a run repeats and resumes
+    if dropout > 0 or drop_path > 0:  # the masks depend on (seed, iter_num, rank) alone, so a run repeats and resumes
         torch.manual_seed(int(np.random.SeedSequence((seed, iter_num, env.rank)).generate_state(1)[0]))
 
-    # forward and backward over the micro batches of this process; DDP averages the gradients in the last of them
+    # forward and backward over the micro batches of this process; DDP averages the gradients in the last one
     loss_sum = torch.zeros((), device=env.device)
     for micro_step in range(accum):
         ddp.require_backward_grad_sync = micro_step == accum - 1  # DDP reads it in forward too
@@ -297,19 +307,19 @@ for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates a
             loss = augment.mixed_loss(model(X), Y, partners, lam, label_smoothing) / accum
         loss.backward()
         loss_sum += loss.detach()
+        if stop_asked(signals, env):
+            break
         with report.waiting():
-            X, Y, partners, lam = next(batches, (X, Y, partners, lam))  # the next one, while the device works
+            X, Y, partners, lam = next(batches, (X, Y, partners, lam))  # read while the device works
 
-    # all processes agree on the loss and on whether to stop before the step
+    # before the step, all processes agree on the loss and on whether to stop. Weights are saved only here, where
+    # their own loss and gradient are known to be finite
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     loss_mean, norm, stops = agree(loss_sum, grad_norm, signals, env)
     run.stop_if_not_finite(iter_num, lr, loss=loss_mean, gradient_norm=norm)
-    # weights are saved only once their own loss and gradient are known to be finite
-    if iter_num > start_iter and (stops or due(ckpt_interval) or due(keep_interval)):
-        save('ckpt.pt', *[f'ckpt_{iter_num:06d}.pt'] * bool(due(keep_interval)))
+    save(iter_num > start_iter and (stops or due(ckpt_interval) or due(keep_interval)), better)
     if stops:
-        env.say(f'stopped by a signal at iteration {iter_num}; --init_from=resume goes on from there')
-        leave(128 + (signals or [15])[0], env)
+        run.leave_stopped(iter_num, signals)
 
     if agc:
         clipped = clip_units(units, agc)

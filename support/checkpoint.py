@@ -1,38 +1,48 @@
 """
-out_dir: config.json, log.jsonl and the checkpoints of a run, and the rules by which a run continues from a checkpoint.
-Nothing is ever half written: write beside it, then rename.
+out_dir: config.json, log.jsonl and the checkpoints of a run, and the rules by which a run begins from a checkpoint.
+Nothing is ever half written: we write beside a file, then rename.
 """
 
 import json
 import math
 import os
 import re
+import shutil
 import subprocess
 from dataclasses import asdict
 from types import SimpleNamespace
 
 import torch
 
-from configurator import fail
-from model import SETTINGS
+from configurator import fail, replaced
 from support import normfree
-from support.distributed import all_sum, first_line, on_master
+from support.checks import resolve_norms
+from support.distributed import all_sum, first_line, leave, on_master
+from support.pretrained import load_gpt2
 
+# -----------------------------------------------------------------------------
+# files
 
 def replace_file(path, write):
-    """write(temporary path), flush to disk, rename to path; a failure leaves what was at path untouched."""
+    """write(temporary path), flush to disk, rename to path. A failure leaves what was at path untouched."""
     tmp = f'{path}.tmp'
     try:
         write(tmp)
         with open(tmp, 'rb+') as f:
             os.fsync(f.fileno())
         os.replace(tmp, path)
-    except (OSError, RuntimeError) as e:  # torch.save says RuntimeError when the disk is full
+    except (OSError, RuntimeError) as e:  # torch.save raises RuntimeError when the disk is full
         if os.path.exists(tmp):
             os.remove(tmp)
-        kept = f'; the last good one, {path}, is untouched' if os.path.exists(path) else ''
-        why = getattr(e, 'strerror', None) or first_line(e)
-        fail(f'cannot write {path} ({why}){kept}: mend that, then --init_from=resume')
+        fail(cannot_write(path, e) + f' The last good one, {path}, is untouched.' * os.path.exists(path))
+
+
+def cannot_write(path, e):
+    why = getattr(e, 'strerror', None) or first_line(e)
+    folder = os.path.dirname(path) or '.'
+    if os.path.isdir(folder) and shutil.disk_usage(folder).free < 2**20 or 'file write failed' in why:
+        why = 'No space left on device'
+    return f'Cannot write {path} ({why}). Free some space, then resume with --init_from=resume.'
 
 
 def replace_text(path, text):
@@ -48,51 +58,65 @@ def our_files(out_dir):
     return sorted(f for f in files if re.fullmatch(r'config\.json|log\.jsonl|(best|ckpt|ckpt_\d+)\.pt', f))
 
 
-def refuse_to_overwrite(out_dir, init_from, overwrite, reads_only):
-    if our_files(out_dir) and init_from != 'resume' and not overwrite and not reads_only:
-        fail(f'{out_dir} holds a run: go on with it (--init_from=resume), replace it (--overwrite=True) or choose another '
-             '--out_dir')
-    if overwrite and os.path.dirname(os.path.abspath(init_from)) == os.path.abspath(out_dir):
-        fail(f'{init_from} lies in the out_dir that is to be overwritten: choose another --out_dir')
-
-
 def latest_checkpoint(out_dir):
     """Path of ckpt.pt, or of the last kept one where that is gone, or None."""
-    there = [f for f in our_files(out_dir) if f.startswith('ckpt')]  # ckpt.pt sorts first, the kept ones follow
-    return os.path.join(out_dir, 'ckpt.pt' if 'ckpt.pt' in there else there[-1]) if there else None
+    found = [f for f in our_files(out_dir) if f.startswith('ckpt')]  # ckpt.pt sorts first, the kept ones follow
+    return os.path.join(out_dir, 'ckpt.pt' if 'ckpt.pt' in found else found[-1]) if found else None
 
+
+def find_checkpoint(path):
+    """The checkpoint file of a path: best.pt of the folder of a run, ckpt.pt where it has none, or the path itself."""
+    best = os.path.join(path, 'best.pt')
+    return best if os.path.exists(best) else latest_checkpoint(path) or path
+
+
+def load_checkpoint(path: str) -> dict:
+    """The dict of a checkpoint file, on the CPU, not read before it is used. Ends with one sentence where it is none."""
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        missing = {'model', 'optimizer', 'iter', 'config', 'model_args', 'data'} - set(checkpoint)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
+        fail(f'Cannot read the checkpoint {path} ({e.strerror}). Give a file or a folder that a train script saved.')
+    except Exception as e:  # a zip that is cut short, a pickle of classes, another kind of file
+        fail(f'{path} is not a complete checkpoint of this project ({type(e).__name__}). Use another file.')
+    if missing:
+        fail(f'{path} is not a checkpoint of this project: it has no {", ".join(sorted(missing))}.')
+    return checkpoint
+
+# -----------------------------------------------------------------------------
+# a run that writes
 
 class Run:
     """
-    The out_dir of this run, opened on every rank: config.json is written, what is to be overwritten is gone, and the log
-    is cut where the run starts. evaluated: the log has the evaluation of start_iter already. saved_iter: the iteration
-    of the last good checkpoint, 0 where there is none.
+    The out_dir of this run, opened on every rank: config.json is written, what is to be overwritten is gone, and
+    the log is cut where the run starts. evaluated: the log already has the evaluation of start_iter. saved_iter:
+    the iteration of the last good checkpoint, 0 where there is none.
     """
 
     def __init__(self, config, env, start_iter):
-        self.out_dir, self.env, self.saved_iter = config['out_dir'], env, start_iter
+        self.out_dir, self.env, self.start_iter, self.saved_iter = config['out_dir'], env, start_iter, start_iter
         self.path = os.path.join(self.out_dir, 'log.jsonl')
-        evaluated = on_master(lambda: self.open(config, start_iter), env)
+        evaluated = on_master(lambda: self.open(config), env)
         self.evaluated = all_sum([int(evaluated or 0)], env)[0] > 0
 
-    def open(self, config, start_iter):
+    def open(self, config):
         try:
             os.makedirs(self.out_dir, exist_ok=True)
-            for f in our_files(self.out_dir) if config['overwrite'] and config['init_from'] != 'resume' else ():
-                os.remove(os.path.join(self.out_dir, f))
+            if config['overwrite'] and config['init_from'] != 'resume':
+                for f in our_files(self.out_dir):
+                    os.remove(os.path.join(self.out_dir, f))
         except OSError as e:
-            fail(f'cannot use out_dir={self.out_dir}: {e.strerror}')
+            fail(f'Cannot use out_dir={self.out_dir} ({e.strerror}).')
         gpu = torch.cuda.get_device_name() if self.env.device_type == 'cuda' else ''
-        replace_text(os.path.join(self.out_dir, 'config.json'), json.dumps(
-            {**config, 'torch': torch.__version__, 'git': git_commit(), 'gpu': gpu, 'world_size': self.env.world_size},
-            indent=2))
-        # what lies past the checkpoint comes again; a line that a kill cut short goes too
+        about = {'torch': torch.__version__, 'git': git_commit(), 'gpu': gpu, 'world_size': self.env.world_size}
+        replace_text(os.path.join(self.out_dir, 'config.json'), json.dumps({**config, **about}, indent=2))
+        # rows past the checkpoint will come again; a line that a kill cut short goes too
         kept, evaluated = [], False
         for line in open(self.path, encoding='utf-8', errors='replace') if os.path.exists(self.path) else ():
             try:
                 row = json.loads(line)
-                at_start = row['split'] == 'val' and row['iter'] == start_iter
-                if row['iter'] < start_iter or at_start:
+                at_start = row['split'] == 'val' and row['iter'] == self.start_iter
+                if row['iter'] < self.start_iter or at_start:
                     kept.append(line.rstrip('\n') + '\n')
                     evaluated |= at_start
             except (ValueError, KeyError, TypeError):
@@ -107,23 +131,51 @@ class Run:
                 with open(self.path, 'a', encoding='utf-8') as f:
                     f.write(json.dumps(row) + '\n')
             except OSError as e:
-                fail(f'cannot write {self.path} ({e.strerror}): mend that, then --init_from=resume')
+                fail(cannot_write(self.path, e))
 
     def save(self, names, **state):
-        """Write a plain dict of tensors and Python values, which torch.load(weights_only=True) opens, to each name."""
-        for name in names:
-            path = os.path.join(self.out_dir, name)
-            on_master(lambda: replace_file(path, lambda tmp: torch.save(state, tmp)), self.env)
+        """
+        Write a plain dict of tensors and Python values, which torch.load(weights_only=True) opens, under each name.
+        It is written once; the other names are links to it, or copies where the file system has no links.
+        """
+        first = os.path.join(self.out_dir, names[0])
+
+        def link(tmp):
+            try:
+                os.link(first, tmp)
+            except OSError:
+                shutil.copyfile(first, tmp)
+
+        def write():
+            replace_file(first, lambda tmp: torch.save(state, tmp))
+            for name in names[1:]:
+                path = os.path.join(self.out_dir, name)
+                if os.path.exists(f'{path}.tmp'):  # of a run that was killed
+                    os.remove(f'{path}.tmp')
+                replace_file(path, link)
+
+        on_master(write, self.env)
         if 'ckpt.pt' in names:
             self.saved_iter = state['iter']
 
     def stop_if_not_finite(self, iter_num, lr, **numbers):
-        """Ends with one sentence where a number is not finite. All processes have the same numbers, so all stop."""
+        """End with one sentence where a number is not finite. All processes have the same numbers, so all stop."""
         if not all(map(math.isfinite, numbers.values())):
             what = ', '.join(f'{name.replace("_", " ")} {value}' for name, value in numbers.items())
-            good = f'that of iteration {self.saved_iter} in {self.out_dir}' if self.saved_iter else 'none'
-            fail(f'iteration {iter_num}: {what} at learning rate {lr:.3g}, so no step was made. The last good checkpoint '
-                 f'is {good}. Try a lower learning_rate, a longer warmup, grad_clip=1.0 or --flash=False')
+            good = f'is that of iteration {self.saved_iter} in {self.out_dir}' if self.saved_iter else 'does not exist'
+            fail(f'iteration {iter_num}: {what} at learning rate {lr:.3g}, so no step was made. The last good '
+                 f'checkpoint {good}. Try a lower learning_rate, a longer warmup, grad_clip=1.0 or --flash=False.')
+
+    def leave_stopped(self, iter_num, signals):
+        """Say what a run that a signal stopped has saved, and leave."""
+        if iter_num > self.start_iter:
+            saved = f'{self.out_dir}/ckpt.pt is saved. Continue with --init_from=resume.'
+        elif self.start_iter:
+            saved = f'No update was made, and {self.out_dir}/ckpt.pt is as it was. Continue with --init_from=resume.'
+        else:
+            saved = 'No update was made, so nothing was saved.'
+        self.env.say(f'stopped by a signal at iteration {iter_num}. {saved}')
+        leave(128 + (signals or [15])[0], self.env)
 
 
 def git_commit():
@@ -133,95 +185,124 @@ def git_commit():
     except (OSError, subprocess.SubprocessError):
         return ''
 
-
-def load_checkpoint(path):
-    """The dict of a checkpoint file, on the CPU; ends with one sentence where the file is not one."""
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-        missing = {'model', 'optimizer', 'iter', 'config', 'model_args', 'data'} - set(checkpoint)
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
-        fail(f'cannot read the checkpoint {path} ({e.strerror}): give a file that a train script saved')
-    except Exception as e:  # a zip that is cut short, a pickle of classes, a file of something else
-        fail(f'{path} is not a whole checkpoint of this project ({type(e).__name__}): use another file')
-    if missing:
-        fail(f'{path} is not a checkpoint of this project: it has no {", ".join(sorted(missing))}')
-    return checkpoint
-
+# -----------------------------------------------------------------------------
+# where a run begins
 
 def begin(config: dict, env) -> SimpleNamespace:
     """
-    Where this run begins: path and checkpoint (a dict; None from scratch) that init_from names, resume (it continues
-    that run), iter, best (its best metric) and say. The weights are not loaded yet: see continue_gpt and continue_vit.
+    Where this run begins: path and checkpoint (a dict; None from scratch) that init_from names, resume (whether it
+    continues that run), iter, best (its best metric) and say. The weights are not loaded yet.
+
+    A run that resumes must state the same network. Any other use of a checkpoint takes the network from it: config
+    gets the values of the checkpoint, but for keys that the command line states; they must agree.
     """
     out_dir, init_from, only_reads = config['out_dir'], config['init_from'], reads_only(config)
     refuse_to_overwrite(out_dir, init_from, config['overwrite'], only_reads)
-    path = latest_checkpoint(out_dir) if init_from == 'resume' else None if init_from == 'scratch' else init_from
-    if init_from == 'resume' and not path:
-        env.say(f'{out_dir} has no checkpoint yet: starting at iteration 0')
+    path = None
+    if init_from == 'resume':
+        path = latest_checkpoint(out_dir)
+        if not path:
+            env.say(f'{out_dir} has no checkpoint yet: starting at iteration 0')
+    elif init_from != 'scratch':
+        path = find_checkpoint(init_from)
     if only_reads and not path:
-        fail('eval_only and predict need weights: --init_from=resume where out_dir holds a checkpoint, or '
-             '--init_from=FILE')
+        fail('eval_only and predict need weights. Use --init_from=FILE_OR_FOLDER, or --init_from=resume where out_dir '
+             'has a checkpoint.')
     checkpoint = path and (load_gpt2(path) if os.path.isdir(path) else load_checkpoint(path))
-    return SimpleNamespace(path=path, checkpoint=checkpoint, resume=init_from == 'resume' and not only_reads, say=env.say,
-                           iter=0, best=None)
+    resume = init_from == 'resume' and not only_reads
+    kind, script = ('classes', 'train_vit.py') if 'arch' in config else ('tokenizer', 'train_gpt.py')
+    if checkpoint and kind not in checkpoint['data']:
+        fail(f'{path} is not a checkpoint of {script}. Use another file.')
+    if checkpoint and not resume:
+        take_network(config, checkpoint, path)
+    return SimpleNamespace(path=path, checkpoint=checkpoint, resume=resume, say=env.say, iter=0, best=None)
 
 
 def reads_only(config):
     return config['eval_only'] or bool(config.get('predict'))
 
 
+def refuse_to_overwrite(out_dir, init_from, overwrite, only_reads):
+    if our_files(out_dir) and init_from != 'resume' and not overwrite and not only_reads:
+        fail(f'{out_dir} has a run already. Continue it with --init_from=resume, replace it with --overwrite=True, or '
+             'choose another --out_dir.')
+    if overwrite and os.path.abspath(out_dir) in (os.path.abspath(init_from),
+                                                  os.path.dirname(os.path.abspath(init_from))):
+        fail(f'{init_from} is in the out_dir that would be overwritten. Choose another --out_dir.')
+
+
 # what may differ between a checkpoint and the network that takes its weights
 FREE = {'dropout', 'drop_path', 'flash', 'init', 'loss_chunk', 'recompute_blocks'}
 
 
+def take_network(config, checkpoint, path):
+    """Set the keys of config that describe the network to those of the checkpoint."""
+    args, then = checkpoint['model_args'], checkpoint.get('config', {})
+    network = {k: v for k, v in ({'arch': then.get('arch', 'vit')} | args).items() if k in config and k not in FREE}
+    if 'setting' in replaced:
+        norms = resolve_norms(config)
+        if any(norms[k] != args[k] for k in norms):
+            fail(f'{path} was trained with setting={then.get("setting")}, not {config["setting"]}. Leave --setting out.')
+    length = network.pop('block_size', None)
+    if length:  # a shorter context is fine: the last positions are dropped
+        if 'block_size' in replaced and config['block_size'] > length:
+            fail(f'{path} was trained with block_size={length}. Use --block_size={length} or less.')
+        config['block_size'] = min(config['block_size'], length)
+    refuse_changes(path, network, config, [k for k in network if k in replaced and config[k] != 'auto'],
+                   'leave out what differs')
+    config.update(network)
+    config['setting'] = config['setting'] if 'setting' in replaced else then.get('setting', 'S1')
+
+
 def continue_gpt(start, network, config, model_args, meta):
-    """Check the checkpoint of start against this run, tell what changes, and fit vocabulary and positions to each other."""
-    checkpoint, path, block_size = start.checkpoint, start.path, config['block_size']
-    model_args['vocab_size'] = config['vocab_size'] or -(-meta['vocab_size'] // 64) * 64
-    if checkpoint and not config['vocab_size']:
-        model_args['vocab_size'] = max(checkpoint['model_args'].get('vocab_size', 0), meta['vocab_size'])
+    """Check the checkpoint of start against this run, say what changes, and choose vocabulary and positions."""
+    checkpoint, path = start.checkpoint, start.path
+    known = checkpoint['model_args'].get('vocab_size', 0) if checkpoint else -(-meta['vocab_size'] // 64) * 64
+    model_args['vocab_size'] = config['vocab_size'] or max(known, meta['vocab_size'])
     if model_args['vocab_size'] < meta['vocab_size']:
-        fail(f'vocab_size={config["vocab_size"]} is less than the {meta["vocab_size"]} of the data set: leave it at 0')
+        fail(f'vocab_size={model_args["vocab_size"]} is less than the {meta["vocab_size"]} of the data set. '
+             'Leave vocab_size at 0, or use another checkpoint or data set.')
     if not checkpoint:
         return
-    free = FREE | (set() if config['init_from'] == 'resume' else {'block_size'})
-    refuse_changes(path, asdict(network()) | checkpoint['model_args'], model_args, [k for k in model_args if k not in free])
     refuse_changes(path, checkpoint['data'], meta, ['tokenizer'])
-    continue_run(start, config, meta, ['source', 'train_tokens', 'val_tokens', 'vocab_size'], config['max_iters'],
-                 'best_val_loss')
-    positions = checkpoint['model']['wpe.weight']
-    if len(positions) < block_size:
-        fail(f'{path} knows {len(positions)} positions, fewer than block_size={block_size}: use a smaller one')
-    checkpoint['model']['wpe.weight'] = positions[:block_size]
+    continue_run(start, network, config, model_args, meta, ['train_tokens', 'val_tokens', 'vocab_size'],
+                 config['max_iters'], 'best_val_loss')
+    positions = checkpoint['model'].get('wpe.weight')
+    if positions is not None:
+        checkpoint['model']['wpe.weight'] = positions[:config['block_size']]
 
 
 def continue_vit(start, network, config, model_args, meta, total_iters):
-    """Check the checkpoint of start against this run, and tell what changes."""
-    checkpoint, path = start.checkpoint, start.path
-    if not checkpoint:
+    """Check the checkpoint of start against this run, and say what changes."""
+    if not start.checkpoint:
         return
-    refuse_changes(path, checkpoint['config'], config, ['arch'])
-    refuse_changes(path, asdict(network()) | checkpoint['model_args'], model_args, [k for k in model_args if k not in FREE])
-    for i, (then, now) in enumerate(zip(checkpoint['data']['classes'], meta['classes'])):
+    refuse_changes(start.path, start.checkpoint['config'], config, ['arch'])
+    for i, (then, now) in enumerate(zip(start.checkpoint['data']['classes'], meta['classes'])):
         if then != now:
-            fail(f'{path} was trained on other classes: its class {i} is {then!r}, that of the data set is {now!r}')
-    continue_run(start, config, meta, ['source', 'layout', 'train_images', 'val_images', 'mean', 'std', 'val_from_train',
-                                       'seed'], total_iters, 'best_top1')
+            fail(f'{start.path} was trained on other classes: its class {i} is {then!r}, that of the data set is '
+                 f'{now!r}.')
+    continue_run(start, network, config, model_args, meta, ['layout', 'train_images', 'val_images', 'mean', 'std',
+                                                            'val_from_train', 'seed'], total_iters, 'best_top1')
 
 
-def continue_run(start, config, meta, data_keys, total_iters, best):
-    """Set iter and best of a run that resumes; another run takes the weights alone."""
+def continue_run(start, network, config, model_args, meta, data_keys, total_iters, best):
+    """Set iter and best of a run that resumes. Any other run takes the weights alone."""
     checkpoint, path = start.checkpoint, start.path
+    same = [k for k in model_args if k not in FREE]
+    refuse_changes(path, asdict(network()) | checkpoint['model_args'], model_args, same)
     if not start.resume:
         start.say(f'weights of {path}' + ', with a fresh optimizer' * (not reads_only(config)))
         return
-    refuse_changes(path, checkpoint['data'], meta, data_keys,
-                   'give the data set of that run, or start anew from its weights (--init_from=FILE, another --out_dir)')
+    # the same bytes may come from another path, so the digest decides where both sides have one
+    content = 'content' if {'content'} <= checkpoint['data'].keys() & meta.keys() else 'source'
+    refuse_changes(path, checkpoint['data'], meta, [content, *data_keys],
+                   'give the data set of that run, or start a new run from its weights (--init_from=FILE, another '
+                   '--out_dir)')
     refuse_changes(path, checkpoint['config'], config, ['seed', 'global_batch_size', 'optimizer'])
     start.iter, start.best = checkpoint['iter'], checkpoint[best]
     if start.iter > total_iters:
-        fail(f'{path} is at iteration {start.iter}, past the {total_iters} of this run: raise max_iters'
-             + ' or epochs' * ('epochs' in config))
+        fail(f'{path} is at iteration {start.iter}, past the {total_iters} of this run. Raise max_iters'
+             + ' or epochs' * ('epochs' in config) + '.')
     start.say(f'{path}: iteration {start.iter}')
     changed = [f'{key} {checkpoint["config"][key]} -> {config[key]}' for key in config
                if checkpoint['config'].get(key, config[key]) != config[key] and key not in (
@@ -231,73 +312,40 @@ def continue_run(start, config, meta, data_keys, total_iters, best):
 
 
 def refuse_changes(path, then, now, keys, remedy='give the config of that run'):
-    """Ends with one sentence where a key of the checkpoint at path has another value now."""
-    changed = [f'{key}={then.get(key)}, now it is {now.get(key)}' for key in keys if then.get(key) != now.get(key)]
+    """End with one sentence where a key of the checkpoint at path has another value now."""
+    changed = [f'{k}={then.get(k)}, now it is {now.get(k)}' for k in keys if then.get(k) != now.get(k)]
     if changed:
-        fail(f'{path} was made with {"; ".join(changed)}: {remedy}')
+        fail(f'{path} was made with {"; ".join(changed)}: {remedy}.')
 
 
-def make_network(network, config, args, start, env):
+def make_network(network: type, config: type, args: dict, start, env) -> torch.nn.Module:
     """network(config(**args)) on the device, with the weights of start where it has a checkpoint."""
     try:
         model = normfree.build(network, config, args).to(env.device)
-    except (RuntimeError, MemoryError) as e:  # what torch says when memory is short, and when a size overflows
+    except (RuntimeError, MemoryError) as e:  # torch raises these when memory is short or a size overflows
         size = ', '.join(f'{k}={args[k]}' for k in ('n_layer', 'n_embd', 'vocab_size') if k in args)
-        fail(f'a model of {size} does not fit into memory ({first_line(e)})', any_rank=True)
+        fail(f'A model of {size} does not fit into memory ({first_line(e)}). Use a smaller one.', any_rank=True)
     if start.checkpoint:
         try:
             model.load_state_dict(start.checkpoint['model'])
         except RuntimeError as e:
-            fail(f'{start.path} does not hold the weights of this model ({" ".join(str(e).split())[:200]}): use another '
-                 'file')
+            fail(f'{start.path} does not have the weights of this model ({" ".join(str(e).split())[:200]}). Use '
+                 'another file.')
     return model
 
 
 def load_optimizer(opt, start, env):
-    """The state of the optimizer, where a run resumes; its numbers (rates, decay) are those of the config."""
+    """Load the optimizer's state where a run resumes. Rates and decay are those of the config."""
     if start.iter:
         flags = [{k: v for k, v in group.items() if k != 'params'} for group in opt.param_groups]
         try:
             opt.load_state_dict(start.checkpoint['optimizer'])
         except (KeyError, ValueError):
-            fail('the checkpoint has its optimizer state in other groups: give the embed_optimizer of that run, and an '
-                 'embed_lr of 0 only if its was')
+            fail('The checkpoint has its optimizer state in other groups. Use the embed_optimizer and embed_lr of the '
+                 'original run.')
         for group, values in zip(opt.param_groups, flags):
             group.update(values)
     start.checkpoint = None  # frees its memory
     total, squares = all_sum([start.iter, start.iter**2], env)
     if squares * env.world_size != total**2:
-        fail('the processes found different checkpoints: out_dir must lie on a disk that all machines share')
-
-
-def load_gpt2(folder):
-    """
-    GPT-2 weights in a local Hugging Face folder (config.json, model.safetensors) as a checkpoint: setting S1, LayerNorm,
-    bias, tied head. Their matrices are stored (in, out), and their GELU is the tanh approximation, ours is exact.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    try:
-        with open(os.path.join(folder, 'config.json'), encoding='utf-8') as f:
-            hf = json.load(f)
-        tensors = load_file(os.path.join(folder, 'model.safetensors'))
-        args = dict(n_layer=hf['n_layer'], n_head=hf['n_head'], n_embd=hf['n_embd'], block_size=hf['n_positions'],
-                    vocab_size=hf['vocab_size'], norm='layer', bias=True, tied=True, **SETTINGS['S1'])
-    except (OSError, ValueError, KeyError, SafetensorError) as e:
-        fail(f'{folder} is not a GPT-2 folder with config.json and model.safetensors ({type(e).__name__}: {e})')
-    names = {'wte': 'wte', 'wpe': 'wpe', 'ln_f': 'final_norm'}
-    for i in range(args['n_layer']):
-        names |= {f'h.{i}.{theirs}': f'blocks.{i}.{ours}' for theirs, ours in (
-            ('ln_1', 'pre_norm'), ('attn.c_attn', 'attn.c_attn'), ('attn.c_proj', 'attn.c_proj'), ('ln_2', 'ffn_pre_norm'),
-            ('mlp.c_fc', 'ffn.c_fc'), ('mlp.c_proj', 'ffn.c_proj'))}
-    model = {}
-    for key, tensor in tensors.items():
-        theirs, _, kind = key.removeprefix('transformer.').rpartition('.')
-        if theirs in names:  # the rest are the head, which is tied, and causal masks
-            transpose = kind == 'weight' and '.c_' in theirs
-            model[f'{names[theirs]}.{kind}'] = tensor.t().contiguous() if transpose else tensor
-    model['lm_head.weight'] = model.get('wte.weight')
-    missing = {f'{n}.weight' for n in names.values()} - set(model)
-    if missing:
-        fail(f'{folder}/model.safetensors lacks {min(missing)}: it is not a whole GPT-2')
-    return {'model': model, 'model_args': args, 'data': {'tokenizer': 'gpt2'}}
+        fail('The processes found different checkpoints. out_dir must be on a disk that all machines share.')

@@ -6,7 +6,7 @@ import math
 import sys
 from dataclasses import fields
 
-from configurator import fail
+from configurator import fail, replaced
 from model import NORMS, SETTINGS
 from support.normfree import KEYS
 
@@ -32,6 +32,10 @@ def check_config(config):
     check_range(config, 0, math.inf, 'eval_interval', 'ckpt_interval', 'keep_interval', 'log_interval', 'learning_rate',
                 'min_lr', 'embed_lr', 'weight_decay', 'grad_clip', 'agc')
     check_share(config, 'dropout', 'momentum', 'beta1', 'beta2')
+    if config['min_lr'] > config['learning_rate'] and not (config['eval_only'] or config.get('predict')):
+        lr = config['learning_rate']
+        fail(f'min_lr={config["min_lr"]:g} is above learning_rate={lr:g}, so the rate would rise instead of fall. '
+             f'Use --min_lr={lr / 10:g}, or --min_lr={lr:g} for a constant rate.')
     if config['agc'] and config['grad_clip']:
         fail(f'agc={config["agc"]} and grad_clip={config["grad_clip"]} are two ways to clip: set one of them to 0')
 
@@ -114,14 +118,22 @@ def check_images(config, data):
             fail(f'randaugment={config["randaugment"]} is for JPEGs, {data.folder} holds small pictures: use '
                  '--randaugment=0')
     warmup_iters = round(config['warmup_epochs'] * iters_per_epoch)
-    warn_of_warmup(warmup_iters, total_iters, data.env)
+    planned = replaced.get('max_iters', config['max_iters']) or replaced.get('epochs', config['epochs']) * iters_per_epoch
+    warn_of_warmup(warmup_iters, total_iters, planned, data.env, iters_per_epoch)
     return iters_per_epoch, total_iters, warmup_iters
 
 
-def warn_of_warmup(warmup_iters, max_iters, env):
-    if 0 < max_iters <= warmup_iters:
-        env.say(f'the warmup ({warmup_iters} updates) is as long as the run ({max_iters}): the rate does not reach its '
-                'peak')
+def warn_of_warmup(warmup_iters, max_iters, planned, env, iters_per_epoch=0):
+    """
+    Say so where the rate never reaches its peak, with the flag that keeps the config's share of warmup. planned: the
+    updates that the config had before the command line changed them.
+    """
+    if not 0 < max_iters <= warmup_iters:
+        return
+    iters = max_iters * (warmup_iters / planned if planned > warmup_iters else 0.1)
+    flag = f'warmup_epochs={iters / iters_per_epoch:.2g}' if iters_per_epoch else f'warmup_iters={round(iters)}'
+    env.say(f'The warmup ({warmup_iters} updates) is as long as the run ({max_iters}), so the learning rate does not '
+            f'reach its peak. Use --{flag}.')
 
 
 def split_batch(global_batch_size, micro_batch_size, world_size, multiple=1):

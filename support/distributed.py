@@ -1,14 +1,16 @@
 """
-Processes, device and precision: how a run starts, how its processes agree, and how they leave together.
+Processes, device and precision: how a run starts, how its processes agree, how signals stop it, and how all
+processes leave together.
 """
 
 import atexit
 import ctypes
-import functools
 import os
 import re
 import signal
 import sys
+import threading
+import time
 from contextlib import nullcontext
 from datetime import timedelta
 from types import SimpleNamespace
@@ -17,54 +19,30 @@ import torch
 import torch.distributed as dist
 from torch.utils._triton import has_triton
 
-from configurator import fail
+from configurator import fail, say
+
+TORCHRUN = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 
 
-def start(device, dtype, compile, seed, deterministic):
+def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic: bool) -> SimpleNamespace:
     """
-    Join the other processes (under torchrun) and settle device, precision and compile; 'auto' picks. Returns a
-    namespace: rank, world_size, master, device, device_type, dtype (a name), autocast (a context), compile (a bool), say
-    (print on rank 0).
+    Join the other processes (under torchrun) and settle device, precision and compile, where 'auto' chooses.
+    Returns a namespace: rank, world_size, master (rank 0), device, device_type, dtype (a name), autocast (a
+    context), compile (a bool), say (print on rank 0).
     """
-    rank, world_size, local_rank = (int(os.environ.get(k, d)) for k, d in
-                                    (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
-    device, dtype = str(device), str(dtype)
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    if not re.fullmatch(r'cpu|mps|cuda(:\d+)?', device):
-        fail(f'device={device} is unknown: use auto, cpu, cuda, cuda:N or mps')
+    rank, world_size, local_rank = join_torchrun()
+    device = choose_device(str(device), world_size, local_rank)
     device_type = device.split(':')[0]
-    if device_type == 'cuda':
-        if not torch.cuda.is_available():
-            fail(f'device={device}, but torch {torch.__version__} finds no CUDA GPU here: use --device=auto')
-        if device == 'cuda' or world_size > 1:
-            device = f'cuda:{local_rank}'
-        count = torch.cuda.device_count()
-        if int(device.split(':')[1]) >= count:
-            fail(f'device={device}, but this machine has {count} GPUs: start at most so many processes', any_rank=True)
-        torch.cuda.set_device(device)
-    elif device_type == 'mps' and (world_size > 1 or not torch.backends.mps.is_available()):
-        fail('device=mps needs a Mac with Metal and a single process: use --device=auto, without torchrun')
-
-    if device_type == 'cuda':
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # on a Mac fp32 is the safe choice; --dtype=bfloat16 is there to try
-        bf16 = device_type == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    if dtype == 'auto':
-        dtype = 'bfloat16' if bf16 else 'float32'
-    if dtype not in ('float32', 'bfloat16'):
-        fail(f'dtype={dtype} is not one of auto, float32, bfloat16 (float16 is left out on purpose)')
-    if dtype == 'bfloat16' and device_type == 'cuda' and not bf16:
-        fail(f'dtype=bfloat16, but {torch.cuda.get_device_name()} has no bfloat16: use --dtype=float32', any_rank=True)
+    dtype = choose_dtype(str(dtype), device_type)
     if compile not in ('auto', True, False):
-        fail(f'compile={compile} is not one of auto, True, False')
+        fail(f'compile={compile} is unknown. Use auto, True or False.')
     if compile == 'auto':
         compile = device_type == 'cuda' and has_triton()
         if rank == 0 and device_type == 'cuda' and not compile:
-            print('compile is off: Triton is missing or does not support this GPU', flush=True)
+            say('compile is off, because Triton is missing or does not support this GPU')
 
     if device_type == 'cpu' and sys.platform == 'linux':
-        # glibc gives the memory of large tensors back to the kernel, which clears it again for the next step: a seventh
+        # glibc returns the memory of large tensors to the kernel, which clears it again for the next step: a seventh
         # of a step at 124M. M_MMAP_MAX (-4) and M_TRIM_THRESHOLD (-1, malloc.h) make it keep what it has
         libc = ctypes.CDLL(None)
         if hasattr(libc, 'mallopt'):  # musl has none
@@ -81,20 +59,116 @@ def start(device, dtype, compile, seed, deterministic):
         dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo', timeout=timedelta(hours=1),
                                 device_id=torch.device(device) if device_type == 'cuda' else None)
     autocast = torch.autocast(device_type, torch.bfloat16) if dtype == 'bfloat16' else nullcontext()
-    say = functools.partial(print, flush=True) if rank == 0 else lambda *args: None
-    return SimpleNamespace(rank=rank, world_size=world_size, master=rank == 0, device=device, device_type=device_type,
-                           dtype=dtype, autocast=autocast, compile=compile, say=say)
+    return SimpleNamespace(rank=rank, world_size=world_size, master=rank == 0, device=device,
+                           device_type=device_type, dtype=dtype, autocast=autocast, compile=compile,
+                           say=say if rank == 0 else lambda *args: None)
 
 
-def catch_signals():
-    """A list that SIGINT (Ctrl-C) and SIGTERM append their number to, instead of ending the process."""
-    caught = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda n, frame: caught.append(n))
+def join_torchrun():
+    """(rank, world_size, local_rank) as torchrun sets them, or those of a single process."""
+    values = {name: os.environ.get(name) for name in TORCHRUN}
+    if values['WORLD_SIZE'] in (None, '1') and values['RANK'] in (None, '0'):
+        return 0, 1, 0
+    missing = [name for name, value in values.items() if not value]
+    wrong = [f'{name}={values[name]}' for name in TORCHRUN[:3] if not (values[name] or '0').isdigit()]
+    if missing or wrong:
+        what = f'{" and ".join(missing)} missing' if missing else f'{" and ".join(wrong)} not a number'
+        fail(f'The environment has some variables of torchrun (WORLD_SIZE={values["WORLD_SIZE"]}), with {what}. '
+             'Start several processes with torchrun; for a single one: unset RANK LOCAL_RANK WORLD_SIZE')
+    return tuple(int(values[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'))
+
+
+def choose_device(device, world_size, local_rank):
+    if device == 'auto':
+        mps = torch.backends.mps.is_available()
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu'
+    if not re.fullmatch(r'cpu|mps|cuda(:\d+)?', device):
+        fail(f'device={device} is unknown. Use auto, cpu, cuda, cuda:N or mps.')
+    if device.startswith('cuda'):
+        if not torch.cuda.is_available():
+            fail(f'device={device}, but torch {torch.__version__} finds no CUDA GPU. Use --device=auto.')
+        if device == 'cuda' or world_size > 1:
+            device = f'cuda:{local_rank}'
+        count = torch.cuda.device_count()
+        if int(device.split(':')[1]) >= count:
+            fail(f'device={device}, but this machine has {count} GPUs. Start at most {count} processes on it.',
+                 any_rank=True)
+        torch.cuda.set_device(device)
+    elif device == 'mps' and (world_size > 1 or not torch.backends.mps.is_available()):
+        fail('device=mps requires a Mac with Metal and a single process. Use --device=auto, without torchrun.')
+    return device
+
+
+def choose_dtype(dtype, device_type):
+    if device_type == 'cuda':
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # on a Mac, fp32 is the safe choice; --dtype=bfloat16 is there to try
+        avx512, amx = torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported
+        bf16 = device_type == 'cpu' and (avx512() or amx())
+    if dtype == 'auto':
+        dtype = 'bfloat16' if bf16 else 'float32'
+    if dtype not in ('float32', 'bfloat16'):
+        fail(f'dtype={dtype} is unknown. Use auto, float32 or bfloat16 (float16 is left out on purpose).')
+    if dtype == 'bfloat16' and device_type == 'cuda' and not bf16:
+        fail(f'dtype=bfloat16 is not supported on this GPU ({torch.cuda.get_device_name()}). '
+             'Use --dtype=float32.', any_rank=True)
+    return dtype
+
+# -----------------------------------------------------------------------------
+# signals
+
+def catch_signals() -> list[int]:
+    """
+    A list that gets the number of a SIGINT (Ctrl-C), SIGTERM or SIGHUP. The process says at once that it will
+    stop; a second signal ends it without saving.
+
+    A thread listens, because Python's own handlers wait until the main thread returns from C++, and a backward
+    pass on a CPU can take minutes.
+    """
+    caught, (read, write) = [], os.pipe()
+    under_torchrun = 'TORCHELASTIC_RUN_ID' in os.environ
+    first = 0.0
+
+    def listen():
+        nonlocal first
+        while number := os.read(read, 1):
+            # torchrun passes on a signal that the terminal or Slurm may have sent to us already
+            if caught and not (under_torchrun and time.time() - first < 3):
+                os.write(2, b'\nquit without saving\n')
+                os._exit(128 + number[0])
+            if not caught:
+                first = time.time()
+                caught.append(number[0])
+                if os.environ.get('RANK', '0') == '0':
+                    os.write(2, b'\nstopping after this micro batch; press Ctrl-C again to quit without saving\n')
+
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write)
+    for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, frame: None)
+    threading.Thread(target=listen, daemon=True).start()
     return caught
 
 
-def all_sum(values, env):
+def ignore_signals_of_the_run(worker=None):
+    """For processes that read data: signals to the run do not end them, and their own do not stop the run."""
+    os.setpgrp()
+    signal.set_wakeup_fd(-1)
+
+
+def stop_asked(signals, env):
+    """
+    Whether all processes should stop now. On several GPUs it is False until the end of an update, because asking
+    costs a wait for the device; one update is short there.
+    """
+    return env.device_type != 'cuda' and all_sum([len(signals)], env)[0] > 0 if env.world_size > 1 \
+        else len(signals) > 0
+
+# -----------------------------------------------------------------------------
+# agreement between processes
+
+def all_sum(values: list, env) -> list:
     """A list of numbers summed over all processes."""
     if env.world_size == 1:
         return values
@@ -108,14 +182,15 @@ def agree(loss_sum, grad_norm, signals, env):
     numbers = torch.stack((loss_sum, grad_norm.to(loss_sum.dtype)))
     if env.world_size == 1:
         return *numbers.tolist(), len(signals)
-    numbers = torch.cat((numbers.double(), torch.tensor([len(signals)], dtype=torch.float64, device=env.device)))
+    asked = torch.tensor([len(signals)], dtype=torch.float64, device=env.device)
+    numbers = torch.cat((numbers.double(), asked))
     dist.all_reduce(numbers)
-    loss, norm, stops = numbers.tolist()  # every process has the same norm: DDP has averaged the gradients
+    loss, norm, stops = numbers.tolist()  # every process has the same norm, because DDP averages the gradients
     return loss / env.world_size, norm / env.world_size, stops
 
 
 def on_master(action, env):
-    """What action() returns on rank 0, None elsewhere; where it ends the program there, all processes leave."""
+    """What action() returns on rank 0, None elsewhere. Where it ends the program on rank 0, all processes leave."""
     result = ended = None
     if env.master:
         try:
@@ -127,12 +202,13 @@ def on_master(action, env):
     return result
 
 
-def leave(code, env):
+def leave(code: int, env):
+    """End all processes together, with this exit code."""
     if env.world_size > 1:
-        dist.barrier()  # nobody goes while rank 0 still writes: torchrun would end it
+        dist.barrier()  # nobody goes while rank 0 still writes, because torchrun would end it
         dist.destroy_process_group()
-        # DDP still holds the group, and a thread of gloo's that lets go of a tensor while Python takes itself down aborts
-        # the process (pytorch#190489): so what is registered to run at exit runs, and Python is not taken down
+        # DDP still holds the group. A thread of gloo that frees a tensor while Python shuts down aborts the process
+        # (pytorch#190489), so we run what is registered for the exit and skip Python's own shutdown
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -145,9 +221,9 @@ def first_line(e):
 
 
 def explain(e, too_large):
-    """What went wrong in the first forward and backward pass, in a sentence, where it is the compiler or memory."""
-    if type(e).__module__.startswith('torch._'):  # dynamo's and inductor's
-        fail(f'torch.compile fails here ({first_line(e)}): use --compile=False', any_rank=True)
+    """Say in one sentence what failed in the first forward and backward pass: the compiler, or memory."""
+    if type(e).__module__.startswith('torch._'):  # dynamo and inductor
+        fail(f'torch.compile fails here ({first_line(e)}). Use --compile=False.', any_rank=True)
     if isinstance(e, torch.OutOfMemoryError) or 'allocate' in str(e):
         fail(too_large, any_rank=True)
     raise e
