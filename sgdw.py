@@ -66,7 +66,7 @@ class SGDW(torch.optim.Optimizer):
     For each parameter w with gradient g:
         m = mu m + g                    heavy ball: no (1 - mu) before g, and m = 0 at the start
         w = (1 - lr wd) w - lr m        the decay is multiplied by lr and never enters m
-    With nesterov, the step is g + mu m in place of m. With rownorm, each row of the step, not of m, is scaled:
+    With nesterov, the step has g + mu m for m. With rownorm, each row of the step, not of m, is scaled:
         w_row = (1 - lr wd) w_row - lr m_row / (rms(m_row) + 0.1 rms(m))
     A row is a vector along the last axis or a filter of a convolution. It suits embeddings: rare tokens have
     small gradients (Kunstner et al., arXiv:2402.19449). Related: Adam-mini 2406.16793, SCALE 2506.16659.
@@ -75,7 +75,7 @@ class SGDW(torch.optim.Optimizer):
     params: tensors or groups; a group may set all options but compile. lr: a float or one-element tensor. lr,
     momentum (mu), weight_decay (wd): at least 0, else ValueError. foreach: False updates tensors one by one,
     None or True all of a dtype and device together, to the same bits (in bfloat16 to rounding). compile: True
-    makes one compiled pass over tensors of >= 2**15 weights, equal to rounding: five memory accesses a weight,
+    makes one compiled pass on tensors of >= 2**15 weights, equal to rounding: five memory accesses a weight,
     the fewest possible (foreach ten, AdamW seven). New lists compile again; step() raises torch's error where
     that fails or after eight programs. State: one 'momentum_buffer' per tensor, none at momentum 0.
     """
