@@ -66,18 +66,18 @@ class SGDW(torch.optim.Optimizer):
     For each parameter w with gradient g:
         m = mu m + g                    heavy ball: no (1 - mu) before g, and m = 0 at the start
         w = (1 - lr wd) w - lr m        the decay is multiplied by lr and never enters m
-    With nesterov, g + mu m takes the place of m in the second line. With rownorm, each row has its own scale:
+    With nesterov, the step has g + mu m for m. With rownorm, each row of the step, not of m, is scaled:
         w_row = (1 - lr wd) w_row - lr m_row / (rms(m_row) + 0.1 rms(m))
-    A row is a vector along the last axis, or a filter of a convolution. It is for embeddings, where rare tokens
-    have small gradients (Kunstner et al., arXiv:2402.19449). Related: Adam-mini (2406.16793), SCALE (2506.16659).
+    A row is a vector along the last axis or a filter of a convolution. It suits embeddings: rare tokens have
+    small gradients (Kunstner et al., arXiv:2402.19449). Related: Adam-mini 2406.16793, SCALE 2506.16659.
     torch.optim.SGD does the same, bit for bit, at wd = 0; otherwise it adds wd w to g (coupled decay).
 
     params: tensors or groups; a group may set all options but compile. lr: a float or one-element tensor. lr,
     momentum (mu), weight_decay (wd): at least 0, else ValueError. foreach: False updates tensors one by one,
     None or True all of a dtype and device together, to the same bits (in bfloat16 to rounding). compile: True
-    makes one pass over large tensors with torch.compile, equal to rounding: five memory accesses per weight, the
-    fewest possible (foreach ten, AdamW seven). New lists of tensors compile again; step() raises torch's error
-    where that fails or after eight programs. State: a 'momentum_buffer' per tensor, none at momentum 0.
+    makes one compiled pass on tensors of >= 2**15 weights, equal to rounding: five memory accesses a weight,
+    the fewest possible (foreach ten, AdamW seven). New lists compile again; step() raises torch's error where
+    that fails or after eight programs. State: one 'momentum_buffer' per tensor, none at momentum 0.
     """
     def __init__(self, params, lr: float | torch.Tensor, momentum: float = 0.9, weight_decay: float = 0.0,
                  nesterov=False, foreach: bool | None = None, compile=False, rownorm=False):

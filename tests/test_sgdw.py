@@ -127,7 +127,7 @@ def test_loop_and_foreach_give_the_same_bits(dtype, rownorm, nesterov):
 
 
 def compiled_and_loop(dtypes, momentum, nesterov, rownorm):
-    """Parameters after four steps of compile=True and of the loop: two groups, one gradient missing each time."""
+    """Parameters after four steps of compile=True and of the loop: two groups, one gradient missing."""
     results = []
     for way in ({'compile': True}, {'foreach': False}):
         g = torch.Generator().manual_seed(2)
@@ -229,8 +229,8 @@ def test_compiled_is_the_definition(dtype, rownorm):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled_and_loop((dtype,), 0.9, False, rownorm)
-    # Float32 has the large tensors of the first group, of the second, and of the second without a gradient that is
-    # missing; bfloat16 that of the first group and two of the second, of two dtypes. Four rates add no program.
+    # float32: the large tensors of the first group, of the second, of the second without a gradient.
+    # bfloat16: the first group, and two dtypes in the second. Four rates add no program.
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 3
     assert not torch._dynamo.utils.counters['graph_break']
 
@@ -253,8 +253,8 @@ def test_autograd_sees_the_compiled_update():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 def test_compiled_as_for_a_gpu(tmp_path, monkeypatch, dtype, nesterov, rownorm):
     """
-    Where Inductor fuses lists (on GPUs), it writes what is copied before other readers of it come. So a copy of
-    m before its last use would be the step of another algorithm. Here a CPU generates the code for such lists.
+    Where Inductor fuses lists (on GPUs), it writes what is copied before other readers of it come. So a
+    copy of m before its last use would be another algorithm. Here a CPU generates the code for such lists.
     """
     from torch._inductor.codegen.common import BackendFeature
     from torch._inductor.graph import GraphLowering
