@@ -15,12 +15,12 @@ from tests.common import ROOT, noise_picture, smooth_picture, stream
 
 
 def test_rand_augment_arguments_at_magnitude_9():
-    expected = {'AutoContrast': (None, None), 'Equalize': (None, None), 'Invert': (None, None),
-                'Rotate': (27, -27),
-                'ShearX': (0.27, -0.27), 'ShearY': (0.27, -0.27), 'TranslateX': (0.405, -0.405),
-                'TranslateY': (0.405, -0.405), 'Color': (1.81, 0.19), 'Contrast': (1.81, 0.19),
-                'Brightness': (1.81, 0.19),
-                'Sharpness': (1.81, 0.19), 'Posterize': (1, 1), 'Solarize': (26, 26), 'SolarizeAdd': (99, 99)}
+    expected = {
+        'AutoContrast': (None, None), 'Equalize': (None, None), 'Invert': (None, None), 'Rotate': (27, -27),
+        'ShearX': (0.27, -0.27), 'ShearY': (0.27, -0.27), 'TranslateX': (0.405, -0.405),
+        'TranslateY': (0.405, -0.405), 'Color': (1.81, 0.19), 'Contrast': (1.81, 0.19),
+        'Brightness': (1.81, 0.19), 'Sharpness': (1.81, 0.19), 'Posterize': (1, 1), 'Solarize': (26, 26),
+        'SolarizeAdd': (99, 99)}
     assert set(augment.OPS) == set(expected)
     for name, values in expected.items():
         got = tuple(augment.OPS[name][0](0.9, sign) for sign in (1, -1))

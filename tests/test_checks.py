@@ -42,11 +42,10 @@ def test_a_prepared_folder_comes_before_a_raw_one_of_that_name(tmp_path, monkeyp
                  'b/meta.json', 'data/b/prepare.py', 'raw/a.txt'):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text('')
-    for dataset, folder in (('mytext', 'data/mytext'), ('mytext/', 'data/mytext/'),
-                            ('./mytext', 'data/./mytext'), ('b', 'b'),
-                            ('elsewhere/a', 'elsewhere/a'), ('a', 'data/a'), ('raw', 'raw'),
-                            ('no', 'data/no'), ('.', '.'),
-                            (str(tmp_path / 'b'), str(tmp_path / 'b'))):
+    for dataset, folder in (
+            ('mytext', 'data/mytext'), ('mytext/', 'data/mytext/'), ('./mytext', 'data/./mytext'), ('b', 'b'),
+            ('elsewhere/a', 'elsewhere/a'), ('a', 'data/a'), ('raw', 'raw'), ('no', 'data/no'), ('.', '.'),
+            (str(tmp_path / 'b'), str(tmp_path / 'b'))):
         assert data_folder(dataset) == folder
 
 

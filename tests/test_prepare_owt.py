@@ -195,8 +195,8 @@ def mistakes(tmp_path_factory):
     for name, content in {
             'array.json': b'[\n {"text": "a"},\n {"text": "b"}\n]\n', 'latin/a.txt': b'fine',
             'latin/b.txt': b'caf\xe9 au lait', 'pictures/a.png': b'\x89PNG', 'nothing.jsonl': b'',
-            'file': b'in the way',
-            'bad.parquet': b'PAR1 is not enough', 'images/meta.json': b'{"classes": 10}'}.items():
+            'file': b'in the way', 'bad.parquet': b'PAR1 is not enough',
+            'images/meta.json': b'{"classes": 10}'}.items():
         (folder / name).write_bytes(content)
     before = contents(folder)
     said = in_parallel([lambda a=a: prepare(folder, *a.split(), code=1) for a, _ in MISTAKES])

@@ -64,8 +64,8 @@ def test_one_process_or_two(tokens, tmp_path):
 
 @pytest.mark.slow
 def test_micro_batches_and_evaluation_change_nothing(tokens, tmp_path):
-    runs = runs_like_one(tokens, tmp_path, one=[], two_micro=['--micro_batch_size=1'],
-                         micro=['--micro_batch_size=1'],
+    micro = ['--micro_batch_size=1']
+    runs = runs_like_one(tokens, tmp_path, one=[], two_micro=micro, micro=micro,
                          eval_often=['--eval_interval=1'], eval_never=['--eval_interval=0'])
     trained = [[r for r in runs[n] if r['split'] == 'train'] for n in ('one', 'eval_often', 'eval_never')]
     assert trained[0] == trained[1] == trained[2]

@@ -59,9 +59,8 @@ def test_each_image_once_an_epoch(tmp_path, layout):
     """A rate of 0 leaves the weights alone, pictures have one colour: the loss tells which image it was."""
     data = write_images(tmp_path / 'flat', layout, flat=True, train=9, val=2)
     train_vit(data, tmp_path / 'out', '--learning_rate=0', '--min_lr=0', '--mixup=0', '--cutmix=0',
-              '--label_smoothing=0',
-              '--drop_path=0', '--global_batch_size=2', '--micro_batch_size=1', '--epochs=3',
-              '--randaugment=0')
+              '--label_smoothing=0', '--drop_path=0', '--global_batch_size=2', '--micro_batch_size=1',
+              '--epochs=3', '--randaugment=0')
     model = ViT(ViTConfig(**final(tmp_path / 'out')['model_args'])).eval()
     model.load_state_dict(final(tmp_path / 'out')['model'])
     images, labels, _ = load_images(data, 'train')
@@ -86,7 +85,7 @@ def test_each_image_once_an_epoch(tmp_path, layout):
 def test_each_jpeg_is_itself(tmp_path):
     """Pictures of one colour, stored as JPEGs: the evaluation sees each with its own label."""
     data = write_images(tmp_path / 'flat', 'jpeg', 12, flat=True, train=8, val=5)
-    # its positions are small
+    # the positions of S1 are small
     train_vit(data, tmp_path / 'out', '--max_iters=1', '--num_workers=1', '--randaugment=0', '--setting=S1',
               '--seed=5')
     model = ViT(ViTConfig(**final(tmp_path / 'out')['model_args'])).eval()
