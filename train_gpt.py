@@ -68,11 +68,12 @@ init = 'xavier'  # or 'torch' (PyTorch's default), or 'tfixup' (second report)
 vocab_size = 0  # 0: the data set's, rounded up to a multiple of 64
 loss_chunk = 0  # tokens whose logits are held at once, 0: all. Saves memory; the head runs forward twice
 # optimizer
-optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay)
+optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay), 'muon'
 learning_rate = 1.0  # peak
 min_lr = 6e-5  # where the cosine ends
 embed_lr = 0.0  # peak for wte, wpe and an untied head, min_lr in the same ratio; 0: learning_rate
-embed_optimizer = 'auto'  # 'adamw': AdamW for these and optimizer for the rest
+embed_optimizer = 'auto'  # for these: 'auto' (as optimizer), 'adamw', 'rownorm' (mSGDW with one scale per row)
+embed_weight_decay = -1.0  # for these; -1: weight_decay
 warmup_iters = 0  # linear warmup
 max_iters = 200000  # updates
 weight_decay = 1e-4  # on matrices and embeddings; not on biases and gains

@@ -81,11 +81,12 @@ weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and 
 weight_gain = True  # a gain for each standardized unit of W_o, W_1, W_2
 init = 'xavier'  # truncated (table 4), or 'torch' (PyTorch's default), or 'tfixup' (second report)
 # optimizer
-optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay)
+optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay), 'muon'
 learning_rate = 0.5  # peak (table 4)
 min_lr = 1e-8  # where the cosine ends (table 4)
 embed_lr = 0.0  # peak for patch embedding, class token, positions, min_lr in the same ratio; 0: learning_rate
-embed_optimizer = 'auto'  # 'adamw': AdamW for these and optimizer for the rest
+embed_optimizer = 'auto'  # for these: 'auto' (as optimizer), 'adamw', 'rownorm' (mSGDW with one scale per row)
+embed_weight_decay = -1.0  # for these; -1: weight_decay
 epochs = 150.0  # table 4. each image once per epoch; a rest smaller than a batch waits for the next epoch
 max_iters = 0  # updates, in place of epochs; 0: all epochs
 warmup_epochs = 60.0  # table 4. here: linear, then a cosine from the peak (as in nanoGPT, not as in timm)

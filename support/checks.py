@@ -31,6 +31,7 @@ def check_config(config):
     check_range(config, 0, 2**32 - 1, 'seed')
     check_range(config, 0, math.inf, 'eval_interval', 'ckpt_interval', 'keep_interval', 'log_interval', 'learning_rate',
                 'min_lr', 'embed_lr', 'weight_decay', 'grad_clip', 'agc')
+    check_range(config, -1, math.inf, 'embed_weight_decay')
     check_share(config, 'dropout', 'momentum', 'beta1', 'beta2')
     if config['min_lr'] > config['learning_rate'] and not (config['eval_only'] or config.get('predict')):
         lr = config['learning_rate']

@@ -9,20 +9,36 @@ from configurator import fail
 from sgdw import SGDW
 from support.distributed import explain
 
-# top-level modules and tensors that embed_lr is for: tables by token, patch and position. an untied head is one more
-# table by token; the head of a ViT, one row for each class, is none
+# name: the optimizer of some parameter groups, from the keys of a config. A new one is a line here
+OPTIMIZERS = {
+    'sgdw': lambda groups, c: SGDW(groups, c['learning_rate'], c['momentum'], compile=c['compile_optimizer']),
+    'adamw': lambda groups, c: torch.optim.AdamW(groups, c['learning_rate'], (c['beta1'], c['beta2']), fused=True),
+    'sgd': lambda groups, c: torch.optim.SGD(groups, c['learning_rate'], c['momentum']),
+    'muon': lambda groups, c: torch.optim.Muon(groups, c['learning_rate'], momentum=c['momentum'],
+                                               adjust_lr_fn='match_rms_adamw'),  # steps as large as AdamW's
+}
+# for embeddings only: mSGDW with one scale per row (sgdw.py)
+ROWNORM = {'rownorm': lambda groups, c: SGDW([{**group, 'rownorm': True} for group in groups], c['learning_rate'],
+                                             c['momentum'], compile=c['compile_optimizer'])}
+MATRICES_ONLY = {'muon'}  # AdamW updates all but the matrices of the blocks
+
+# the modules and tensors that embed_lr is for: tables by token, patch and position. An untied lm_head is one more
+# table by token; the head of a ViT, with a row for each class, is not
 EMBEDDINGS = ('wte', 'wpe', 'lm_head', 'patch_embed', 'cls_token', 'pos_embed')
 
 
-def param_groups(model, weight_decay, embed_scale=0.0):
+def param_groups(model: nn.Module, weight_decay: float, embed_scale: float = 0.0,
+                 embed_weight_decay: float = -1.0) -> list[dict]:
     """
     Two groups that hold every trainable tensor once: matrices and embeddings decay; biases, gains and what
-    model.no_weight_decay() names do not. With an embed_scale the embeddings are two more groups of this kind. The loop
-    sets a group's rate to lr_scale times that of the schedule.
+    model.no_weight_decay() names do not. With an embed_scale, the embeddings are two more groups of this kind, with
+    their own embed_weight_decay where that is not negative. The loop sets the rate of a group to lr_scale times that
+    of the schedule.
     """
     exempt = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
-    groups = {(embed, decays): {'params': [], 'weight_decay': weight_decay if decays else 0.0,
-                                'lr_scale': embed_scale if embed else 1.0}
+    embed_decay = weight_decay if embed_weight_decay < 0 else embed_weight_decay
+    groups = {(embed, decays): {'params': [], 'lr_scale': embed_scale if embed else 1.0,
+                                'weight_decay': decays * (embed_decay if embed else weight_decay)}
               for embed in ((False, True) if embed_scale else (False,)) for decays in (True, False)}
     for n, p in model.named_parameters():  # a tied tensor comes once
         if p.requires_grad:
@@ -59,36 +75,36 @@ class Hybrid:
 
 def make_optimizer(model: nn.Module, config: dict) -> torch.optim.Optimizer | Hybrid:
     """
-    The optimizer that the keys of a train script describe. optimizer: 'sgdw' (the paper's mSGDW), 'adamw', or 'sgd'
-    (torch's, with coupled weight decay). embed_lr: the peak rate of the embeddings; 0: learning_rate.
-    embed_optimizer='adamw' gives them AdamW whatever the rest has; 'auto' gives them the same.
+    The optimizer that the keys of a train script describe. optimizer: a name in OPTIMIZERS. embed_lr: the peak rate of
+    the embeddings; 0: learning_rate. embed_optimizer: 'adamw' or 'rownorm' for the embeddings, whatever the rest has;
+    'auto': the same. embed_weight_decay: -1: weight_decay.
     """
-    optimizer, embed_optimizer = config['optimizer'], config['embed_optimizer']
-    learning_rate, embed_lr = config['learning_rate'], config['embed_lr']
-    hybrid = embed_optimizer == 'adamw' != optimizer
-    if embed_optimizer not in ('auto', 'adamw'):
-        fail(f'embed_optimizer={embed_optimizer} is unknown: use auto (as optimizer) or adamw')
+    name, embed_name, lr, embed_lr, embed_decay = (config[key] for key in (
+        'optimizer', 'embed_optimizer', 'learning_rate', 'embed_lr', 'embed_weight_decay'))
+    hybrid = embed_name not in ('auto', name)
+    if name not in OPTIMIZERS:
+        fail(f'optimizer={name} is unknown. Use {", ".join(OPTIMIZERS)}.')
+    if embed_name not in ('auto', 'adamw', 'rownorm'):
+        fail(f'embed_optimizer={embed_name} is unknown. Use auto (the same as optimizer), adamw or rownorm.')
     if hybrid and not embed_lr:
-        fail(f'embed_optimizer=adamw needs an embed_lr: {learning_rate:g}, a rate for {optimizer}, is none for adamw')
-    if embed_lr and not learning_rate:
-        fail(f'embed_lr={embed_lr:g} follows the schedule of learning_rate, which is 0: give it a rate')
-    groups = param_groups(model, config['weight_decay'], embed_lr / learning_rate if embed_lr else 0.0)
+        fail(f'embed_optimizer={embed_name} needs a learning rate of its own. Set --embed_lr.')
+    if embed_decay >= 0 and not embed_lr:
+        fail(f'embed_weight_decay={embed_decay:g} needs a learning rate for the embeddings. Set --embed_lr.')
+    if embed_lr and not lr:
+        fail(f'embed_lr={embed_lr:g} follows the schedule of learning_rate, which is 0. Set --learning_rate.')
+    groups = param_groups(model, config['weight_decay'], embed_lr / lr if embed_lr else 0.0, embed_decay)
     if embed_lr and not any(group['params'] for group in groups[2:]):
-        fail(f'embed_lr={embed_lr:g}, but this network has no embeddings: leave it at 0')
-    if hybrid:
-        return Hybrid(one_optimizer(optimizer, groups[:2], config), one_optimizer('adamw', groups[2:], config))
-    return one_optimizer(optimizer, groups, config)
-
-
-def one_optimizer(name, groups, config):
-    lr, momentum = config['learning_rate'], config['momentum']
-    if name == 'sgdw':
-        return SGDW(groups, lr=lr, momentum=momentum, compile=config['compile_optimizer'])
-    if name == 'adamw':
-        return torch.optim.AdamW(groups, lr=lr, betas=(config['beta1'], config['beta2']), fused=True)
-    if name == 'sgd':
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
-    fail(f'optimizer={name} is unknown: use sgdw, adamw or sgd')
+        fail(f'embed_lr={embed_lr:g}, but this network has no embeddings. Leave it at 0.')
+    parts = [(name, groups[:2]), (embed_name, groups[2:])] if hybrid else [(name, groups)]
+    if name in MATRICES_ONLY:
+        ids = {id(p) for n, p in model.named_parameters() if p.dim() == 2 and n.split('.')[0] == 'blocks'}
+        if not ids:
+            fail(f'optimizer={name} is for the matrices of a transformer, and this network has none.')
+        of = [[{**group, 'params': [p for p in group['params'] if (id(p) in ids) == inside]} for group in parts[0][1]]
+              for inside in (True, False)]
+        parts[:1] = [(name, of[0][:1]), ('adamw', of[1])]
+    made = [(OPTIMIZERS | ROWNORM)[kind](part, config) for kind, part in parts]
+    return made[0] if len(made) == 1 else Hybrid(*made)
 
 
 def state_size(opt):

@@ -29,7 +29,8 @@ def test_param_groups_hold_each_tensor_once(norm, bias):
 
 
 CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.1, momentum=0.9, beta1=0.9, beta2=0.95,
-              embed_lr=0.0, embed_optimizer='auto', compile_optimizer=False)
+              embed_lr=0.0, embed_optimizer='auto',
+              embed_weight_decay=-1.0, compile_optimizer=False)
 
 
 def load_state(opt, state):
@@ -74,7 +75,7 @@ def test_embeddings_are_groups_of_their_own():
 
 @pytest.mark.parametrize('words,make,changes', [
     ('this network has no embeddings', small_nfnet, dict(embed_lr=0.1)),
-    ('use auto .as optimizer. or adamw', tiny, dict(embed_lr=0.1, embed_optimizer='sgdw'))])
+    ('Use auto .the same as optimizer., adamw or rownorm', tiny, dict(embed_lr=0.1, embed_optimizer='sgdw'))])
 def test_embedding_optimizer_refuses_in_words(words, make, changes):
     with pytest.raises(SystemExit, match=words):
         make_optimizer(make(), CONFIG | changes)
