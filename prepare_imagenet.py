@@ -201,7 +201,7 @@ def open_parquet(root, config):
                     wanted = [config[key]] if config[key] else wanted
                     columns[path, key] = next((column for column in wanted if column in schema.names), '')
                     if not columns[path, key] and split != 'test':
-                        sys.exit(f'{path} has no column {" or ".join(wanted)}: use --{key}= with one of '
+                        sys.exit(f'{path} has no column {" or ".join(wanted)}: --{key} takes one of '
                                  f'{", ".join(schema.names)}')
                 if columns[path, 'image_column'] and columns[path, 'label_column']:
                     column = pq.read_table(f, columns=[columns[path, 'label_column']]).column(0)
@@ -575,7 +575,7 @@ def main(config):
     size = state['size'] if state else one_small_size(source)
     while True:
         if state:
-            print(f'continuing after {sum(state["images"].values()):,} images')
+            print(f'going on after {sum(state["images"].values()):,} images')
         else:
             shutil.rmtree(tmp, ignore_errors=True)
             tmp.mkdir(parents=True)

@@ -79,6 +79,7 @@ def _say(names):
 
 def _words(name):
     """A name in lower-case words: TinyStories-train_v2 -> ('tiny', 'stories', 'train')"""
+    name = re.sub(r'-\d{5}-of-\d{5}-[0-9a-f]{16}$', '', name)  # of shards on the Hub, the last is a hash of the content
     apart = re.sub('([a-z])([A-Z])', r'\1 \2', name)
     return tuple(word for word in re.findall(r'[^\W\d_]+', apart.lower()) if word not in FILLERS)
 
