@@ -27,6 +27,7 @@ program at any moment, the same command continues from there. The result is fini
 bytes do not depend on --num_proc.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -50,9 +51,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from configurator import configure
+from support.console import keep_printing
 from support.pictures import (ENDINGS, OtherSize, find_pictures, is_hidden, open_picture, reason, stored,
                               subfolders)
-from support.splits import RULE, split_names, tell_splits
+from support.splits import RULE as _RULE  # no key
+from support.splits import split_names, tell_splits
 
 dataset = 'imagenet-1k'  # 'synthetic', a folder, a name of the table HUB, or OWNER/NAME on the Hub
 out_dir = ''             # where the arrays go; '' is data/NAME
@@ -65,8 +68,9 @@ image_column = ''        # of parquet; '' is image or img
 label_column = ''        # of parquet; '' is label or fine_label
 num_proc = 0             # processes that decode; 0 is one on every core
 overwrite = False        # replace what out_dir holds; it stays until the new one is complete
-__doc__ += f'\n{RULE}\n'
 if __name__ == '__main__':  # a spawned worker imports this file too
+    __doc__ += f'\n{_RULE}\n'  # --help prints it
+    keep_printing()
     config = configure(globals())
 
 HUB = {  # columns and splits are recognized by name: those of the comment
@@ -83,7 +87,7 @@ FILES = [f'{split}_{part}' for split in ('train', 'val', 'test')
          for part in ('images.npy', 'jpeg.bin', 'offsets.npy', 'labels.npy')]
 
 
-# ---- sources: classes, the labels of each split, and items(split): (name, path, bytes or None) in the labels' order
+# ---- sources: classes, the labels of each split, and items(split): (name, path or bytes) in the order of the labels
 
 
 def open_synthetic():
@@ -98,64 +102,63 @@ def said_by(names):
     return {name: said[f'{name}/x'] for name in names}
 
 
-def class_folders(root):
+def class_folders(top):
     """
-    ({split: {class: its folders}}, share to hold out) of SPLIT/CLASS, or of CLASS alone, which are all training
-    pictures; (None, 0) of neither. Where folders with classes say val or test and none train, the others are train.
+    {split: {class: its folders}} of SPLIT/CLASS, or of CLASS alone, which are all training pictures; None of neither.
+    Where folders with classes say val or test and none says train, the others with classes are train.
     """
-    tops = subfolders(root)
-    said = said_by(tops)
-    inner = {top: subfolders(root / top) for top in tops}
-    splits = {top: said[top] for top in tops if said[top] and inner[top]}
+    inner = {name: subfolders(top / name) for name in subfolders(top)}
+    said = said_by(inner)
+    splits = {name: said[name] for name in inner if said[name] and inner[name]}
     if splits and 'train' not in splits.values():
-        splits |= {top: 'train' for top in tops if not said[top] and inner[top]}
+        splits |= {name: 'train' for name in inner if not said[name] and inner[name]}
     if 'train' in splits.values():
-        for top in tops:
-            if said[top] == 'val' and not inner[top] and find_pictures(root / top)[0]:
-                sys.exit(f'the pictures in {root / top} are not in class folders: move each to {root / top}/CLASS/')
+        for name in inner:
+            if said[name] == 'val' and not inner[name] and find_pictures(top / name)[0]:
+                sys.exit(f'the pictures in {top / name} are not in class folders: move each to '
+                         f'{top / name}/CLASS/')
         folders = {split: {} for split in ('train', 'val', 'test') if split in splits.values()}
-        for top, split in splits.items():
-            for name in inner[top]:
-                folders[split].setdefault(name, []).append(root / top / name)
-        return folders, 0.0
-    if splits or {'train'} < set(said.values()) - {''}:  # no class is called train beside one that is called val
-        return None, 0.0
-    for top in tops:
-        if 'train' in said_by(inner[top]).values():
-            sys.exit(f'{root / top} looks like a data set of its own: use --dataset={root / top}')
-    found = {top: find_pictures(root / top) for top in tops}
-    classes = {top: [root / top] for top in tops if found[top][0]}
-    if not classes or any(is_table(path) for path in chain(root.iterdir(), *(rest for _, rest in found.values()))):
-        return None, 0.0
+        for name, split in splits.items():
+            for of_class in inner[name]:
+                folders[split].setdefault(of_class, []).append(top / name / of_class)
+        return folders
+    if splits or {'train'} < set(said.values()) - {''}:  # train/ and val/ with pictures are not two classes
+        return None
+    for name in inner:
+        if {'train'} < set(said_by(inner[name]).values()) - {''}:
+            sys.exit(f'{top / name} looks like a data set of its own: use --dataset={top / name}')
+    found = {name: find_pictures(top / name) for name in inner}
+    if any(is_table(path) for path in chain(top.iterdir(), *(others for _, others in found.values()))):
+        return None
+    classes = {name: [top / name] for name in inner if found[name][0]}
     if len(classes) == 1:
-        sys.exit(f'{root} has only one class folder ({", ".join(classes)}): at least two are needed')
-    return {'train': classes}, 0.1
-
-
-def is_table(path):
-    return os.path.splitext(path)[1].lower() == '.parquet' and not is_hidden(os.path.basename(path))
+        sys.exit(f'{top} has pictures in one folder only ({", ".join(classes)}): at least two class folders are '
+                 'needed')
+    return {'train': classes} if classes else None
 
 
 def open_folder(root):
     """The ImageFolder layout: (SPLIT/)CLASS/**/picture; None if it is another one."""
-    top = root
-    while len(names := subfolders(top)) == 1 and not said_by(names)[names[0]] and subfolders(top / names[0]):
-        top = top / names[0]  # a folder around everything
-    folders, share = class_folders(top)
+    around = [root]  # a folder around everything, as of an archive, is not looked at
+    while len(names := subfolders(around[-1])) == 1 and not said_by(names)[names[0]] \
+            and subfolders(around[-1] / names[0]):
+        around.append(around[-1] / names[0])
+    folders = class_folders(top := around[-1])
     if not folders:
         return None
     classes = sorted(folders['train'])
     number = {name: i for i, name in enumerate(classes)}
-    paths, labels, others = {}, {}, []
     ours = [folder for by_class in folders.values() for of_class in by_class.values() for folder in of_class]
-    above = {top, *(folder.parent for folder in ours)}
+    above = {*around, *(folder.parent for folder in ours)}
+    others = [path for folder in sorted(above) for path in sorted(folder.iterdir()) if path not in {*above, *ours}]
+    seen = {os.path.realpath(folder) for folder in (*above, *ours)}
+    paths, labels = {}, {}
     for split, by_class in folders.items():
         paths[split], found = [], []
-        seen = {os.path.realpath(path) for path in chain(above, *by_class.values())}
         for name, folder in ((name, folder) for name in sorted(by_class) for folder in by_class[name]):
             if name not in number:
-                sys.exit(f'the class {name} is in {folder.parent} but not in train: the classes are the folders of '
-                         'train, so rename or remove that folder')
+                sys.exit(f'the class {name} is in {folder.parent} but not in train, whose folders are the classes: '
+                         'rename or remove that folder')
             pictures, rest = find_pictures(folder, seen)
             if not pictures:
                 sys.exit(f'the class folder {folder} holds no pictures ({" ".join(sorted(ENDINGS))}): add some or '
@@ -164,18 +167,20 @@ def open_folder(root):
             paths[split] += pictures
             found += [number[name]] * len(pictures)
         labels[split] = np.array(found)
-    known = {root, *above, *ours, *top.parents}
-    others += [path for folder in {root, *above} for path in sorted(folder.iterdir()) if path not in known]
     print(tell_splits({path: split for split in paths for path in paths[split]},
                       [os.path.relpath(path, root) for path in others]))
-    return dict(classes=classes, labels=labels, share=share, mark=chain(*paths.values()),
+    return dict(classes=classes, labels=labels, mark=chain(*paths.values()), alone=ours[0].parent == top,
                 items=lambda split: ((path, path) for path in paths[split]))
+
+
+def is_table(path):
+    return os.path.splitext(path)[1].lower() == '.parquet' and not is_hidden(os.path.basename(path))
 
 
 def open_parquet(root, config):
     """Tables with a column of pictures and one of labels; None if there are none."""
-    pictures, rest = find_pictures(root)
-    paths = sorted(Path(path) for path in rest if is_table(path))
+    pictures, others = find_pictures(root)
+    paths = sorted(Path(path) for path in others if is_table(path))
     if not paths:
         return None
     import pyarrow as pa
@@ -203,61 +208,56 @@ def open_parquet(root, config):
                     if not columns[path, key] and split != 'test':
                         sys.exit(f'{path} has no column {" or ".join(wanted)}: --{key} takes one of '
                                  f'{", ".join(schema.names)}')
-                if columns[path, 'image_column'] and columns[path, 'label_column']:
-                    column = pq.read_table(f, columns=[columns[path, 'label_column']]).column(0)
-                    labels.setdefault(split, []).extend(column.to_pylist())
-                else:
-                    labels.setdefault(split, []).append(None)
-            info = json.loads((schema.metadata or {}).get(b'huggingface', b'{}')).get('info', {}).get('features', {})
+                column = columns[path, 'image_column'] and columns[path, 'label_column']
+                labels.setdefault(split, []).extend(
+                    pq.read_table(f, columns=[column]).column(0).to_pylist() if column else [None])
+            info = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
         except (pa.ArrowException, ValueError, OSError) as error:
             sys.exit(f'{path} cannot be read as parquet ({reason(error)}): download it again or remove it')
-        classes = classes or info.get(columns[path, 'label_column'], {}).get('names')
-    if set(labels.get('test', ())) <= {-1, None} and files['test']:
+        classes = classes or info.get('info', {}).get('features', {}).get(column, {}).get('names')
+    if 'test' in labels and (None in labels['test'] or set(labels['test']) <= {-1}):
         print(f'{root}: test has no labels, left out')
-        labels.pop('test')
+        del labels['test']
         said |= {names[path]: '' for path in files['test']}
-    print(tell_splits(said, [os.path.relpath(path, root) for path in pictures + rest if not is_table(path)]))
+    print(tell_splits(said, [os.path.relpath(path, root) for path in pictures + others if not is_table(path)]))
     labels = {split: found for split, found in labels.items() if found}
     if not labels.get('train'):
         sys.exit(f'{root} has no rows in train: download it again')
-    if None in labels['train'] or not isinstance(labels['train'][0], (int, str)):
-        sys.exit(f'the column {columns[files["train"][0], "label_column"]} of {root} holds no labels (whole numbers or '
-                 f'names): use --label_column= with another one')
     values = set(labels['train'])
+    if not ({type(value) for value in values} in ({int}, {bool}, {str})):
+        sys.exit(f'the column {columns[files["train"][0], "label_column"]} of {root} holds no labels (whole numbers or '
+                 'names): choose another one with --label_column')
     if isinstance(labels['train'][0], str):
         values = classes = sorted(values)
     elif classes:
         values = range(len(classes))
-    else:  # the numbers that occur, in train or between those of train
+    else:  # the numbers that occur in train, and those between them that occur in val and test
         low, high = max(0, min(values)), max(values)
-        values = sorted({label for label in chain(*labels.values()) if isinstance(label, int) and low <= label <= high})
-        classes = [str(label) for label in values]
-        if values and values != list(range(len(values))):
-            print(f'the {len(values):,} labels from {low} to {high} become the classes 0 to {len(values) - 1}, named '
-                  'by their old number')
-    number = {label: i for i, label in enumerate(values)}
+        values = sorted({value for value in chain(*labels.values()) if isinstance(value, int) and low <= value <= high})
+        classes = [str(value) for value in values]
+        if values != list(range(len(values))):
+            print(f'the {len(values):,} labels that occur, {low} to {high}, become the classes 0 to {len(values) - 1}; '
+                  'the name of a class is its label')
+    number = {value: i for i, value in enumerate(values)}
     for split, found in labels.items():
-        if strange := sorted({str(label) for label in found if label not in number}):
+        if strange := sorted({str(value) for value in found if value not in number}):
             sys.exit(f'{split} of {root} has the label {strange[0]}, which is none of the {len(classes)} classes of '
-                     'train: correct the labels, or use --label_column= with another column')
-        labels[split] = np.array([number[label] for label in found])
+                     'train: correct the labels, or choose another column with --label_column')
+        labels[split] = np.array([number[value] for value in found])
 
     def items(split):
         for path in files[split]:
-            with open(path, 'rb') as f:
-                at, batches = 0, pq.ParquetFile(f).iter_batches(
-                    BATCH, columns=[columns[path, 'image_column']], use_threads=False)
-                while True:
-                    try:
-                        batch = next(batches, None)
-                    except (pa.ArrowException, OSError) as error:
-                        sys.exit(f'{path} is damaged after row {at} ({reason(error)}): download it again')
-                    if batch is None:
-                        break
-                    column = batch.column(0)
-                    cells = (column.field('bytes') if hasattr(column, 'field') else column).to_pylist()
-                    yield from ((f'{path.name} row {i}', cell or b'') for i, cell in enumerate(cells, at))
-                    at += len(cells)
+            at = 0
+            try:
+                with open(path, 'rb') as f:
+                    for batch in pq.ParquetFile(f).iter_batches(
+                            BATCH, columns=[columns[path, 'image_column']], use_threads=False):
+                        column = batch.column(0)
+                        cells = (column.field('bytes') if hasattr(column, 'field') else column).to_pylist()
+                        yield from ((f'{path.name} row {i}', cell or b'') for i, cell in enumerate(cells, at))
+                        at += len(cells)
+            except (pa.ArrowException, OSError) as error:
+                sys.exit(f'{path} is damaged after row {at} ({reason(error)}): download it again')
     mark = (f'{path} {path.stat().st_size}' for path in paths)
     return dict(classes=classes, labels=labels, items=items, mark=mark)
 
@@ -274,8 +274,7 @@ def download(name):
         else:
             sys.exit(f'{name} has no parquet files on the Hub: download and unpack it yourself, then use '
                      '--dataset=FOLDER')
-        print(f'{name}: downloading {sum(sizes) / 1e9:.1f} GB to {constants.HF_HUB_CACHE} (set HF_HOME to move it)',
-              flush=True)
+        print(f'{name}: downloading {sum(sizes) / 1e9:.1f} GB to {constants.HF_HUB_CACHE} (set HF_HOME to move it)')
         return Path(snapshot_download(name, repo_type='dataset', revision=revision, allow_patterns='*.parquet'))
     except errors.GatedRepoError:
         sys.exit(f'{name} is gated: accept its terms on its page on the Hub, then log in with `hf auth login` or set '
@@ -374,7 +373,7 @@ def run_job(settings, items):
 def assign(source, config):
     """Where each picture of each of the source's splits goes, '' is nowhere: the rules of the docstring."""
     labels, n = source['labels'], config['val_from_train']
-    share, total = config['val_fraction'] or source.get('share', 0) * (not n), len(labels['train'])
+    share, total = config['val_fraction'] or 0.1 * (source.get('alone', False) and not n), len(labels['train'])
     if not 0 <= n < total:
         sys.exit(f'val_from_train={n} is out of range: train has {total} pictures, and some have to stay there')
     to = {split: split for split in labels}
@@ -585,7 +584,7 @@ def main(config):
         sample = run_job((None, *settings[1:]), islice(source['items']('train'), 32))[1]
         need = math.prod(size) * 3 if size else max(0, np.mean(sample))
         print(f'{out}: {total:,} images of {len(source["classes"])} classes as {"arrays" if size else "JPEGs"}, '
-              f'about {total * need / 1e6:,.0f} MB ({shutil.disk_usage(out).free / 1e6:,.0f} MB are free)', flush=True)
+              f'about {total * need / 1e6:,.0f} MB ({shutil.disk_usage(out).free / 1e6:,.0f} MB are free)')
         try:
             state = write_files(tmp, state, source, goals, settings, workers)
             break
@@ -618,13 +617,13 @@ def main(config):
 
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='backslashreplace')  # names of files may be of any letters
     try:
         main(config)
     except BrokenProcessPool:
         sys.exit('a worker process was killed, most likely because memory ran out: use a lower --num_proc')
     except OSError as error:
-        where = error.filename or config['out_dir'] or 'the output folder'
-        sys.exit(f'{reason(error)} ({where}): fix that and run the same command again, it continues from there')
+        advice = 'free some space' if error.errno == errno.ENOSPC else 'fix that'
+        sys.exit(f'{reason(error)} ({error.filename or config["out_dir"] or "data"}): {advice}, then run the same '
+                 'command again; it continues from there')
     except KeyboardInterrupt:
         sys.exit('stopped: the same command continues from there')

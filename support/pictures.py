@@ -123,31 +123,41 @@ def as_stored(source, meta, image_size):
 # folders
 
 
-def subfolders(folder):
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
-
-
 def is_hidden(name):
     return name[0] == '.' or name == '__MACOSX'
 
 
+def holds(folder, path):
+    """Is folder, perhaps a link, path itself or around it?"""
+    inner = os.path.realpath(path)
+    return os.path.realpath(folder) in (inner, *map(str, Path(inner).parents))
+
+
+def subfolders(folder):
+    """The names of the folders in it, without hidden ones and links to a folder around it."""
+    return sorted(entry.name for entry in os.scandir(folder)
+                  if entry.is_dir() and not is_hidden(entry.name)
+                  and not (entry.is_symlink() and holds(entry.path, folder)))
+
+
 def find_pictures(folder, seen=()):
     """
-    (the pictures below a folder, sorted; what else is there: other files, hidden ones, links). Links are followed, but
-    each real folder is read once, and those of the set seen (real paths) not at all: a link to a parent ends there.
+    (the pictures below a folder, sorted; what else is there: other files, hidden ones, links). Links are followed,
+    but each real folder is read once, and those of seen (real paths) and those around it not at all.
     """
-    pictures, others, seen, waiting = [], [], set(seen) | {os.path.realpath(folder)}, [folder]
+    pictures, others, seen, waiting = [], [], {*seen, os.path.realpath(folder)}, [folder]
     for at in waiting:
         for entry in sorted(os.scandir(at), key=lambda entry: (entry.is_symlink(), entry.name)):
             if is_hidden(entry.name) or not (entry.is_dir() or entry.is_file() or entry.is_symlink()):
                 others.append(entry.path)  # the last are sockets and pipes, which never end
-            elif entry.is_dir() and (real := os.path.realpath(entry.path)) not in seen:
+            elif entry.is_dir():
+                real = os.path.realpath(entry.path)
+                again = real in seen or entry.is_symlink() and holds(entry.path, at)
+                (others if again else waiting).append(entry.path)
                 seen.add(real)
-                waiting.append(entry.path)
-            elif not entry.is_dir() and os.path.splitext(entry.name)[1].lower() in ENDINGS:
-                pictures.append(entry.path)
             else:
-                others.append(entry.path)
+                known = os.path.splitext(entry.name)[1].lower() in ENDINGS
+                (pictures if known else others).append(entry.path)
     return sorted(pictures), sorted(others)
 
 
