@@ -1,30 +1,32 @@
 """
 Pictures in, memmapped arrays out: data/NAME/ as train_vit.py reads it.
 
-    python prepare_imagenet.py --dataset=synthetic         ten made-up classes, 32 x 32, no network: for a first try
-    python prepare_imagenet.py --dataset=cifar10           from the Hub; also cifar100, tiny-imagenet, imagenet-1k
-    python prepare_imagenet.py --dataset=PATH              train/CLASS/* and val/CLASS/*, or a folder of parquet
-    python prepare_imagenet.py --dataset=PATH              CLASS/* alone: a tenth of each class is held out as val_*
+    python prepare_imagenet.py --dataset=synthetic    ten made-up classes, 32 x 32: no network, a first try
+    python prepare_imagenet.py --dataset=cifar10      from the Hub; also cifar100, tiny-imagenet, imagenet-1k
+    python prepare_imagenet.py --dataset=PATH         train/CLASS/* and val/CLASS/*, or a folder of parquet
+    python prepare_imagenet.py --dataset=PATH         CLASS/* alone: a tenth of each class becomes val_*
     python prepare_imagenet.py --dataset=cifar10 --val_from_train=5000 --out_dir=data/cifar10-tune
 
-Pictures of one size, at most 96 pixels a side, become arrays: {train,val,test}_images.npy, uint8 (N, H, W, 3). All
-others become JPEGs, one after another in {split}_jpeg.bin; number i lies at bytes offsets[i] to offsets[i + 1] of
-{split}_offsets.npy, int64 (N + 1). Both have {split}_labels.npy, int64 (N), and a meta.json with the classes (sorted
-folder names, the Hub's order, or the numbers that occur), the mean and std of the training pixels in 0..1, and content,
-the BLAKE2 digest of the files of train and val: two sets with the same content are the same.
+Pictures of one size, at most 96 pixels a side, become arrays: {train,val,test}_images.npy, uint8 (N, H, W,
+3). All others become JPEGs, one after another in {split}_jpeg.bin; number i lies at bytes offsets[i] to
+offsets[i + 1] of {split}_offsets.npy, int64 (N + 1). Both have {split}_labels.npy, int64 (N), and a meta.json
+with the classes (sorted folder names, the Hub's order, or the numbers that occur), the mean and std of the
+training pixels in 0..1, and content, the BLAKE2 digest of the files of train and val: two sets with the same
+content are the same.
 
 val_*   the source's validation split; where it has only a test split, as CIFAR, that one, as most code does
 test_*  the source's test split beside a validation split, if it has labels
 
---val_from_train=N holds N random training pictures out as val_*, to choose hyperparameters on. The source's own test
-split, or its validation split where it has no test labels, as ImageNet, is then test_*: for the final number. Where
-the source has training pictures only, --val_fraction=F holds the share F of each class out.
+--val_from_train=N holds N random training pictures out as val_*, to choose hyperparameters on. The source's
+own test split, or its validation split where it has no test labels, as ImageNet, is then test_*: for the
+final number. Where the source has training pictures only, --val_fraction=F holds the share F of each class
+out.
 
-JPEGs: short side down to 256 (bicubic), quality 95: 36 kB a picture, 40 dB from the pixels (90: 25 kB, 38 dB); that
-is 50 GB and 2 core hours for ImageNet. RGB JPEGs with a shorter side keep their bytes. What becomes of other kinds of
-pictures stands in support/pictures.py. Pictures that cannot be used are named, counted and left out. If you stop the
-program at any moment, the same command continues from there. The result is finished when meta.json is there, and its
-bytes do not depend on --num_proc.
+JPEGs: short side down to 256 (bicubic), quality 95: 36 kB a picture, 40 dB from the pixels (90: 25 kB, 38
+dB); that is 50 GB and 2 core hours for ImageNet. RGB JPEGs with a shorter side keep their bytes. What becomes
+of other kinds of pictures stands in support/pictures.py. Pictures that cannot be used are named, counted and
+left out. If you stop the program at any moment, the same command continues from there. The result is finished
+when meta.json is there, and its bytes do not depend on --num_proc.
 """
 
 import errno
@@ -52,15 +54,23 @@ from tqdm import tqdm
 
 from configurator import configure
 from support.console import keep_printing
-from support.pictures import (ENDINGS, OtherSize, find_pictures, is_hidden, open_picture, reason, stored,
-                              subfolders)
+from support.pictures import (
+    ENDINGS,
+    OtherSize,
+    find_pictures,
+    is_hidden,
+    open_picture,
+    reason,
+    stored,
+    subfolders,
+)
 from support.splits import RULE as _RULE  # no key
 from support.splits import split_names, tell_splits
 
 dataset = 'imagenet-1k'  # 'synthetic', a folder, a name of the table HUB, or OWNER/NAME on the Hub
 out_dir = ''             # where the arrays go; '' is data/NAME
 val_from_train = 0       # random training pictures held out as val_*
-val_fraction = 0.0       # share of each class held out where the source has only training pictures; 0: see the top
+val_fraction = 0.0       # share of each class held out where the source has train alone (0: see above)
 seed = 0                 # which of them are held out
 resize_short = 256       # JPEGs: short side at most so many pixels; 0 leaves sizes as they are
 quality = 95             # JPEGs: of those that are written anew
@@ -87,7 +97,7 @@ FILES = [f'{split}_{part}' for split in ('train', 'val', 'test')
          for part in ('images.npy', 'jpeg.bin', 'offsets.npy', 'labels.npy')]
 
 
-# ---- sources: classes, the labels of each split, and items(split): (name, path or bytes) in the order of the labels
+# ---- sources: classes, the labels of each split, and items(split): (name, path or bytes) in their order
 
 
 def open_synthetic():
@@ -104,8 +114,8 @@ def said_by(names):
 
 def class_folders(top):
     """
-    {split: {class: its folders}} of SPLIT/CLASS, or of CLASS alone, which are all training pictures; None of neither.
-    Where folders with classes say val or test and none says train, the others with classes are train.
+    {split: {class: its folders}} of SPLIT/CLASS, or of CLASS alone, which are all training pictures; None of
+    neither. Where folders with classes say val or test and none train, the others with classes are train.
     """
     inner = {name: subfolders(top / name) for name in subfolders(top)}
     said = said_by(inner)
@@ -132,8 +142,8 @@ def class_folders(top):
         return None
     classes = {name: [top / name] for name in inner if found[name][0]}
     if len(classes) == 1:
-        sys.exit(f'{top} has pictures in one folder only ({", ".join(classes)}): at least two class folders are '
-                 'needed')
+        sys.exit(f'{top} has pictures in one folder only ({", ".join(classes)}): at least two class folders '
+                 'are needed')
     return {'train': classes} if classes else None
 
 
@@ -148,21 +158,25 @@ def open_folder(root):
         return None
     classes = sorted(folders['train'])
     number = {name: i for i, name in enumerate(classes)}
+    if strange := sorted(set(folders.get('test', ())) - set(classes)):
+        print(f'{root}: test has the folder {strange[0]}, which is no class of train, left out')
+        del folders['test']
     ours = [folder for by_class in folders.values() for of_class in by_class.values() for folder in of_class]
     above = {*around, *(folder.parent for folder in ours)}
-    others = [path for folder in sorted(above) for path in sorted(folder.iterdir()) if path not in {*above, *ours}]
+    others = [path for folder in sorted(above) for path in sorted(folder.iterdir())
+              if path not in {*above, *ours}]
     seen = {os.path.realpath(folder) for folder in (*above, *ours)}
     paths, labels = {}, {}
     for split, by_class in folders.items():
         paths[split], found = [], []
         for name, folder in ((name, folder) for name in sorted(by_class) for folder in by_class[name]):
             if name not in number:
-                sys.exit(f'the class {name} is in {folder.parent} but not in train, whose folders are the classes: '
-                         'rename or remove that folder')
+                sys.exit(f'the class {name} is in {folder.parent} but not in train, whose folders are the '
+                         'classes: rename or remove that folder')
             pictures, rest = find_pictures(folder, seen)
             if not pictures:
-                sys.exit(f'the class folder {folder} holds no pictures ({" ".join(sorted(ENDINGS))}): add some or '
-                         'remove it')
+                sys.exit(f'the class folder {folder} holds no pictures ({" ".join(sorted(ENDINGS))}): add '
+                         'some or remove it')
             others += rest
             paths[split] += pictures
             found += [number[name]] * len(pictures)
@@ -187,15 +201,16 @@ def open_parquet(root, config):
     import pyarrow.parquet as pq
     names = {path: path.relative_to(root).as_posix() for path in paths}
     said = split_names(list(names.values()), files='any')
-    files = {split: [path for path in paths if said[names[path]] == split] for split in ('train', 'val', 'test')}
+    files = {split: [path for path in paths if said[names[path]] == split]
+             for split in ('train', 'val', 'test')}
     for path in paths:
         if 'partial' in re.split('[^a-z]+', names[path].lower()):
             sys.exit(f'{path} is part of an export that the Hub cut short: download the whole data set')
     if not files['train']:
         sys.exit(f'{root} has no files of train: name them as in train-00000-of-00001.parquet')
     if len(folders := {str(path.parent) for path in files['train']}) > 1:
-        sys.exit(f'the train files of {root} are in several folders ({", ".join(sorted(folders))}): use one of them '
-                 'as --dataset')
+        sys.exit(f'the train files of {root} are in several folders ({", ".join(sorted(folders))}): use one '
+                 'of them as --dataset')
     usual = {'image_column': ['image', 'img'], 'label_column': ['label', 'fine_label']}
     classes, columns, labels = None, {}, {}
     for split, path in [(split, path) for split in files for path in files[split]]:
@@ -215,35 +230,40 @@ def open_parquet(root, config):
         except (pa.ArrowException, ValueError, OSError) as error:
             sys.exit(f'{path} cannot be read as parquet ({reason(error)}): download it again or remove it')
         classes = classes or info.get('info', {}).get('features', {}).get(column, {}).get('names')
-    if 'test' in labels and (None in labels['test'] or set(labels['test']) <= {-1}):
-        print(f'{root}: test has no labels, left out')
-        del labels['test']
-        said |= {names[path]: '' for path in files['test']}
-    print(tell_splits(said, [os.path.relpath(path, root) for path in pictures + others if not is_table(path)]))
     labels = {split: found for split, found in labels.items() if found}
     if not labels.get('train'):
         sys.exit(f'{root} has no rows in train: download it again')
-    values = set(labels['train'])
-    if not ({type(value) for value in values} in ({int}, {bool}, {str})):
-        sys.exit(f'the column {columns[files["train"][0], "label_column"]} of {root} holds no labels (whole numbers or '
-                 'names): choose another one with --label_column')
+    if {type(value) for value in labels['train']} not in ({int}, {bool}, {str}):
+        sys.exit(f'the column {columns[files["train"][0], "label_column"]} of {root} holds no labels (whole '
+                 'numbers or names): choose another one with --label_column')
     if isinstance(labels['train'][0], str):
-        values = classes = sorted(values)
+        values = classes = sorted(set(labels['train']))
     elif classes:
         values = range(len(classes))
     else:  # the numbers that occur in train, and those between them that occur in val and test
-        low, high = max(0, min(values)), max(values)
-        values = sorted({value for value in chain(*labels.values()) if isinstance(value, int) and low <= value <= high})
+        low, high = max(0, min(labels['train'])), max(labels['train'])
+        values = sorted({value for value in chain(*labels.values())
+                         if isinstance(value, int) and low <= value <= high})
         classes = [str(value) for value in values]
         if values != list(range(len(values))):
-            print(f'the {len(values):,} labels that occur, {low} to {high}, become the classes 0 to {len(values) - 1}; '
-                  'the name of a class is its label')
+            print(f'the {len(values):,} labels that occur, {low} to {high}, become the classes 0 to '
+                  f'{len(values) - 1}; the name of a class is its label')
     number = {value: i for i, value in enumerate(values)}
-    for split, found in labels.items():
-        if strange := sorted({str(value) for value in found if value not in number}):
-            sys.exit(f'{split} of {root} has the label {strange[0]}, which is none of the {len(classes)} classes of '
-                     'train: correct the labels, or choose another column with --label_column')
-        labels[split] = np.array([number[value] for value in found])
+    for split, found in list(labels.items()):
+        known = [isinstance(value, (int, str)) and value in number for value in found]
+        strange = next((value for value, fine in zip(found, known) if not fine), None)
+        if all(known):
+            labels[split] = np.array([number[value] for value in found])
+        elif split == 'test':
+            what = f'the label {strange}, which train does not have' if any(known) else 'no labels'
+            print(f'{root}: test has {what}, left out')
+            said |= {names[path]: '' for path in files['test']}
+            del labels['test']
+        else:
+            sys.exit(f'{split} of {root} has the label {strange}, none of the {len(classes)} classes '
+                     'of train: correct the labels, or choose another column with --label_column')
+    others = [path for path in pictures + others if not is_table(path)]
+    print(tell_splits(said, [os.path.relpath(path, root) for path in others]))
 
     def items(split):
         for path in files[split]:
@@ -266,25 +286,27 @@ def download(name):
     """The folder with the parquet files of a set on the Hub; what is in its cache is not fetched again."""
     from huggingface_hub import HfApi, constants, errors, snapshot_download
     try:
-        for revision in ('main', 'refs/convert/parquet'):  # the second is the Hub's own export of other formats
-            sizes = [f.size or 0 for f in HfApi().dataset_info(name, revision=revision, files_metadata=True).siblings
-                     if f.rfilename.endswith('.parquet')]
+        for revision in ('main', 'refs/convert/parquet'):  # the second: the Hub's own export of other formats
+            info = HfApi().dataset_info(name, revision=revision, files_metadata=True)
+            sizes = [f.size or 0 for f in info.siblings if f.rfilename.endswith('.parquet')]
             if sizes:
                 break
         else:
             sys.exit(f'{name} has no parquet files on the Hub: download and unpack it yourself, then use '
                      '--dataset=FOLDER')
-        print(f'{name}: downloading {sum(sizes) / 1e9:.1f} GB to {constants.HF_HUB_CACHE} (set HF_HOME to move it)')
-        return Path(snapshot_download(name, repo_type='dataset', revision=revision, allow_patterns='*.parquet'))
+        print(f'{name}: downloading {sum(sizes) / 1e9:.1f} GB to {constants.HF_HUB_CACHE} (set HF_HOME to '
+              'move it)')
+        return Path(snapshot_download(name, repo_type='dataset', revision=revision,
+                                      allow_patterns='*.parquet'))
     except errors.GatedRepoError:
-        sys.exit(f'{name} is gated: accept its terms on its page on the Hub, then log in with `hf auth login` or set '
-                 'HF_TOKEN')
+        sys.exit(f'{name} is gated: accept its terms on its page on the Hub, then log in with `hf auth '
+                 'login` or set HF_TOKEN')
     except errors.RepositoryNotFoundError:
-        sys.exit(f'{name} is not on the Hub, and there is no folder of that name: check the spelling; if it is '
-                 'private, log in with `hf auth login`')
+        sys.exit(f'{name} is not on the Hub, and there is no folder of that name: check the spelling; if it '
+                 'is private, log in with `hf auth login`')
     except Exception as error:
-        sys.exit(f'{name} could not be downloaded from the Hub ({reason(error)}): check the network and run the same '
-                 'command again, or use --dataset=FOLDER; --dataset=synthetic needs no network')
+        sys.exit(f'{name} could not be downloaded from the Hub ({reason(error)}): check the network and run '
+                 'the same command again, or use --dataset=FOLDER; --dataset=synthetic needs no network')
 
 
 def open_source(config):
@@ -294,7 +316,8 @@ def open_source(config):
         return open_synthetic()
     if not root.exists():
         if name not in HUB and not re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name):
-            sys.exit(f'there is no folder {name}: check the path, or use synthetic, {", ".join(HUB)} or OWNER/NAME')
+            sys.exit(f'there is no folder {name}: check the path, or use synthetic, {", ".join(HUB)} or '
+                     'OWNER/NAME')
         root = download(HUB.get(name, name))
     layouts = 'train/CLASS/* and val/CLASS/*, or CLASS/* alone, or parquet files'
     if not root.is_dir():
@@ -350,7 +373,7 @@ def start_worker():
 
 
 def run_job(settings, items):
-    """-> bytes of the pictures, their lengths (-1: left out), sum of histograms, [name, reason] of those left out"""
+    """-> bytes of the pictures, lengths (-1: left out), sum of histograms, [name, reason] of the left out"""
     pieces, lengths, histogram, skipped = [], [], np.zeros(768, np.int64), []
     for name, content in items:
         try:
@@ -373,9 +396,10 @@ def run_job(settings, items):
 def assign(source, config):
     """Where each picture of each of the source's splits goes, '' is nowhere: the rules of the docstring."""
     labels, n = source['labels'], config['val_from_train']
-    share, total = config['val_fraction'] or 0.1 * (source.get('alone', False) and not n), len(labels['train'])
+    share = config['val_fraction'] or 0.1 * (source.get('alone', False) and not n)
+    total = len(labels['train'])
     if not 0 <= n < total:
-        sys.exit(f'val_from_train={n} is out of range: train has {total} pictures, and some have to stay there')
+        sys.exit(f'val_from_train={n} is out of range: train has {total} pictures, and some have to stay')
     to = {split: split for split in labels}
     if n:
         to['val' if 'test' not in labels else 'test'] = 'test'
@@ -384,13 +408,13 @@ def assign(source, config):
             print('the validation split of the source is left out: val_from_train takes its place')
     elif 'val' not in labels and 'test' in labels:
         to['test'] = 'val'
-        print('the source has no validation split: its test split becomes val_* (--val_from_train=N keeps it as '
-              'test_*)')
+        print('the source has no validation split: its test split becomes val_* (--val_from_train=N keeps it '
+              'as test_*)')
     elif 'val' not in labels and not share:
-        sys.exit(f'{config["dataset"]} has no validation split: --val_from_train={max(1, total // 20)} holds out so '
-                 'many training pictures, --val_fraction=0.1 a tenth of each class')
+        sys.exit(f'{config["dataset"]} has no validation split: --val_from_train={max(1, total // 20)} holds '
+                 'out so many training pictures, --val_fraction=0.1 a tenth of each class')
     if share and (n or 'val' in to.values()):
-        sys.exit('val_fraction is for training pictures without val and test: use --val_from_train=N alone')
+        sys.exit('val_fraction only works where the source has train alone: use --val_from_train=N instead')
     goals = {split: np.full(len(labels[split]), to[split], 'U5') for split in labels}
     order = np.random.default_rng(config['seed']).permutation(total)
     if share:
@@ -398,7 +422,10 @@ def assign(source, config):
         groups = np.split(by_class, np.bincount(labels['train']).cumsum()[:-1])
         order = np.concatenate([g[:min(max(1, round(share * len(g))), len(g) - 1)] for g in groups])
         n = len(order)
-        print(f'{n:,} random training pictures, {share:g} of each class, become val_* (set --val_fraction to change it)')
+        if not n:
+            sys.exit('no class has two pictures, so none can be held out: add pictures, or a folder val/')
+        print(f'{n:,} random training pictures, {share:g} of each class, become val_* (set --val_fraction to '
+              'change it)')
     goals['train'][order[:n]] = 'val'
     return goals
 
@@ -407,7 +434,8 @@ def make_jobs(source, goals):
     """(split to write to, items, labels) in the source's order, no job of more than BATCH"""
     for split, goal in goals.items():
         waiting = {}
-        for item, label, to in zip(source['items'](split), source['labels'][split], goal if goal.any() else ()):
+        goal = goal if goal.any() else ()
+        for item, label, to in zip(source['items'](split), source['labels'][split], goal):
             if to:
                 items, labels = waiting.setdefault(to, ([], []))
                 items.append(item)
@@ -474,7 +502,7 @@ def write_files(tmp, state, source, goals, settings, workers):
     for key, f in files.items():  # what lies past the state comes again; the first offset is 0
         f.truncate(length(*key))
         f.seek(0, os.SEEK_END)
-    window, pending, saved = 4 * workers, deque(), time.monotonic()  # no more jobs than the window are in memory
+    window, pending, saved = 4 * workers, deque(), time.monotonic()  # so many jobs are in memory at most
     total, done = sum((goal != '').sum() for goal in goals.values()), sum(state['images'].values())
     try:
         with (tqdm(total=total, initial=done + len(state['skipped']), unit=' images', mininterval=1) as bar,
@@ -493,10 +521,11 @@ def write_files(tmp, state, source, goals, settings, workers):
                 if not size:
                     files[split, 'offsets.npy'].write(ends.astype('<i8').tobytes())
                 # one assignment: whatever stops the program, the state is that before or after a job
-                state = {**state, 'jobs': state['jobs'] + 1, 'skipped': state['skipped'] + [[split, *skip] for skip in skipped],
+                state = {**state, 'jobs': state['jobs'] + 1,
+                         'skipped': state['skipped'] + [[split, *skip] for skip in skipped],
                          'images': {**state['images'], split: state['images'][split] + len(ends)},
                          'bytes': {**state['bytes'], split: state['bytes'][split] + len(blob)},
-                         'histogram': (np.array(state['histogram']) + histogram * (split == 'train')).tolist()}
+                         'histogram': (state['histogram'] + histogram * (split == 'train')).tolist()}
                 bar.update(len(items))
                 if time.monotonic() - saved > 5:
                     save()
@@ -553,12 +582,12 @@ def main(config):
     there = [file for file in (*FILES, 'meta.json') if (out / file).exists()]
     # without meta.json but with a new one at hand: killed while the files were put in place
     if there and not config['overwrite'] and ('meta.json' in there or not (tmp / 'meta.json').exists()):
-        sys.exit(f'{out} holds a data set already ({", ".join(there)}): use --overwrite=True to replace it, or '
-                 'another --out_dir')
+        sys.exit(f'{out} holds a data set already ({", ".join(there)}): use --overwrite=True to replace it, '
+                 'or another --out_dir')
     source = open_source(config)
     labels = source['labels']
     goals = assign(source, config)
-    keys = ('val_from_train', 'val_fraction', 'seed', 'resize_short', 'quality', 'image_column', 'label_column')
+    keys = 'val_from_train val_fraction seed resize_short quality image_column label_column'.split()
     digest = hashlib.sha256(repr([[config[key] for key in keys], source['classes'], list(labels)]).encode())
     for part in chain(map(os.fsencode, source['mark']), (np.array(v).tobytes() for v in labels.values())):
         digest.update(part + b'\0')
@@ -569,7 +598,8 @@ def main(config):
 
     workers = config['num_proc'] or (
         len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
-    splits = [split for split in ('train', 'val', 'test') if any((goal == split).any() for goal in goals.values())]
+    splits = [split for split in ('train', 'val', 'test')
+              if any((goal == split).any() for goal in goals.values())]
     total = sum((goal != '').sum() for goal in goals.values())
     size = state['size'] if state else one_small_size(source)
     while True:
@@ -583,8 +613,10 @@ def main(config):
         settings = (size, config['resize_short'], config['quality'])
         sample = run_job((None, *settings[1:]), islice(source['items']('train'), 32))[1]
         need = math.prod(size) * 3 if size else max(0, np.mean(sample))
-        print(f'{out}: {total:,} images of {len(source["classes"])} classes as {"arrays" if size else "JPEGs"}, '
-              f'about {total * need / 1e6:,.0f} MB ({shutil.disk_usage(out).free / 1e6:,.0f} MB are free)')
+        free = shutil.disk_usage(out).free
+        kind = 'arrays' if size else 'JPEGs'
+        print(f'{out}: {total:,} images of {len(source["classes"])} classes as {kind}, '
+              f'about {total * need / 1e6:,.0f} MB ({free / 1e6:,.0f} MB are free)')
         try:
             state = write_files(tmp, state, source, goals, settings, workers)
             break
@@ -609,9 +641,11 @@ def main(config):
         **counts, source=config['dataset'], val_from_train=int((goals['train'] == 'val').sum()),
         **{key: config[key] for key in keys}, content=content(tmp), skipped=skipped))
     finish(out, tmp)
-    print(f'{out} is finished: ' + ', '.join(f'{n:,} {split}' for split, n in state['images'].items()) + ' images')
+    counted = ', '.join(f'{n:,} {split}' for split, n in state['images'].items())
+    print(f'{out} is finished: {counted} images')
     if skipped:
-        print(f'{len(skipped):,} pictures cannot be used and are left out (meta.json names all of them):')
+        s = 's' * (len(skipped) > 1)
+        print(f'{len(skipped):,} picture{s} cannot be used, left out (meta.json names all):')
         for name, why in skipped[:10]:
             print(f'  {name!r}: {why}')
 
@@ -623,7 +657,7 @@ if __name__ == '__main__':
         sys.exit('a worker process was killed, most likely because memory ran out: use a lower --num_proc')
     except OSError as error:
         advice = 'free some space' if error.errno == errno.ENOSPC else 'fix that'
-        sys.exit(f'{reason(error)} ({error.filename or config["out_dir"] or "data"}): {advice}, then run the same '
-                 'command again; it continues from there')
+        sys.exit(f'{reason(error)} ({error.filename or config["out_dir"] or "data"}): {advice}, then run the '
+                 'same command again; it continues from there')
     except KeyboardInterrupt:
         sys.exit('stopped: the same command continues from there')

@@ -1,11 +1,12 @@
 """
-Any picture file -> the RGB picture that a data set stores. prepare_imagenet.py and train_vit.py --predict both call
-this file, so that a model is asked about exactly the pixels it would have been trained on.
+Any picture file -> the RGB picture that a data set stores. prepare_imagenet.py and train_vit.py --predict
+both call this file, so that a model is asked about exactly the pixels it would have been trained on.
 
-Grey, palette, CMYK and alpha become RGB; transparency is dropped, and of several frames the first counts. The rotation
-in EXIF is ignored, as timm and torchvision do. Of 16 bits a channel the upper 8 are kept, of a 12-bit TIFF the upper 8
-of 12. Some files do not tell what black and white are: 32-bit and signed values, and 16-bit files whose values all lie
-in the lowest quarter, as 10, 12 or 14 bits of a camera do. They raise ValueError with the reason.
+Grey, palette, CMYK and alpha become RGB; transparency is dropped, and of several frames the first counts. The
+rotation in EXIF is ignored, as timm and torchvision do. Of 16 bits a channel the upper 8 are kept, of a
+12-bit TIFF the upper 8 of 12. Some files do not tell what black and white are: 32-bit and signed values, and
+16-bit files whose values all lie in the lowest quarter, as 10, 12 or 14 bits of a camera do. They raise
+ValueError with the reason.
 """
 
 import io
@@ -45,7 +46,7 @@ def silence(image_format=''):
 
 
 def open_picture(source):
-    """A path, the bytes of a file, or a PIL image -> (PIL image, not decoded yet; the bytes, None of a PIL image)"""
+    """A path, the bytes of a file, or a PIL image -> (PIL image, not decoded; bytes or None)"""
     if isinstance(source, Image.Image):
         return source, None
     raw = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -58,11 +59,11 @@ def open_picture(source):
 
 def to_rgb(image):
     """A PIL image in RGB, 8 bits a channel."""
-    packing = str([tile[3] for tile in getattr(image, 'tile', ())])  # Pillow's word for the file's samples: 'I;16B'
+    packing = str([tile[3] for tile in getattr(image, 'tile', ())])  # how the file packs its samples: 'I;16B'
     with silence(image.format):
         image.load()
         if image.mode in ('I', 'F') and image.format not in ('PNG', 'PPM'):  # whose I is 16 bits
-            raise ValueError('32-bit or signed values do not tell what black and white are: save it with 8 or 16 bits')
+            raise ValueError('32-bit or signed values do not say what black and white are: save 8 or 16 bits')
         deep = ';16' in packing or '65535' in packing  # 12 bits of a PPM that says so are scaled by Pillow
         if not image.mode.startswith('I'):
             rgb = image.convert('RGB')
@@ -73,23 +74,23 @@ def to_rgb(image):
         # 8 bits that were stretched to 16 are multiples of 256 or 257
         if (deep or packing == '[]') and (values % 256).any() and (values % 257).any():
             refuse_dark(int(values.max()))
-        if image.format == 'TIFF' and image.tag_v2.get(262) == 0:  # white is 0: Pillow turns that round for 8 bits only
+        if image.format == 'TIFF' and image.tag_v2.get(262) == 0:  # white is 0: Pillow minds it for 8 bits
             values = 2**bits - 1 - values
         return Image.fromarray((values >> bits - 8).astype(np.uint8)).convert('RGB')
 
 
 def refuse_dark(highest):
     if highest < 2**14:
-        raise ValueError(f'the 16-bit values end near {highest} of 65535, so they may be 10, 12 or 14 bits: scale them '
-                         'to 16 bits, or save 8')
+        raise ValueError(f'the 16-bit values end near {highest} of 65535, so they may be 10, 12 or 14 bits: '
+                         'scale them to 16 bits, or save 8')
 
 
 def stored(source, size=None, short=256, quality=95):
     """
-    What a data set stores of a picture: (bytes, RGB picture). For an array, size is the (W, H) of all its pictures,
-    and the bytes are pixels. Else they are a JPEG: the file itself if it is an RGB JPEG with a short side of at most
-    short pixels (0: of any size), or a new one of that short side and quality. The RGB picture is from before the
-    compression.
+    What a data set stores of a picture: (bytes, RGB picture). For an array, size is the (W, H) of all its
+    pictures, and the bytes are pixels. Else they are a JPEG: the file itself if it is an RGB JPEG with a
+    short side of at most short pixels (0: of any size), or a new one of that short side and quality. The RGB
+    picture is from before the compression.
     """
     image, raw = open_picture(source)
     if size and image.size != tuple(size):
@@ -102,7 +103,7 @@ def stored(source, size=None, short=256, quality=95):
     if short and min(W, H) > short:
         w, h = (short, short * H // W) if W <= H else (short * W // H, short)
         rgb = rgb.resize((w, h), Image.Resampling.BICUBIC)
-    elif keep and image.getexif().get(0x0112, 1) == 1:  # else some reader of the bytes would turn it, and we do not
+    elif keep and image.getexif().get(0x0112, 1) == 1:  # else some reader of it would turn it
         return raw, rgb
     out = io.BytesIO()
     rgb.save(out, 'JPEG', quality=quality)
@@ -111,11 +112,12 @@ def stored(source, size=None, short=256, quality=95):
 
 def as_stored(source, meta, image_size):
     """
-    The RGB picture that the data set of meta (its meta.json) would hold. Arrays hold pictures of image_size alone:
-    others are cropped to the middle square and resized.
+    The RGB picture that the data set of meta (its meta.json) would hold. Arrays hold pictures of image_size
+    alone: others are cropped to the middle square and resized.
     """
     if meta['layout'] == 'arrays':
-        return ImageOps.fit(to_rgb(open_picture(source)[0]), (image_size, image_size), Image.Resampling.BICUBIC)
+        rgb = to_rgb(open_picture(source)[0])
+        return ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BICUBIC)
     jpeg, _ = stored(source, None, meta.get('resize_short', 256), meta.get('quality', 95))
     return to_rgb(open_picture(jpeg)[0])
 
@@ -142,8 +144,8 @@ def subfolders(folder):
 
 def find_pictures(folder, seen=()):
     """
-    (the pictures below a folder, sorted; what else is there: other files, hidden ones, links). Links are followed,
-    but each real folder is read once, and those of seen (real paths) and those around it not at all.
+    (the pictures below a folder, sorted; what else is there: other files, hidden ones, links). Links are
+    followed, but each real folder is read once, and those in seen (real paths) or around it not at all.
     """
     pictures, others, seen, waiting = [], [], {*seen, os.path.realpath(folder)}, [folder]
     for at in waiting:
@@ -162,7 +164,7 @@ def find_pictures(folder, seen=()):
 
 
 def pictures_in(path, meta, image_size):
-    """(file, RGB picture as stored, '') for each picture of a folder, or for one file; (file, None, reason) if unreadable."""
+    """(file, RGB picture as stored, '') for each picture of a folder, or one; else (file, None, reason)."""
     files, others = find_pictures(path) if os.path.isdir(path) else ([path], [])
     hidden = [file for file in others if os.path.splitext(file)[1].lower() in ENDINGS]
     for file in sorted(files + hidden):
