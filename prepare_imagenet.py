@@ -47,6 +47,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image
@@ -130,7 +131,8 @@ def class_folders(top):
         folders = {split: {} for split in ('train', 'val', 'test') if split in splits.values()}
         for name, split in splits.items():
             for of_class in inner[name]:
-                folders[split].setdefault(of_class, []).append(top / name / of_class)
+                # an accent is one letter or two (macOS)
+                folders[split].setdefault(normalize('NFC', of_class), []).append(top / name / of_class)
         return folders
     if splits or {'train'} < set(said.values()) - {''}:  # train/ and val/ with pictures are not two classes
         return None
@@ -260,8 +262,8 @@ def open_parquet(root, config):
             said |= {names[path]: '' for path in files['test']}
             del labels['test']
         else:
-            sys.exit(f'{split} of {root} has the label {strange}, none of the {len(classes)} classes '
-                     'of train: correct the labels, or choose another column with --label_column')
+            sys.exit(f'{split} of {root} has the label {strange}, which is none of the {len(classes)} '
+                     'classes of train: correct the labels, or choose another column with --label_column')
     others = [path for path in pictures + others if not is_table(path)]
     print(tell_splits(said, [os.path.relpath(path, root) for path in others]))
 

@@ -93,11 +93,11 @@ def stored(source, size=None, short=256, quality=95):
     picture is from before the compression.
     """
     image, raw = open_picture(source)
-    if size and image.size != tuple(size):
-        raise OtherSize
     keep = raw and image.format == 'JPEG' and image.mode == 'RGB'
     rgb = to_rgb(image)
     W, H = rgb.size
+    if size and (W, H) != tuple(size):
+        raise OtherSize
     if size:
         return rgb.tobytes(), rgb
     if short and min(W, H) > short:

@@ -213,6 +213,19 @@ def test_prediction_sees_what_is_stored_in_arrays(tmp_path, prepare):
     assert (np.asarray(wide) == np.asarray(want)).all()
 
 
+def test_a_tiff_that_says_how_it_is_turned(tmp_path, prepare):
+    """Pillow turns a TIFF, unlike a JPEG, when it decodes it; then its size is another one too."""
+    for split in ('train', 'val'):
+        (tmp_path / f'set/{split}/x').mkdir(parents=True)
+        photo(12, 8).save(tmp_path / f'set/{split}/x/1.tif', tiffinfo={274: 6})
+        photo(12, 8).save(tmp_path / f'set/{split}/x/0.png')
+    assert 'not all of one size' in prepare(tmp_path / 'set')
+    jpegs, _, meta = load(tmp_path / 'out', 'val')
+    assert jpegs[1] == encoded(photo(12, 8).transpose(Image.Transpose.ROTATE_270), 'JPEG', quality=95)
+    seen = pictures.as_stored(tmp_path / 'set/val/x/1.tif', meta, 8)
+    assert (np.asarray(seen) == np.asarray(Image.open(io.BytesIO(jpegs[1])))).all()
+
+
 def test_prediction_goes_on_after_a_broken_picture(tmp_path):
     folder(tmp_path / 'photos', 'a.jpg', 'sub/c.jfif', 'Z.PNG')
     (tmp_path / 'photos/b.jpg').write_bytes((tmp_path / 'photos/a.jpg').read_bytes()[:300])
@@ -336,6 +349,12 @@ def test_each_folder_is_read_once(tmp_path, prepare):
             'train/a/sister, train/b/itself, train/b/val, train/loop)') in said
     assert colours(tmp_path / 'out') == [(0, 'a'), (4, 'a'), (1, 'b')]  # pictures in a folder elsewhere count
     assert [Path(name).name for name, _ in load(tmp_path / 'out')[2]['skipped']] == ['gone.png']
+
+
+def test_an_accent_is_one_letter_or_two(tmp_path, prepare):
+    prepare(folder(tmp_path / 'set', 'train/caf\u00e9/0.png', 'val/cafe\u0301/1.png'))
+    assert colours(tmp_path / 'out') == [(0, 'caf\u00e9')]
+    assert colours(tmp_path / 'out', 'val') == [(1, 'caf\u00e9')]
 
 
 def test_class_folders_may_be_links(tmp_path, prepare):
