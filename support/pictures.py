@@ -103,8 +103,11 @@ def stored(source, size=None, short=256, quality=95):
     if short and min(W, H) > short:
         w, h = (short, short * H // W) if W <= H else (short * W // H, short)
         rgb = rgb.resize((w, h), Image.Resampling.BICUBIC)
-    elif keep and image.getexif().get(0x0112, 1) == 1:  # else some reader of it would turn it
-        return raw, rgb
+    elif keep:
+        with silence():
+            turned = image.getexif().get(0x0112, 1) != 1
+        if not turned:  # else some reader of the bytes would turn it
+            return raw, rgb
     out = io.BytesIO()
     rgb.save(out, 'JPEG', quality=quality)
     return out.getvalue(), rgb
