@@ -342,11 +342,12 @@ def test_each_folder_is_read_once(tmp_path, prepare):
     folder(tmp_path / 'else', *['x.png'] * 5)
     for link, to in (('train/a/parent', '..'), ('train/a/sister', '../b'), ('train/b/val', '../../val'),
                      ('train/b/itself', '.'), ('train/loop', '..'), ('train/a/more', '../../../else'),
-                     ('train/a/more too', '../../../else'), ('train/a/gone.png', 'nowhere')):
+                     ('train/a/more too', '../../../else'), ('train/a/gone.png', 'nowhere'),
+                     ('train/b/all', '../../..')):
         (root / link).symlink_to(to)
     said = prepare(root)
-    assert ('train: 4 files, val: 2 files, left out: 6 files (train/a/more too, train/a/parent, '
-            'train/a/sister, train/b/itself, train/b/val, train/loop)') in said
+    assert ('train: 4 files, val: 2 files, left out: 7 files (train/a/more too, train/a/parent, '
+            'train/a/sister, train/b/all, train/b/itself, train/b/val, train/loop)') in said
     assert colours(tmp_path / 'out') == [(0, 'a'), (4, 'a'), (1, 'b')]  # pictures in a folder elsewhere count
     assert [Path(name).name for name, _ in load(tmp_path / 'out')[2]['skipped']] == ['gone.png']
 
@@ -493,7 +494,7 @@ def test_constant_channels(tmp_path, prepare):
 
 
 def test_content_is_what_is_stored(tmp_path, prepare):
-    paths = ('train/a/0.png', 'train/b/1.png', 'val/a/2.png')
+    paths = ('train/a/0.png', 'train/b/1.png', 'val/a/2.png', 'train/b/9.png')
     for name in ('set', 'moved'):
         prepare(folder(tmp_path / name, *paths), name + ' out')
     one, two = (load(tmp_path / f'{name} out')[2] for name in ('set', 'moved'))
@@ -502,7 +503,7 @@ def test_content_is_what_is_stored(tmp_path, prepare):
     for i, change in enumerate((lambda root: save(root / paths[0], 77),
                                 lambda root: save(root / paths[2], 77),
                                 lambda root: (root / 'train/b/1.png').rename(root / 'train/a/1.png'))):
-        root = folder(tmp_path / f'changed{i}', *paths, 'train/b/9.png')
+        root = folder(tmp_path / f'changed{i}', *paths)
         change(root)
         prepare(root, f'changed{i} out')
         contents.add(load(tmp_path / f'changed{i} out')[2]['content'])
@@ -510,12 +511,13 @@ def test_content_is_what_is_stored(tmp_path, prepare):
 
 
 def test_the_example_is_of_the_split_that_is_named(tmp_path, prepare):
-    root = folder(tmp_path / 'set', 'train/a/0.png', 'val/a/1.png', 'val/a/2.png')
-    for name in ('train/a/0.png', 'val/a/1.png'):
-        (root / name).write_bytes(b'no picture')
-    said = refused(prepare, root)
-    assert 'none of the pictures of train can be used' in said
-    assert 'train/a/0.png' in said and 'cannot read' in said
+    for split, other in (('train', 'val'), ('val', 'train')):
+        root = folder(tmp_path / split, 'train/a/0.png', 'val/a/1.png', f'{other}/a/2.png')
+        for name in ('train/a/0.png', 'val/a/1.png'):
+            (root / name).write_bytes(b'no picture')
+        said = refused(prepare, root)
+        assert f'none of the pictures of {split} can be used' in said
+        assert f'{split}/a/{int(split == "val")}.png' in said and 'cannot read' in said
 
 # -----------------------------------------------------------------------------
 # what is printed
