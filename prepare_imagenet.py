@@ -1,29 +1,35 @@
 """
 Pictures in, memmapped arrays out: data/NAME/ as train_vit.py reads it.
 
-    python prepare_imagenet.py --dataset=synthetic         ten made-up classes, 32 x 32, no network: for a first try
-    python prepare_imagenet.py --dataset=cifar10           from the Hub; also cifar100, tiny-imagenet, imagenet-1k
-    python prepare_imagenet.py --dataset=PATH              train/CLASS/* and val/CLASS/*, or a folder of parquet
+    python prepare_imagenet.py --dataset=synthetic    ten made-up classes, 32 x 32: no network, a first try
+    python prepare_imagenet.py --dataset=cifar10      from the Hub; also cifar100, tiny-imagenet, imagenet-1k
+    python prepare_imagenet.py --dataset=PATH         train/CLASS/* and val/CLASS/*, or a folder of parquet
+    python prepare_imagenet.py --dataset=PATH         CLASS/* alone: a tenth of each class becomes val_*
     python prepare_imagenet.py --dataset=cifar10 --val_from_train=5000 --out_dir=data/cifar10-tune
 
-Pictures of one size, at most 96 pixels a side, become arrays: {train,val,test}_images.npy, uint8 (N, H, W, 3). All
-others become JPEGs, one after another in {split}_jpeg.bin; number i lies at bytes offsets[i] to offsets[i + 1] of
-{split}_offsets.npy, int64 (N + 1). Both have {split}_labels.npy, int64 (N), and a meta.json with the classes (sorted
-folder names, or the Hub's order) and the mean and std of the training pixels in 0..1.
+Pictures of one size, at most 96 pixels a side, become arrays: {train,val,test}_images.npy, uint8 (N, H, W,
+3). All others become JPEGs, one after another in {split}_jpeg.bin; number i lies at bytes offsets[i] to
+offsets[i + 1] of {split}_offsets.npy, int64 (N + 1). Both have {split}_labels.npy, int64 (N), and a meta.json
+with the classes (sorted folder names, the Hub's order, or the numbers that occur), the mean and std of the
+training pixels in 0..1, and content, the BLAKE2 digest of the files of train and val: two sets with the same
+content are the same.
 
 val_*   the source's validation split; where it has only a test split, as CIFAR, that one, as most code does
 test_*  the source's test split beside a validation split, if it has labels
 
---val_from_train=N holds N random training pictures out as val_*, to choose hyperparameters on. The source's own test
-split, or its validation split where it has no test labels, as ImageNet, is then test_*: for the final number.
+--val_from_train=N holds N random training pictures out as val_*, to choose hyperparameters on. The source's
+own test split, or its validation split where it has no test labels, as ImageNet, is then test_*: for the
+final number. Where the source has training pictures only, --val_fraction=F holds the share F of each class
+out.
 
-JPEGs: short side down to 256 (bicubic), quality 95: 36 kB a picture, 40 dB from the pixels (90: 25 kB, 38 dB); that
-is 50 GB and 2 core hours for ImageNet. Pictures with a shorter side in RGB keep their bytes. Grey, CMYK, palette,
-alpha and PNG all become RGB JPEG. EXIF rotation is ignored, as timm does. Pictures that cannot be decoded are named,
-counted and left out. Stopped or killed at any moment, the same line goes on from there; the result is finished when
-meta.json is there, and its bytes do not depend on --num_proc.
+JPEGs: short side down to 256 (bicubic), quality 95: 36 kB a picture, 40 dB from the pixels (90: 25 kB, 38
+dB); that is 50 GB and 2 core hours for ImageNet. RGB JPEGs with a shorter side keep their bytes. What becomes
+of other kinds of pictures stands in support/pictures.py. Pictures that cannot be used are named, counted and
+left out. If you stop the program at any moment, the same command continues from there. The result is finished
+when meta.json is there, and its bytes do not depend on --num_proc.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -36,23 +42,37 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from configurator import configure
+from support.console import keep_printing
+from support.pictures import (
+    ENDINGS,
+    OtherSize,
+    find_pictures,
+    is_hidden,
+    open_picture,
+    reason,
+    stored,
+    subfolders,
+)
+from support.splits import RULE as _RULE  # no key
+from support.splits import split_names, tell_splits
 
 dataset = 'imagenet-1k'  # 'synthetic', a folder, a name of the table HUB, or OWNER/NAME on the Hub
 out_dir = ''             # where the arrays go; '' is data/NAME
 val_from_train = 0       # random training pictures held out as val_*
-seed = 0                 # of their choice
+val_fraction = 0.0       # share of each class held out where the source has train alone (0: see above)
+seed = 0                 # which of them are held out
 resize_short = 256       # JPEGs: short side at most so many pixels; 0 leaves sizes as they are
 quality = 95             # JPEGs: of those that are written anew
 image_column = ''        # of parquet; '' is image or img
@@ -60,6 +80,8 @@ label_column = ''        # of parquet; '' is label or fine_label
 num_proc = 0             # processes that decode; 0 is one on every core
 overwrite = False        # replace what out_dir holds; it stays until the new one is complete
 if __name__ == '__main__':  # a spawned worker imports this file too
+    __doc__ += f'\n{_RULE}\n'  # --help prints it
+    keep_printing()
     config = configure(globals())
 
 HUB = {  # columns and splits are recognized by name: those of the comment
@@ -68,8 +90,6 @@ HUB = {  # columns and splits are recognized by name: those of the comment
     'tiny-imagenet': 'zh-plus/tiny-imagenet',  # image, label; train, valid
     'imagenet-1k': 'ILSVRC/imagenet-1k',     # image, label; train, validation (test has no labels); gated
 }
-SPLITS = {'test': {'test', 'testing'}, 'train': {'train', 'training'}, 'val': {'validation', 'valid', 'val', 'dev'}}
-ENDINGS = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.ppm', '.gif', '.tif', '.tiff'}
 SYNTHETIC = {'train': 8000, 'val': 1000, 'test': 1000}  # pictures
 SMALL = 96      # pixels a side that an array picture has at most
 BATCH = 64      # pictures in a job
@@ -78,137 +98,217 @@ FILES = [f'{split}_{part}' for split in ('train', 'val', 'test')
          for part in ('images.npy', 'jpeg.bin', 'offsets.npy', 'labels.npy')]
 
 
-# ---- sources: classes, the labels of each split, and items(split): (name, bytes) or (name, None) in that order
+# ---- sources: classes, the labels of each split, and items(split): (name, path or bytes) in their order
 
 
 def open_synthetic():
     labels = {split: np.arange(n) % len(SHAPES) for split, n in SYNTHETIC.items()}
-    return dict(classes=list(SHAPES), labels=labels, read=draw, mark=['synthetic'],
+    return dict(classes=list(SHAPES), labels=labels, mark=['synthetic'],
                 items=lambda split: ((f'{split} {i}', None) for i in range(len(labels[split]))))
 
 
-def open_folder(root, roots):
-    """The ImageFolder layout: SPLIT/CLASS/**/picture."""
-    names = {split: sorted(e.name for e in os.scandir(path) if e.is_dir() and e.name[0] != '.')
-             for split, path in roots.items()}
-    if not names.get('test', True):
-        print(f'{roots["test"]} has no class folders, so no labels: left out')
-        del names['test'], roots['test']
-    classes = names['train']
+def said_by(names):
+    """The split that the name of each top folder says, or '': as it would beside train and val."""
+    said = split_names([f'{name}/x' for name in (*names, 'train', 'val')], files=None)
+    return {name: said[f'{name}/x'] for name in names}
+
+
+def class_folders(top):
+    """
+    {split: {class: its folders}} of SPLIT/CLASS, or of CLASS alone, which are all training pictures; None of
+    neither. Where folders with classes say val or test and none train, the others with classes are train.
+    """
+    inner = {name: subfolders(top / name) for name in subfolders(top)}
+    said = said_by(inner)
+    splits = {name: said[name] for name in inner if said[name] and inner[name]}
+    if splits and 'train' not in splits.values():
+        splits |= {name: 'train' for name in inner if not said[name] and inner[name]}
+    if 'train' in splits.values():
+        for name in inner:
+            if said[name] == 'val' and not inner[name] and find_pictures(top / name)[0]:
+                sys.exit(f'the pictures in {top / name} are not in class folders: move each to '
+                         f'{top / name}/CLASS/')
+        folders = {split: {} for split in ('train', 'val', 'test') if split in splits.values()}
+        for name, split in splits.items():
+            for of_class in inner[name]:
+                # an accent is one letter or two (macOS)
+                folders[split].setdefault(normalize('NFC', of_class), []).append(top / name / of_class)
+        return folders
+    if splits or {'train'} < set(said.values()) - {''}:  # train/ and val/ with pictures are not two classes
+        return None
+    for name in inner:
+        if {'train'} < set(said_by(inner[name]).values()) - {''}:
+            sys.exit(f'{top / name} looks like a data set of its own: use --dataset={top / name}')
+    found = {name: find_pictures(top / name) for name in inner}
+    if any(is_table(path) for path in chain(top.iterdir(), *(others for _, others in found.values()))):
+        return None
+    classes = {name: [top / name] for name in inner if found[name][0]}
+    if len(classes) == 1:
+        sys.exit(f'{top} has pictures in one folder only ({", ".join(classes)}): at least two class folders '
+                 'are needed')
+    return {'train': classes} if classes else None
+
+
+def open_folder(root):
+    """The ImageFolder layout: (SPLIT/)CLASS/**/picture; None if it is another one."""
+    around = [root]  # a folder around everything, as of an archive, is not looked at
+    while len(names := subfolders(around[-1])) == 1 and not said_by(names)[names[0]] \
+            and subfolders(around[-1] / names[0]):
+        around.append(around[-1] / names[0])
+    folders = class_folders(top := around[-1])
+    if not folders:
+        return None
+    classes = sorted(folders['train'])
     number = {name: i for i, name in enumerate(classes)}
-    paths, labels, others = {}, {}, 0
-    for split, folder in roots.items():
+    if strange := sorted(set(folders.get('test', ())) - set(classes)):
+        print(f'{root}: test has the folder {strange[0]}, which is no class of train, left out')
+        del folders['test']
+    ours = [folder for by_class in folders.values() for of_class in by_class.values() for folder in of_class]
+    above = {*around, *(folder.parent for folder in ours)}
+    others = [path for folder in sorted(above) for path in sorted(folder.iterdir())
+              if path not in {*above, *ours}]
+    seen = {os.path.realpath(folder) for folder in (*above, *ours)}
+    paths, labels = {}, {}
+    for split, by_class in folders.items():
         paths[split], found = [], []
-        for name in names[split]:
+        for name, folder in ((name, folder) for name in sorted(by_class) for folder in by_class[name]):
             if name not in number:
-                sys.exit(f'the class {name} is in {folder} but not in {roots["train"]}: classes are those of train; '
-                         'move or rename that folder')
-            files = sorted(os.path.join(at, f) for at, _, files in os.walk(folder / name, followlinks=True)
-                           for f in files if f[0] != '.')
-            pictures = [f for f in files if os.path.splitext(f)[1].lower() in ENDINGS]
-            others += len(files) - len(pictures)
+                sys.exit(f'the class {name} is in {folder.parent} but not in train, whose folders are the '
+                         'classes: rename or remove that folder')
+            pictures, rest = find_pictures(folder, seen)
             if not pictures:
-                sys.exit(f'the class folder {folder / name} holds no pictures ({" ".join(sorted(ENDINGS))}): fill it '
-                         'or take it away')
+                sys.exit(f'the class folder {folder} holds no pictures ({" ".join(sorted(ENDINGS))}): add '
+                         'some or remove it')
+            others += rest
             paths[split] += pictures
             found += [number[name]] * len(pictures)
-        if not found:
-            sys.exit(f'{folder} holds no class folders: wanted are pictures in {folder}/CLASS')
         labels[split] = np.array(found)
-    if others:
-        print(f'{root}: {others} files without the ending of a picture are left out')
-    return dict(classes=classes, labels=labels, read=read_path, mark=chain(*paths.values()),
-                items=lambda split: ((path, None) for path in paths[split]))
+    print(tell_splits({path: split for split in paths for path in paths[split]},
+                      [os.path.relpath(path, root) for path in others]))
+    return dict(classes=classes, labels=labels, mark=chain(*paths.values()), alone=ours[0].parent == top,
+                items=lambda split: ((path, path) for path in paths[split]))
 
 
-def open_parquet(root, paths, config):
+def is_table(path):
+    return os.path.splitext(path)[1].lower() == '.parquet' and not is_hidden(os.path.basename(path))
+
+
+def open_parquet(root, config):
+    """Tables with a column of pictures and one of labels; None if there are none."""
+    pictures, others = find_pictures(root)
+    paths = sorted(Path(path) for path in others if is_table(path))
+    if not paths:
+        return None
+    import pyarrow as pa
     import pyarrow.parquet as pq
-    files = {'train': [], 'val': [], 'test': []}
-    for path in paths:  # the Hub's names: train-00000-of-00003.parquet, plain_text/test/0000.parquet
-        words = set(re.split('[^a-z]+', path.relative_to(root).as_posix().lower()))
-        if 'partial' in words:
-            sys.exit(f'{path} is part of an export that the Hub cut short: get the whole set')
-        for split in [split for split in SPLITS if words & SPLITS[split]][:1]:
-            files[split].append(path)
+    names = {path: path.relative_to(root).as_posix() for path in paths}
+    said = split_names(list(names.values()), files='any')
+    files = {split: [path for path in paths if said[names[path]] == split]
+             for split in ('train', 'val', 'test')}
+    for path in paths:
+        if 'partial' in re.split('[^a-z]+', names[path].lower()):
+            sys.exit(f'{path} is part of an export that the Hub cut short: download the whole data set')
     if not files['train']:
-        sys.exit(f'{root} has no split train: wanted are names such as train-00000-of-00001.parquet')
+        sys.exit(f'{root} has no files of train: name them as in train-00000-of-00001.parquet')
     if len(folders := {str(path.parent) for path in files['train']}) > 1:
-        sys.exit(f'train of {root} lies in several folders ({", ".join(sorted(folders))}): give one of them alone')
-    names, columns, labels = None, {}, {}
-    for split, split_paths in files.items():
-        found = []
-        for path in split_paths:
-            try:
-                schema = pq.read_schema(path)
-                for key, usual in (('image_column', ['image', 'img']), ('label_column', ['label', 'fine_label'])):
-                    usual = [config[key]] if config[key] else usual
-                    columns[key] = next((column for column in usual if column in schema.names), '')
-                    if not columns[key]:
-                        sys.exit(f'{path} has no column {" or ".join(usual)}: --{key} takes one of '
+        sys.exit(f'the train files of {root} are in several folders ({", ".join(sorted(folders))}): use one '
+                 'of them as --dataset')
+    usual = {'image_column': ['image', 'img'], 'label_column': ['label', 'fine_label']}
+    classes, columns, labels = None, {}, {}
+    for split, path in [(split, path) for split in files for path in files[split]]:
+        try:
+            with open(path, 'rb') as f:  # a path would be read as a pattern: [ ] * ?
+                schema = pq.read_schema(f)
+                for key, wanted in usual.items():
+                    wanted = [config[key]] if config[key] else wanted
+                    columns[path, key] = next((column for column in wanted if column in schema.names), '')
+                    if not columns[path, key] and split != 'test':
+                        sys.exit(f'{path} has no column {" or ".join(wanted)}: --{key} takes one of '
                                  f'{", ".join(schema.names)}')
-                found += pq.read_table(path, columns=[columns['label_column']]).column(0).to_pylist()
-            except (ValueError, OSError) as error:
-                sys.exit(f'{path} cannot be read as parquet ({said(error)}): mend it or take it away')
-            info = json.loads((schema.metadata or {}).get(b'huggingface', b'{}')).get('info', {}).get('features', {})
-            names = names or info.get(columns['label_column'], {}).get('names')
-        if split == 'test' and found and set(found) <= {-1, None}:
-            print(f'{root}: test has no labels, left out')
-            found = []
-        if found:
-            labels[split] = found
+                column = columns[path, 'image_column'] and columns[path, 'label_column']
+                labels.setdefault(split, []).extend(
+                    pq.read_table(f, columns=[column]).column(0).to_pylist() if column else [None])
+            info = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
+        except (pa.ArrowException, ValueError, OSError) as error:
+            sys.exit(f'{path} cannot be read as parquet ({reason(error)}): download it again or remove it')
+        classes = classes or info.get('info', {}).get('features', {}).get(column, {}).get('names')
+    labels = {split: found for split, found in labels.items() if found}
     if not labels.get('train'):
-        sys.exit(f'{root} has no rows in train: get the set again')
-    if None in labels['train'] or not isinstance(labels['train'][0], (int, str)):
-        sys.exit(f'the column {columns["label_column"]} of {root} holds no labels (numbers or names): see '
-                 '--label_column')
+        sys.exit(f'{root} has no rows in train: download it again')
+    if {type(value) for value in labels['train']} not in ({int}, {bool}, {str}):
+        sys.exit(f'the column {columns[files["train"][0], "label_column"]} of {root} holds no labels (whole '
+                 'numbers or names): choose another one with --label_column')
     if isinstance(labels['train'][0], str):
-        names = sorted(set(labels['train']))
-        number = {name: i for i, name in enumerate(names)}
-    else:
-        names = names or [str(i) for i in range(max(labels['train']) + 1)]
-        number = {i: i for i in range(len(names))}
-    for split, found in labels.items():
-        if strange := sorted({str(label) for label in found if label not in number}):
-            sys.exit(f'{split} of {root} has the label {strange[0]}, which is none of the {len(names)} classes of '
-                     'train: mend the labels or see --label_column')
-        labels[split] = np.array([number[label] for label in found])
+        values = classes = sorted(set(labels['train']))
+    elif classes:
+        values = range(len(classes))
+    else:  # the numbers that occur in train, and those between them that occur in val and test
+        low, high = max(0, min(labels['train'])), max(labels['train'])
+        values = sorted({value for value in chain(*labels.values())
+                         if isinstance(value, int) and low <= value <= high})
+        classes = [str(value) for value in values]
+        if values != list(range(len(values))):
+            print(f'the {len(values):,} labels that occur, {low} to {high}, become the classes 0 to '
+                  f'{len(values) - 1}; the name of a class is its label')
+    number = {value: i for i, value in enumerate(values)}
+    for split, found in list(labels.items()):
+        known = [isinstance(value, (int, str)) and value in number for value in found]
+        strange = next((value for value, fine in zip(found, known) if not fine), None)
+        if all(known):
+            labels[split] = np.array([number[value] for value in found])
+        elif split == 'test':
+            what = f'the label {strange}, which train does not have' if any(known) else 'no labels'
+            print(f'{root}: test has {what}, left out')
+            said |= {names[path]: '' for path in files['test']}
+            del labels['test']
+        else:
+            sys.exit(f'{split} of {root} has the label {strange}, which is none of the {len(classes)} '
+                     'classes of train: correct the labels, or choose another column with --label_column')
+    others = [path for path in pictures + others if not is_table(path)]
+    print(tell_splits(said, [os.path.relpath(path, root) for path in others]))
 
     def items(split):
         for path in files[split]:
-            with pq.ParquetFile(path) as table:
-                at = 0
-                for batch in table.iter_batches(BATCH, columns=[columns['image_column']], use_threads=False):
-                    column = batch.column(0)
-                    cells = (column.field('bytes') if hasattr(column, 'field') else column).to_pylist()
-                    yield from ((f'{path.name} row {i}', cell or b'') for i, cell in enumerate(cells, at))
-                    at += len(cells)
+            at = 0
+            try:
+                with open(path, 'rb') as f:
+                    for batch in pq.ParquetFile(f).iter_batches(
+                            BATCH, columns=[columns[path, 'image_column']], use_threads=False):
+                        column = batch.column(0)
+                        cells = (column.field('bytes') if hasattr(column, 'field') else column).to_pylist()
+                        yield from ((f'{path.name} row {i}', cell or b'') for i, cell in enumerate(cells, at))
+                        at += len(cells)
+            except (pa.ArrowException, OSError) as error:
+                sys.exit(f'{path} is damaged after row {at} ({reason(error)}): download it again')
     mark = (f'{path} {path.stat().st_size}' for path in paths)
-    return dict(classes=names, labels=labels, read=read_bytes, items=items, mark=mark)
+    return dict(classes=classes, labels=labels, items=items, mark=mark)
 
 
 def download(name):
     """The folder with the parquet files of a set on the Hub; what is in its cache is not fetched again."""
     from huggingface_hub import HfApi, constants, errors, snapshot_download
     try:
-        for revision in ('main', 'refs/convert/parquet'):  # the second is the Hub's own export of other formats
-            sizes = [f.size or 0 for f in HfApi().dataset_info(name, revision=revision, files_metadata=True).siblings
-                     if f.rfilename.endswith('.parquet')]
+        for revision in ('main', 'refs/convert/parquet'):  # the second: the Hub's own export of other formats
+            info = HfApi().dataset_info(name, revision=revision, files_metadata=True)
+            sizes = [f.size or 0 for f in info.siblings if f.rfilename.endswith('.parquet')]
             if sizes:
                 break
         else:
-            sys.exit(f'{name} has no parquet files on the Hub: download it, unpack it and give the folder')
-        print(f'{name}: {sum(sizes) / 1e9:.1f} GB of download in {constants.HF_HUB_CACHE} (HF_HOME moves it)',
-              flush=True)
-        return Path(snapshot_download(name, repo_type='dataset', revision=revision, allow_patterns='*.parquet'))
+            sys.exit(f'{name} has no parquet files on the Hub: download and unpack it yourself, then use '
+                     '--dataset=FOLDER')
+        print(f'{name}: downloading {sum(sizes) / 1e9:.1f} GB to {constants.HF_HUB_CACHE} (set HF_HOME to '
+              'move it)')
+        return Path(snapshot_download(name, repo_type='dataset', revision=revision,
+                                      allow_patterns='*.parquet'))
     except errors.GatedRepoError:
-        sys.exit(f'{name} is gated: accept its terms on its page on the Hub, then log in with `hf auth login` or set '
-                 'HF_TOKEN')
+        sys.exit(f'{name} is gated: accept its terms on its page on the Hub, then log in with `hf auth '
+                 'login` or set HF_TOKEN')
     except errors.RepositoryNotFoundError:
-        sys.exit(f'{name} is not on the Hub, and no folder here has that name: check the spelling; if it is private, '
-                 'log in with `hf auth login`')
+        sys.exit(f'{name} is not on the Hub, and there is no folder of that name: check the spelling; if it '
+                 'is private, log in with `hf auth login`')
     except Exception as error:
-        sys.exit(f'{name} could not be had from the Hub ({said(error)}): check the network and run the same line '
-                 'again, or give a folder; --dataset=synthetic needs no network')
+        sys.exit(f'{name} could not be downloaded from the Hub ({reason(error)}): check the network and run '
+                 'the same command again, or use --dataset=FOLDER; --dataset=synthetic needs no network')
 
 
 def open_source(config):
@@ -218,22 +318,14 @@ def open_source(config):
         return open_synthetic()
     if not root.exists():
         if name not in HUB and not re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name):
-            sys.exit(f'there is no folder {name}: check the path, or use synthetic, {", ".join(HUB)} or OWNER/NAME')
+            sys.exit(f'there is no folder {name}: check the path, or use synthetic, {", ".join(HUB)} or '
+                     'OWNER/NAME')
         root = download(HUB.get(name, name))
+    layouts = 'train/CLASS/* and val/CLASS/*, or CLASS/* alone, or parquet files'
     if not root.is_dir():
-        sys.exit(f'{root} is not a folder: wanted is one with train/CLASS/* and val/CLASS/*, or with parquet files')
-    roots = {split: path for path in sorted(root.iterdir(), reverse=True) for split in SPLITS
-             if path.is_dir() and path.name.lower() in SPLITS[split]}
-    if 'train' in roots and any(entry.is_dir() for entry in os.scandir(roots['train'])):
-        return open_folder(root, roots)
-    if tables := sorted(root.rglob('*.parquet')):
-        return open_parquet(root, tables, config)
-    sys.exit(f'{root} holds no images with classes: wanted is a folder with train/CLASS/* and val/CLASS/*, or with '
-             'parquet files')
-
-
-def said(error):
-    return ' '.join(str(error).split())[:200] or type(error).__name__
+        sys.exit(f'{root} is not a folder: use a folder with {layouts}')
+    return open_folder(root) or open_parquet(root, config) or sys.exit(
+        f'{root} holds no images with classes: use a folder with {layouts}')
 
 
 # ---- the synthetic set: a shape or a texture of any place, size, angle and pair of colours
@@ -257,7 +349,7 @@ SHAPES = {  # on a grid of -1 to 1 across the shape; the last four look at a dis
 }
 
 
-def draw(name, _):
+def draw(name):
     """The synthetic picture 'SPLIT NUMBER'; every shape in turn."""
     split, i = name.split()
     rng = np.random.default_rng((['train', 'val', 'test'].index(split), int(i)))
@@ -270,77 +362,44 @@ def draw(name, _):
     while abs(back - fore).max() < 80:
         fore = rng.uniform(0, 255, 3)
     pixels = back + (fore - back) * inside + rng.normal(0, 12, (32, 32, 3))
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), b''
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 # ---- workers
 
 
-class OtherSize(Exception):
-    """The pictures are not all of one small size."""
-
-
-def read_path(path, _):
-    return read_bytes(path, Path(path).read_bytes())
-
-
-def read_bytes(_, raw):
-    return Image.open(io.BytesIO(raw)), raw
-
-
-def convert(image, raw, size, short, quality):
-    """A picture -> the bytes to store and its histogram (768). size: (W, H) of the pictures of an array, or None"""
-    if size and image.size != tuple(size):
-        raise OtherSize
-    image.load()
-    keep = image.format == 'JPEG' and image.mode == 'RGB'
-    if image.mode.startswith('I;16'):  # convert() would clip what is above 255
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    (W, H), rgb = image.size, image.convert('RGB')
-    if size:
-        return rgb.tobytes(), rgb.histogram()
-    if short and min(W, H) > short:
-        w, h = (short, short * H // W) if W <= H else (short * W // H, short)
-        rgb = rgb.resize((w, h), Image.Resampling.BICUBIC)
-    elif keep and image.getexif().get(0x0112, 1) == 1:  # else some reader of the bytes would turn it, and we do not
-        return raw, rgb.histogram()
-    out = io.BytesIO()
-    rgb.save(out, 'JPEG', quality=quality)
-    return out.getvalue(), rgb.histogram()
-
-
 def start_worker():
-    warnings.simplefilter('ignore')  # Pillow's, on odd metadata
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()  # when it is killed, nobody else ends its workers
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def run_job(read, settings, items):
-    """-> bytes of the pictures, their lengths (-1: left out), sum of histograms, [name, reason] of those left out"""
+def run_job(settings, items):
+    """-> bytes of the pictures, lengths (-1: left out), sum of histograms, [name, reason] of the left out"""
     pieces, lengths, histogram, skipped = [], [], np.zeros(768, np.int64), []
-    for item in items:
+    for name, content in items:
         try:
-            piece, counts = convert(*read(*item), *settings)
+            piece, rgb = stored(draw(name) if content is None else content, *settings)
         except OtherSize:
             raise
         except Exception as error:  # Pillow raises nearly everything on broken files
-            unknown = isinstance(error, UnidentifiedImageError)  # its message has an address in memory
-            skipped.append([item[0], 'in no format of pictures' if unknown else said(error)])
+            skipped.append([name, reason(error)])
             lengths.append(-1)
             continue
         pieces.append(piece)
         lengths.append(len(piece))
-        histogram += counts
+        histogram += rgb.histogram()
     return b''.join(pieces), lengths, histogram, skipped
 
 
 # ---- the files: in out_dir/unfinished until all are complete
 
 
-def assign(labels, config):
+def assign(source, config):
     """Where each picture of each of the source's splits goes, '' is nowhere: the rules of the docstring."""
-    n, total = config['val_from_train'], len(labels['train'])
+    labels, n = source['labels'], config['val_from_train']
+    share = config['val_fraction'] or 0.1 * (source.get('alone', False) and not n)
+    total = len(labels['train'])
     if not 0 <= n < total:
         sys.exit(f'val_from_train={n} is out of range: train has {total} pictures, and some have to stay')
     to = {split: split for split in labels}
@@ -348,16 +407,28 @@ def assign(labels, config):
         to['val' if 'test' not in labels else 'test'] = 'test'
         if 'val' in labels and 'test' in labels:
             to['val'] = ''
-            print('the source\'s own validation split is left out, as val_from_train was asked for')
-    elif 'val' not in labels:
-        if 'test' not in labels:
-            sys.exit(f'{config["dataset"]} has no validation split: --val_from_train={max(1, total // 20)} would '
-                     'hold some of the training pictures out')
+            print('the validation split of the source is left out: val_from_train takes its place')
+    elif 'val' not in labels and 'test' in labels:
         to['test'] = 'val'
-        print('the source has no validation split: its test split becomes val_* (--val_from_train=N keeps it as '
-              'test_*)')
+        print('the source has no validation split: its test split becomes val_* (--val_from_train=N keeps it '
+              'as test_*)')
+    elif 'val' not in labels and not share:
+        sys.exit(f'{config["dataset"]} has no validation split: --val_from_train={max(1, total // 20)} holds '
+                 'out so many training pictures, --val_fraction=0.1 a tenth of each class')
+    if share and (n or 'val' in to.values()):
+        sys.exit('val_fraction only works where the source has train alone: use --val_from_train=N instead')
     goals = {split: np.full(len(labels[split]), to[split], 'U5') for split in labels}
-    goals['train'][np.random.default_rng(config['seed']).permutation(total)[:n]] = 'val'
+    order = np.random.default_rng(config['seed']).permutation(total)
+    if share:
+        by_class = order[labels['train'][order].argsort(kind='stable')]
+        groups = np.split(by_class, np.bincount(labels['train']).cumsum()[:-1])
+        order = np.concatenate([g[:min(max(1, round(share * len(g))), len(g) - 1)] for g in groups])
+        n = len(order)
+        if not n:
+            sys.exit('no class has two pictures, so none can be held out: add pictures, or a folder val/')
+        print(f'{n:,} random training pictures, {share:g} of each class, become val_* (set --val_fraction to '
+              'change it)')
+    goals['train'][order[:n]] = 'val'
     return goals
 
 
@@ -365,7 +436,8 @@ def make_jobs(source, goals):
     """(split to write to, items, labels) in the source's order, no job of more than BATCH"""
     for split, goal in goals.items():
         waiting = {}
-        for item, label, to in zip(source['items'](split), source['labels'][split], goal if goal.any() else ()):
+        goal = goal if goal.any() else ()
+        for item, label, to in zip(source['items'](split), source['labels'][split], goal):
             if to:
                 items, labels = waiting.setdefault(to, ([], []))
                 items.append(item)
@@ -395,7 +467,7 @@ def one_small_size(source):
     """The (W, H) of the first picture that opens if it is small enough for arrays, else None."""
     for item in source['items']('train'):
         try:
-            size = source['read'](*item)[0].size
+            size = (draw(item[0]) if item[1] is None else open_picture(item[1])[0]).size
             return size if max(size) <= SMALL else None
         except Exception:
             continue
@@ -432,14 +504,14 @@ def write_files(tmp, state, source, goals, settings, workers):
     for key, f in files.items():  # what lies past the state comes again; the first offset is 0
         f.truncate(length(*key))
         f.seek(0, os.SEEK_END)
-    window, pending, saved = 4 * workers, deque(), time.monotonic()  # no more jobs than the window are in memory
+    window, pending, saved = 4 * workers, deque(), time.monotonic()  # so many jobs are in memory at most
     total, done = sum((goal != '').sum() for goal in goals.values()), sum(state['images'].values())
     try:
         with (tqdm(total=total, initial=done + len(state['skipped']), unit=' images', mininterval=1) as bar,
               ProcessPoolExecutor(workers, initializer=start_worker) as pool):
             for job in chain(islice(make_jobs(source, goals), state['jobs'], None), [None] * window):
                 if job:
-                    pending.append((*job, pool.submit(run_job, source['read'], settings, job[1])))
+                    pending.append((*job, pool.submit(run_job, settings, job[1])))
                 if not pending or job and len(pending) < window:
                     continue
                 split, items, labels, result = pending.popleft()
@@ -451,10 +523,11 @@ def write_files(tmp, state, source, goals, settings, workers):
                 if not size:
                     files[split, 'offsets.npy'].write(ends.astype('<i8').tobytes())
                 # one assignment: whatever stops the program, the state is that before or after a job
-                state = {**state, 'jobs': state['jobs'] + 1, 'skipped': state['skipped'] + skipped,
+                state = {**state, 'jobs': state['jobs'] + 1,
+                         'skipped': state['skipped'] + [[split, *skip] for skip in skipped],
                          'images': {**state['images'], split: state['images'][split] + len(ends)},
                          'bytes': {**state['bytes'], split: state['bytes'][split] + len(blob)},
-                         'histogram': (np.array(state['histogram']) + histogram * (split == 'train')).tolist()}
+                         'histogram': (state['histogram'] + histogram * (split == 'train')).tolist()}
                 bar.update(len(items))
                 if time.monotonic() - saved > 5:
                     save()
@@ -475,6 +548,17 @@ def write_files(tmp, state, source, goals, settings, workers):
     return state
 
 
+def content(folder):
+    """Says in 32 characters what train and val are, wherever they were made from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in FILES:
+        if file.startswith(('train', 'val')) and (folder / file).exists():
+            with open(folder / file, 'rb') as f:
+                while block := f.read(2**20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
 def finish(out, tmp):
     """Everything of tmp into place, meta.json last. Killed in the middle, it is called again."""
     (out / 'meta.json').unlink(missing_ok=True)
@@ -492,7 +576,7 @@ def finish(out, tmp):
 
 def main(config):
     for key, low, high in (('quality', 1, 100), ('resize_short', 0, 2**16), ('num_proc', 0, 1024),
-                           ('seed', 0, 2**63)):
+                           ('seed', 0, 2**63), ('val_fraction', 0, 0.99)):
         if not low <= config[key] <= high:
             sys.exit(f'{key}={config[key]} is out of range: use {low} to {high}')
     out = Path(config['out_dir'] or Path('data', Path(config['dataset']).expanduser().resolve().name))
@@ -500,12 +584,12 @@ def main(config):
     there = [file for file in (*FILES, 'meta.json') if (out / file).exists()]
     # without meta.json but with a new one at hand: killed while the files were put in place
     if there and not config['overwrite'] and ('meta.json' in there or not (tmp / 'meta.json').exists()):
-        sys.exit(f'{out} holds a data set already ({", ".join(there)}): --overwrite=True replaces it, '
-                 '--out_dir=... puts the new one elsewhere')
+        sys.exit(f'{out} holds a data set already ({", ".join(there)}): use --overwrite=True to replace it, '
+                 'or another --out_dir')
     source = open_source(config)
     labels = source['labels']
-    goals = assign(labels, config)
-    keys = ('val_from_train', 'seed', 'resize_short', 'quality', 'image_column', 'label_column')
+    goals = assign(source, config)
+    keys = 'val_from_train val_fraction seed resize_short quality image_column label_column'.split()
     digest = hashlib.sha256(repr([[config[key] for key in keys], source['classes'], list(labels)]).encode())
     for part in chain(map(os.fsencode, source['mark']), (np.array(v).tobytes() for v in labels.values())):
         digest.update(part + b'\0')
@@ -516,7 +600,8 @@ def main(config):
 
     workers = config['num_proc'] or (
         len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
-    splits = [split for split in ('train', 'val', 'test') if any((goal == split).any() for goal in goals.values())]
+    splits = [split for split in ('train', 'val', 'test')
+              if any((goal == split).any() for goal in goals.values())]
     total = sum((goal != '').sum() for goal in goals.values())
     size = state['size'] if state else one_small_size(source)
     while True:
@@ -528,45 +613,53 @@ def main(config):
             state = dict(mark=mark, size=size, jobs=0, images=dict.fromkeys(splits, 0), histogram=[0] * 768,
                          bytes=dict.fromkeys(splits, 0), skipped=[])
         settings = (size, config['resize_short'], config['quality'])
-        sample = run_job(source['read'], (None, *settings[1:]), islice(source['items']('train'), 32))[1]
+        sample = run_job((None, *settings[1:]), islice(source['items']('train'), 32))[1]
         need = math.prod(size) * 3 if size else max(0, np.mean(sample))
-        print(f'{out}: {total:,} images of {len(source["classes"])} classes as {"arrays" if size else "JPEGs"}, '
-              f'about {total * need / 1e6:,.0f} MB, {shutil.disk_usage(out).free / 1e6:,.0f} MB are free', flush=True)
+        free = shutil.disk_usage(out).free
+        kind = 'arrays' if size else 'JPEGs'
+        print(f'{out}: {total:,} images of {len(source["classes"])} classes as {kind}, '
+              f'about {total * need / 1e6:,.0f} MB ({free / 1e6:,.0f} MB are free)')
         try:
             state = write_files(tmp, state, source, goals, settings, workers)
             break
         except OtherSize:
-            print('the pictures are not all of one size')
+            print('the pictures are not all of one size: starting again, with JPEGs')
             state = size = None
     for split, n in state['images'].items():
         if not n:
             shutil.rmtree(tmp)
-            sys.exit(f'none of the pictures of {split} can be decoded, {state["skipped"][-1][0]!r} for one '
-                     f'({state["skipped"][-1][1]}): are these images?')
+            name, why = next(skip for where, *skip in state['skipped'] if where == split)
+            sys.exit(f'none of the pictures of {split} can be used. The first is {name!r}: {why}')
 
     histogram, values = np.array(state['histogram']).reshape(3, 256), np.arange(256) / 255
     share = histogram / histogram.sum(1, keepdims=True)
-    mean = share @ values
+    mean = (share @ values).clip(0, 1)
     std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
     counts = {f'{split}_images': n for split, n in state['images'].items()}
-    keys = ['val_from_train', 'seed'] + ['resize_short', 'quality'] * (not size)
+    keys = ['seed'] + ['resize_short', 'quality'] * (not size)
+    skipped = [skip for _, *skip in state['skipped']]
     write_json(tmp / 'meta.json', dict(
         classes=source['classes'], mean=mean.tolist(), std=std.tolist(), layout='arrays' if size else 'jpeg',
-        **counts, source=config['dataset'], **{key: config[key] for key in keys}, skipped=state['skipped']))
+        **counts, source=config['dataset'], val_from_train=int((goals['train'] == 'val').sum()),
+        **{key: config[key] for key in keys}, content=content(tmp), skipped=skipped))
     finish(out, tmp)
-    print(f'{out} is finished: ' + ', '.join(f'{n:,} {split}' for split, n in state['images'].items()) + ' images')
-    if state['skipped']:
-        print(f'{len(state["skipped"]):,} pictures cannot be decoded and are left out (all of them in meta.json):')
-        for name, reason in state['skipped'][:10]:
-            print(f'  {name!r}: {reason}')
+    counted = ', '.join(f'{n:,} {split}' for split, n in state['images'].items())
+    print(f'{out} is finished: {counted} images')
+    if skipped:
+        s = 's' * (len(skipped) > 1)
+        print(f'{len(skipped):,} picture{s} cannot be used, left out (meta.json names all):')
+        for name, why in skipped[:10]:
+            print(f'  {name!r}: {why}')
 
 
 if __name__ == '__main__':
     try:
         main(config)
     except BrokenProcessPool:
-        sys.exit('a process that decodes was killed, most likely for want of memory: try a lower --num_proc')
+        sys.exit('a worker process was killed, most likely because memory ran out: use a lower --num_proc')
     except OSError as error:
-        sys.exit(f'{error}: mend that and run the same line again')
+        advice = 'free some space' if error.errno == errno.ENOSPC else 'fix that'
+        sys.exit(f'{reason(error)} ({error.filename or config["out_dir"] or "data"}): {advice}, then run the '
+                 'same command again; it continues from there')
     except KeyboardInterrupt:
-        sys.exit('stopped: the same line goes on from there')
+        sys.exit('stopped: the same command continues from there')
