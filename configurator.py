@@ -46,9 +46,7 @@ def configure(script, argv=None):
     sys.argv[1:]). Returns all keys with their final values as a dict. A user error ends the program with one
     sentence and exit code 1.
     """
-    for stream in (sys.stdout, sys.stderr):  # a terminal may not know all characters of a text or a file name
-        if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace')
+    keep_printing()
     replaced.clear()
     defaults = {k: v for k, v in script.items() if not k.startswith('_') and isinstance(v, (int, float, str))}
     config = dict(defaults)
@@ -146,12 +144,30 @@ def show_help(script, defaults):
     raise SystemExit(0)
 
 
-def say(*args):
-    """Print a line. When nobody reads any more (`| head -2`), the run goes on without printing."""
-    try:
-        print(*args, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class Unbroken:
+    """A text stream that shows what it can, and leads nowhere once its reader has left (`| head -2`)."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def keep_printing():
+    """Printing must not end a script: not a character that the terminal lacks, and not a closed pipe."""
+    for name in ('stdout', 'stderr'):
+        stream = getattr(sys, name)
+        if hasattr(stream, 'reconfigure') and not isinstance(stream, Unbroken):
+            stream.reconfigure(errors='backslashreplace')
+            setattr(sys, name, Unbroken(stream))
 
 
 def fail(message, any_rank=False):

@@ -54,7 +54,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from configurator import configure
-from support.console import keep_printing
 from support.pictures import (
     ENDINGS,
     OtherSize,
@@ -81,7 +80,6 @@ num_proc = 0             # processes that decode; 0 is one on every core
 overwrite = False        # replace what out_dir holds; it stays until the new one is complete
 if __name__ == '__main__':  # a spawned worker imports this file too
     __doc__ += f'\n{_RULE}\n'  # --help prints it
-    keep_printing()
     config = configure(globals())
 
 HUB = {  # columns and splits are recognized by name: those of the comment

@@ -122,6 +122,7 @@ if not predict:
     data.open(*[eval_split] if eval_only else ['train', 'val'])
 iters_per_epoch, total_iters, warmup_iters = check_images(config, data)
 mean, std = (torch.tensor(data.meta[k], device=env.device) for k in ('mean', 'std'))
+std.clamp_(min=1 / 255)  # a channel may be constant
 beside = env.device_type == 'cuda'  # copy while the GPU works; on MPS it may read freed memory (pytorch#189690)
 
 

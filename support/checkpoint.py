@@ -293,11 +293,12 @@ def continue_run(start, network, config, model_args, meta, data_keys, total_iter
     if not start.resume:
         start.say(f'weights of {path}' + ', with a fresh optimizer' * (not reads_only(config)))
         return
-    # the same bytes may come from another path, so the digest decides where both sides have one
-    content = 'content' if {'content'} <= checkpoint['data'].keys() & meta.keys() else 'source'
-    refuse_changes(path, checkpoint['data'], meta, [content, *data_keys],
-                   'give the data set of that run, or start a new run from its weights (--init_from=FILE, another '
-                   '--out_dir)')
+    remedy = 'give the data set of that run, or start a new run from its weights (--init_from=FILE, another --out_dir)'
+    if {'content'} <= checkpoint['data'].keys() & meta.keys():  # the same bytes may come from another path
+        if checkpoint['data']['content'] != meta['content']:
+            fail(f'{path} was trained on other data than this data set has: {remedy}.')
+    else:
+        refuse_changes(path, checkpoint['data'], meta, ['source', *data_keys], remedy)
     refuse_changes(path, checkpoint['config'], config, ['seed', 'global_batch_size', 'optimizer'])
     start.iter, start.best = checkpoint['iter'], checkpoint[best]
     if start.iter > total_iters:

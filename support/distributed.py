@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._triton import has_triton
 
-from configurator import fail, say
+from configurator import fail
 
 TORCHRUN = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 
@@ -39,7 +39,7 @@ def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic
     if compile == 'auto':
         compile = device_type == 'cuda' and has_triton()
         if rank == 0 and device_type == 'cuda' and not compile:
-            say('compile is off, because Triton is missing or does not support this GPU')
+            print('compile is off, because Triton is missing or does not support this GPU')
 
     if device_type == 'cpu' and sys.platform == 'linux':
         # glibc returns the memory of large tensors to the kernel, which clears it again for the next step: a seventh
@@ -61,7 +61,7 @@ def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic
     autocast = torch.autocast(device_type, torch.bfloat16) if dtype == 'bfloat16' else nullcontext()
     return SimpleNamespace(rank=rank, world_size=world_size, master=rank == 0, device=device,
                            device_type=device_type, dtype=dtype, autocast=autocast, compile=compile,
-                           say=say if rank == 0 else lambda *args: None)
+                           say=print if rank == 0 else lambda *args: None)
 
 
 def join_torchrun():

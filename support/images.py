@@ -7,16 +7,16 @@ import io
 import json
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from configurator import fail
 from support import augment
 from support.distributed import ignore_signals_of_the_run
+from support.pictures import pictures_in
 from support.tokens import data_folder
 
 
@@ -126,8 +126,8 @@ def read_meta(folder):
         with open(path, encoding='utf-8') as f:
             meta = dict(json.load(f))
         valid = (meta['layout'] in ('arrays', 'jpeg') and isinstance(meta['classes'], list) and len(meta['classes']) > 0
-                 and len(meta['mean']) == len(meta['std']) == 3 and all(0 <= v < 1 for v in meta['mean'] + meta['std'])
-                 and min(meta['std']) > 0)
+                 and len(meta['mean']) == len(meta['std']) == 3
+                 and all(0 <= v <= 1 for v in meta['mean'] + meta['std']))  # std 0: a constant channel
     except FileNotFoundError:
         fail(f'{folder} has no meta.json: it is no data set of images, or not finished; prepare_imagenet.py makes it')
     except (OSError, ValueError, KeyError, TypeError):
@@ -140,21 +140,17 @@ def read_meta(folder):
 @torch.no_grad()
 def predict_files(path, model, data, mean, std):
     """Print the five likeliest classes of a picture, or of each picture in a folder, with their probabilities."""
-    kinds, files = ('.jpg', '.jpeg', '.png', '.webp', '.bmp'), [path]
-    size, classes, env = data.config['image_size'], data.meta['classes'], data.env
-    if os.path.isdir(path):
-        files = sorted(p for p in Path(path).rglob('*') if p.suffix.lower() in kinds)
-    if not files:
-        fail(f'{path} holds no pictures ({" ".join(kinds)})')
+    size, classes, env, told = data.config['image_size'], data.meta['classes'], data.env, False
     model.eval()
-    for file in files:
-        try:
-            image = ImageOps.exif_transpose(Image.open(file)).convert('RGB')
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-            fail(f'{file} cannot be read as a picture ({e})')
-        # small pictures are evaluated whole, so the photo is made as small
-        image = ImageOps.fit(image, (size, size), augment.BICUBIC) if data.arrays else augment.eval_crop(image, size)
+    for file, image, reason in pictures_in(path, data.meta, size):
+        if reason:
+            env.say(f'{file}: left out, {reason}') if os.path.isdir(path) else fail(f'{file} cannot be read ({reason}).')
+            continue
+        image = image if data.arrays else augment.eval_crop(image, size)
         images = augment.normalize(augment.to_tensor(image)[None].to(env.device), mean, std)
         with env.autocast:
             top = model(images)[0].float().softmax(-1).topk(min(5, len(classes)))
         env.say(f'{file}: ' + ', '.join(f'{classes[i]} {p:.1%}' for p, i in zip(top.values.tolist(), top.indices)))
+        told = True
+    if not told:
+        fail(f'{path} has no picture that can be read.')
