@@ -38,7 +38,11 @@ SETTINGS = {name: {norm: bool(flag) for norm, flag in zip(NORMS, row)} for name,
 # norms
 
 class RMSNorm(nn.Module):
-    """gamma * x / sqrt(mean(x^2) + eps): the paper's gamma * sqrt(d) x / sqrt(|x|^2 + d eps), over the last axis."""
+    """
+    gamma * x / sqrt(mean(x^2) + eps) over the last axis, as in torch. The paper adds eps to the sum of the squares,
+    gamma * sqrt(d) x / sqrt(|x|^2 + eps), so its eps is d times smaller beside the mean. At rows of RMS 1e-3, ours
+    halves |y|^2, and the paper's hardly changes it.
+    """
 
     def __init__(self, ndim, eps=1e-6):
         super().__init__()
