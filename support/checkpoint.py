@@ -16,7 +16,7 @@ import torch
 
 from configurator import fail, replaced
 from support import normfree
-from support.checks import resolve_norms
+from support.checks import resolve_norms, warn_of_warmup
 from support.distributed import all_sum, first_line, leave, on_master
 from support.pretrained import load_gpt2
 
@@ -93,11 +93,15 @@ class Run:
     the iteration of the last good checkpoint, 0 where there is none.
     """
 
-    def __init__(self, config, env, start_iter):
-        self.out_dir, self.env, self.start_iter, self.saved_iter = config['out_dir'], env, start_iter, start_iter
+    def __init__(self, config, env, start_iter, signals):
+        self.out_dir, self.env, self.signals = config['out_dir'], env, signals
+        self.start_iter = self.saved_iter = start_iter
         self.path = os.path.join(self.out_dir, 'log.jsonl')
         evaluated = on_master(lambda: self.open(config), env)
-        self.evaluated = all_sum([int(evaluated or 0)], env)[0] > 0
+        found, stops = all_sum([int(evaluated or 0), len(signals)], env)
+        self.evaluated = found > 0
+        if stops:  # before the first update
+            self.leave_stopped(start_iter)
 
     def open(self, config):
         try:
@@ -166,7 +170,7 @@ class Run:
             fail(f'iteration {iter_num}: {what} at learning rate {lr:.3g}, so no step was made. The last good '
                  f'checkpoint {good}. Try a lower learning_rate, a longer warmup, grad_clip=1.0 or --flash=False.')
 
-    def leave_stopped(self, iter_num, signals):
+    def leave_stopped(self, iter_num):
         """Say what a run that a signal stopped has saved, and leave."""
         if iter_num > self.start_iter:
             saved = f'{self.out_dir}/ckpt.pt is saved. Continue with --init_from=resume.'
@@ -175,7 +179,7 @@ class Run:
         else:
             saved = 'No update was made, so nothing was saved.'
         self.env.say(f'stopped by a signal at iteration {iter_num}. {saved}')
-        leave(128 + (signals or [15])[0], self.env)
+        leave(128 + (self.signals or [15])[0], self.env)
 
 
 def git_commit():
@@ -198,6 +202,8 @@ def begin(config: dict, env) -> SimpleNamespace:
     """
     out_dir, init_from, only_reads = config['out_dir'], config['init_from'], reads_only(config)
     refuse_to_overwrite(out_dir, init_from, config['overwrite'], only_reads)
+    if 'warmup_iters' in config and not only_reads:  # that of pictures depends on the data set
+        warn_of_warmup(config['warmup_iters'], config['max_iters'], replaced.get('max_iters', 0), env)
     path = None
     if init_from == 'resume':
         path = latest_checkpoint(out_dir)
@@ -209,7 +215,7 @@ def begin(config: dict, env) -> SimpleNamespace:
         fail('eval_only and predict need weights. Use --init_from=FILE_OR_FOLDER, or --init_from=resume where out_dir '
              'has a checkpoint.')
     checkpoint = path and (load_gpt2(path) if os.path.isdir(path) else load_checkpoint(path))
-    resume = init_from == 'resume' and not only_reads
+    resume = init_from == 'resume' and bool(path) and not only_reads
     kind, script = ('classes', 'train_vit.py') if 'arch' in config else ('tokenizer', 'train_gpt.py')
     if checkpoint and kind not in checkpoint['data']:
         fail(f'{path} is not a checkpoint of {script}. Use another file.')
@@ -254,14 +260,15 @@ def take_network(config, checkpoint, path):
     config['setting'] = config['setting'] if 'setting' in replaced else then.get('setting', 'S1')
 
 
-def continue_gpt(start, network, config, model_args, meta):
+def continue_gpt(start, network, config, model_args, data):
     """Check the checkpoint of start against this run, say what changes, and choose vocabulary and positions."""
-    checkpoint, path = start.checkpoint, start.path
+    checkpoint, path, meta = start.checkpoint, start.path, data.meta
     known = checkpoint['model_args'].get('vocab_size', 0) if checkpoint else -(-meta['vocab_size'] // 64) * 64
     model_args['vocab_size'] = config['vocab_size'] or max(known, meta['vocab_size'])
     if model_args['vocab_size'] < meta['vocab_size']:
         fail(f'vocab_size={model_args["vocab_size"]} is less than the {meta["vocab_size"]} of the data set. '
              'Leave vocab_size at 0, or use another checkpoint or data set.')
+    data.vocab_size = model_args['vocab_size']
     if not checkpoint:
         return
     refuse_changes(path, checkpoint['data'], meta, ['tokenizer'])
