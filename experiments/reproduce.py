@@ -338,6 +338,8 @@ TABLES = {'tiny_grid': print_grid, 'stability': print_variants, 'weights': print
           **{f'{name}_grid': print_search for name in searches.SEARCHES}, **dict.fromkeys(searches.SEARCHES, print_arms)}
 
 if __name__ == '__main__':
+    if {'-h', '--help'} & set(sys.argv):
+        configure(globals(), ['--help'])
     if len(sys.argv) < 2 or sys.argv[1] not in STUDIES:
         fail(f'which study? python -m experiments.reproduce [{"|".join(STUDIES)}]')
     configure(globals(), sys.argv[2:])

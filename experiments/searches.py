@@ -237,3 +237,6 @@ SEARCHES = {'language': language_searches, 'knobs': knob_searches, 'ablation': a
 STUDIES = {'law': law, 'law_fifth': law_fifth, 'sizes': sizes}
 for name, search_all in SEARCHES.items():
     STUDIES |= grid_and_seeds(name, search_all)
+
+if __name__ == '__main__':
+    print(__doc__.strip(), '\n\nRun them with: python -m experiments.reproduce NAME')
