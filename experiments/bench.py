@@ -218,7 +218,7 @@ def peak_memory():
 
 
 def peak(optimizer, chunk):
-    """Bytes at the peak of an update with accumulation, in a process that does nothing else; chunk 0: all logits."""
+    """Bytes at the peak of an update with accumulation, in a process of its own; chunk 0: all logits."""
     before = peak_memory()
     model = make_gpt(size, 'S5', 'rms', loss_chunk=chunk)
     opt, X, Y = OPTIMIZERS[optimizer](model), *tokens(memory_B, longest)
@@ -245,9 +245,8 @@ def memory():
             rows.append({'what': f'{optimizer}, {name}', 'weights, gradients, moments (GB)': state / 1e9,
                          'logits (GB)': logits / 1e9, 'measured peak (GB)': most / 1e9,
                          'more than both (GB)': (most - state - logits) / 1e9})
-    table(f'Peak memory: L-DNT, {n:,} parameters, {memory_B} x {longest} tokens, {env.dtype}. Weights and logits are '
-          'calculated; what is more than both are activations, work space and, on a CPU, holes of malloc',
-          rows)
+    table(f'Peak memory: L-DNT, {n:,} parameters, {memory_B} x {longest} tokens, {env.dtype}. Weights and '
+          'logits are calculated; the rest: activations, work space and, on a CPU, holes of malloc', rows)
     for name, chunk in chunks.items():
         model = make_gpt(size, 'S5', 'rms', n_layer=0, loss_chunk=chunk)
         arms[name] = partial(update, sgdw(model), env.dtype, gpt_loss, model, X, Y)
@@ -266,8 +265,8 @@ def optimizer():
     n = count(model)
     for p in model.parameters():
         p.grad = 1e-3 * torch.randn_like(p)
-    # reads and writes per weight. in one pass p, g, m (and v) are read, p, m (and v) written; loop and foreach do
-    # m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW with foreach makes eight passes of 2 to 4
+    # reads and writes per weight. in one pass p, g, m (and v) are read, p, m (and v) written; loop and
+    # foreach do m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW with foreach makes eight
     accesses = {'copy': 2, 'SGDW loop': 10, 'SGDW foreach': 10, 'SGDW compiled': 5, 'torch SGD fused': 5,
                 'AdamW foreach': 20, 'AdamW fused': 7}
     opts = (sgdw(model, foreach=False), sgdw(model), sgdw(model, compile=True),
@@ -281,8 +280,8 @@ def optimizer():
         speed = 4 * k * n / row['ms'] / 1e6
         rows.append({**row, 'accesses': k, 'GB': 4 * k * n / 1e9, 'GB/s': speed,
                      'of the copy': speed / rows[0]['GB/s'] if rows else 1.0})
-    table(f'Optimizer step: {n:,} parameters, float32, {6 * repeats} turns. Shares above 1 are no mistake: small tensors '
-          'are read again from the cache, and a copy on a CPU reads what it overwrites, too', rows)
+    table(f'Optimizer step: {n:,} parameters, float32, {6 * repeats} turns. Shares above 1 are right: small '
+          'tensors come from the cache, and a copy on a CPU reads what it overwrites, too', rows)
     compare(seconds, 'SGDW compiled', 'AdamW fused', 0.75)
     compare(seconds, 'SGDW compiled', 'SGDW foreach', 0.6)
     compare(seconds, 'SGDW foreach', 'AdamW fused')
@@ -335,16 +334,16 @@ def vision():
         run = torch.compile(model) if env.compile else model
         arms[name] = partial(update, OPTIMIZERS['mSGDW'](model), env.dtype, vit_loss, run, X, Y)
     seconds, c = take_turns(arms), model.config
-    table(f'Vision step: {count(model):,} parameters, {image_B} images of {c.image_size}^2 pixels, patches of '
-          f'{c.patch_size}^2, {env.dtype}, mSGDW, clip 1.0, compile {env.compile}',
+    table(f'Vision step: {count(model):,} parameters, {image_B} images of {c.image_size}^2 pixels, patches '
+          f'of {c.patch_size}^2, {env.dtype}, mSGDW, clip 1.0, compile {env.compile}',
           [{**times(a, seconds), 'images/s': image_B / statistics.median(seconds[a])} for a in arms])
     compare(seconds, 'V-DNT', 'ViT')
 
 
 def loader():
-    """Pictures per second of one core, by process time; the limit is plain Pillow: decode, one crop, one resize."""
+    """Pictures per second of one core, by process time; the limit is plain Pillow."""
     if not os.path.exists(os.path.join(images, 'train_offsets.npy')):
-        return print(f'\nNot measured: the loader (--images={images} holds no JPEGs; prepare_imagenet.py makes them)')
+        return print(f'\nNot measured: the loader (--images={images} holds no JPEGs of prepare_imagenet.py)')
     from PIL import Image  # the other sections need no pictures
 
     from augment import BICUBIC, to_tensor, train_view
@@ -410,7 +409,8 @@ def peer():
         losses.append(gpt_loss(ours, X, Y).item())
     del weights, said
     if abs(losses[0] - losses[1]) > 1e-3:
-        fail(f'with the same weights nanoGPT has the loss {losses[0]}, ours {losses[1]}: they are not the same network')
+        fail(f'from the same weights nanoGPT has the loss {losses[0]}, ours {losses[1]}: they are not the '
+             'same network')
     arms = {'nanoGPT, float32, AdamW': partial(theirs, 'float32'),
             'ours, float32, AdamW': partial(update, adamw(ours, fused=True), 'float32', gpt_loss, ours, X, Y),
             f'ours, {env.dtype}, mSGDW': partial(update, OPTIMIZERS['mSGDW'](more), env.dtype, gpt_loss,
@@ -423,8 +423,9 @@ def peer():
     child.communicate()  # its input ends, and so does it
     git = subprocess.run(['git', '-C', nanogpt, 'log', '-1', '--format=%h of %cs'], capture_output=True,
                          text=True)
-    table(f'GPT-2 beside nanoGPT ({git.stdout.strip() or "no git"}): {count(ours):,} parameters, {B} x {T} tokens, '
-          f'forward, backward, clip 1.0, step; loss at first {losses[0]:.5f} and {losses[1]:.5f}, from the same weights',
+    table(f'GPT-2 beside nanoGPT ({git.stdout.strip() or "no git"}): {count(ours):,} parameters, {B} x {T} '
+          'tokens, forward, backward, clip 1.0, step; from the same weights, with a first loss of '
+          f'{losses[0]:.5f} and {losses[1]:.5f}',
           [{**times(a, seconds), 'tokens/s': B * T / statistics.median(seconds[a])} for a in arms])
     compare(seconds, 'ours, float32, AdamW', 'nanoGPT, float32, AdamW', 0.95)
     compare(seconds, f'ours, {env.dtype}, mSGDW', shipped, 0.5)
@@ -437,12 +438,12 @@ try:
         raise SystemExit(0)
     cpuinfo = Path('/proc/cpuinfo').read_text() if os.path.exists('/proc/cpuinfo') else ''
     cpu = re.search(r'model name\s*: (.*)', cpuinfo)
-    machine = torch.cuda.get_device_name() if gpu else cpu[1] if cpu else platform.processor() or platform.machine()
+    machine = torch.cuda.get_device_name() if gpu else cpu[1] if cpu else platform.machine()
     header = (f'{machine}, {env.device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, '
               f'{" and ".join(dtypes)}, {repeats} turns, {datetime.date.today()}')
     print(header, flush=True)
-    # memory goes first: on Linux a process begins with the peak of the one that starts it. then what takes two processes,
-    # for this one keeps all that it was ever given
+    # memory goes first: on Linux a process begins with the peak of the one that starts it. then what takes
+    # two processes, for this one keeps all that it was ever given
     for name, measure in zip(sections, (memory, peer, optimizer, step, vision, loader), strict=True):
         if name in only.split(','):
             measure()

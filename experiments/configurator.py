@@ -1,6 +1,6 @@
 """
-Not a study: `python experiments/NAME.py` finds this in place of the configurator of the top folder, which is then
-not on Python's path. It says how to run a study.
+Not a study: `python experiments/NAME.py` finds this in place of the configurator of the top folder, which is
+then not on Python's path. It says how to run a study.
 """
 
 import sys

@@ -192,13 +192,13 @@ def curves():
         same = json.dumps({k: v for k, v in config.items() if k not in BOOKKEEPING}, sort_keys=True)
         groups.setdefault(same, []).append((config, log))
     names = name_runs([group[0][0] for group in groups.values()])
-    end = max(x for group in groups.values() for _, log in group for of_split in log.values()
-              for x in of_split)
+    end = max(1, *(x for group in groups.values() for _, log in group for of_split in log.values()
+              for x in of_split))
     label = quantity(key, 'image_size' in config, '')[1]
     fig, ax = plt.subplots(figsize=(13, 7), layout='constrained')
-    table, shown, lines = [], {'train': [], 'val': []}, []
+    table, lines, shown, rest = [], [], {'train': [], 'val': []}, []
     for name, style, group in zip(names, styles(names), groups.values()):
-        marker, last = style.pop('marker'), {}
+        marker, last, ends = style.pop('marker'), {}, {max((*log['train'], *log['val'])) for _, log in group}
         for split, width in (('train', 1.2), ('val', 3)):
             seeds = mean_of([log[split] for _, log in group])
             means = [statistics.fmean(v) for v in seeds.values()]
@@ -207,22 +207,20 @@ def curves():
             ax.plot(list(seeds), means, linewidth=width, marker=few, **style)
             if split == 'val':
                 ax.fill_between(list(seeds), *([f(v) for v in seeds.values()] for f in (min, max)),
-                                linewidth=0,
-                                color=style['color'], alpha=0.25)
-            late = [y for x, y in zip(seeds, means) if x > max(seeds) / 5]
-            shown[split] += late or means
+                                linewidth=0, color=style['color'], alpha=0.25)
+            shown[split] += [y for x, y in zip(seeds, means) if x > max(ends) / 5]
+            rest += means
             last[split] = [log[split][max(log[split])] for _, log in group if log[split]]
-        said = mean_spread(last['val'] or means[-1:])
+        said = mean_spread(last['val']) or f'training {mean_spread(last["train"])}'
         lines.append(plt.Line2D([], [], linewidth=3, marker=marker, label=f'{name}\n{said}', **style))
-        table.append([name, len(group), ', '.join(map(str, sorted({max(*log['val'], *log['train'], 0, 0)
-                                                                   for _, log in group}))), said])
+        table.append([name, len(group), ', '.join(map(str, sorted(ends))), said])
     # validation chooses the range; where training is lower it is shown, too
-    chosen = shown['val'] or shown['train']
+    chosen = shown['val'] or shown['train'] or rest
     low, high = min(chosen + shown['train']), max(chosen)
     margin = 0.05 * (high - low) or 0.1
     ax.set(xlabel='update', ylabel=label, xlim=(end / 100, end * 1.01), ylim=(low - margin, high + margin))
-    lines += [plt.Line2D([], [], color='0.3', linewidth=width, label=label)
-              for width, label in ((1.2, 'training'), (3, 'validation'))]
+    lines += [plt.Line2D([], [], color='0.3', linewidth=width, label=split)
+              for width, split in ((1.2, 'training'), (3, 'validation'))]
     fig.legend(handles=lines, loc='outside right upper', handlelength=3, title='last validation value')
     print_table(['run', 'seeds', 'last iteration', f'last validation {label}'], table)
     return fig
@@ -437,7 +435,7 @@ def heaviness(g):
 def measure_gradients(path):
     """Rows of results/gradients.jsonl, one for each weight: over all layers and batches, of g / RMS(g)."""
     saved, model = load_gpt(path)
-    config, (tokens, _) = saved['config'], read_tokens(saved['config']['dataset'])
+    config, (tokens, *_) = saved['config'], read_tokens(saved['config']['dataset'])
     found = [[] for _ in WEIGHTS]
     for i in range(batches):
         T, rng = config['block_size'], np.random.default_rng((seed, i))

@@ -46,7 +46,7 @@ def measured(kind, model):
     """Bytes of the optimizer's state after a step."""
     groups = param_groups(model, 0.1, 1.0)
     made = {'AdamW': lambda g: torch.optim.AdamW(g, lr=1e-3), 'mSGDW': lambda g: SGDW(g, lr=1e-3)}
-    opt = made[kind](groups) if kind != 'hybrid' else Hybrid(made['mSGDW'](groups[:2]), made['AdamW'](groups[2:]))
+    opt = made[kind](groups) if kind in made else Hybrid(made['mSGDW'](groups[:2]), made['AdamW'](groups[2:]))
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     opt.step()
@@ -65,8 +65,8 @@ def table_2():
                  *(f'{calculated(kind, model) / 1e9:.3f}' for kind, model in models.items()),
                  *(f'{measured(kind, model):,} bytes' for kind, model in models.items())]
         print('| ' + ' | '.join(cells) + ' |', flush=True)
-    print('\nAdamW keeps a step counter of 4 bytes for each tensor too: measured is that much more than calculated.'
-          )
+    print('\nAdamW keeps a step counter of 4 bytes for each tensor too: measured is that much more than '
+          'calculated.')
 
 
 def printed():
@@ -75,8 +75,8 @@ def printed():
     n = count(model)
     counts = {f'all {n:,} parameters': n, 'without the positions (nanoGPT counts so)': n
               - model.wpe.weight.numel(), "the paper's name, 1436M": 1436 * 10**6}
-    print('\n| L-DNT-XL | parameters | AdamW, 10^9 bytes | mSGDW | AdamW, 2^30 bytes | mSGDW | 11.5 and 5.7? |\n'
-          + 7 * '|---' + '|')
+    print('\n| L-DNT-XL | parameters | AdamW, 10^9 bytes | mSGDW | AdamW, 2^30 bytes | mSGDW | 11.5 and 5.7? '
+          '|\n' + 7 * '|---' + '|')
     for name, n in counts.items():
         sizes = [width * n / unit for unit in (10**9, 2**30) for width in (8, 4)]
         pairs = {'10^9': sizes[:2], '2^30': sizes[2:]}
