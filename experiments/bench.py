@@ -266,7 +266,7 @@ def optimizer():
     for p in model.parameters():
         p.grad = 1e-3 * torch.randn_like(p)
     # reads and writes per weight. in one pass p, g, m (and v) are read, p, m (and v) written; loop and
-    # foreach do m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW with foreach makes eight
+    # foreach do m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW foreach: eight times 2 to 4
     accesses = {'copy': 2, 'SGDW loop': 10, 'SGDW foreach': 10, 'SGDW compiled': 5, 'torch SGD fused': 5,
                 'AdamW foreach': 20, 'AdamW fused': 7}
     opts = (sgdw(model, foreach=False), sgdw(model), sgdw(model, compile=True),
