@@ -50,14 +50,12 @@ memory_batch_size = 0  # sequences of full length where memory is measured, 0: 1
 loss_chunk = 256  # tokens whose logits are held at once, beside all at once
 image_batch_size = 0  # images of a step, 0: 64 on a GPU, else 8
 images = 'data/imagenet'  # JPEGs for the loader, prepared by prepare_imagenet.py
-# pictures per second that one GPU trains on: an assumption, to be replaced by what yours does
-gpu_speed = 600
+gpu_speed = 600  # pictures per second that one GPU trains on: an assumption; give what yours does
 nanogpt = ''  # the path of a checkout of nanoGPT
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
 dtype = 'auto'  # float32, bfloat16; auto: float32, and bfloat16 too where the device has it in hardware
 compile = 'auto'  # True: steps with torch.compile, too; auto: on a GPU, for a CPU compiles for minutes
-# 'AdamW,256': print the peak of that optimizer and chunk in bytes and leave; memory starts itself so
-peak_of = ''
+peak_of = ''  # 'AdamW,256': print the peak of that optimizer and chunk in bytes; memory starts itself so
 seed = 1337  # of weights and batches
 config = configure(globals())
 

@@ -4,6 +4,7 @@ From logs to pictures: each command draws figures/NAME.png and prints the table 
     python -m experiments.figures curves --runs=out/a,out/b     losses of any runs, also unfinished ones
     python -m experiments.figures seeds --study=language        the last loss of each arm, seed by seed
     python -m experiments.figures seeds --study=ablation        figure 6: S1 to S5
+    python -m experiments.figures seeds --study=evidence --where=max_iters=4500,n_embd=64 --out=headline
     python -m experiments.figures grid --study=language_grid    the last loss against the learning rate
     python -m experiments.figures settings                      figures 2, 3 and 7, from SETTINGS
     python -m experiments.figures gradients                     figure 1, from results/gradients.jsonl
@@ -39,6 +40,8 @@ study = ''  # seeds, grid, gradients: NAME of results/NAME.jsonl
 out = ''  # name of the picture in figures/, or a path, as .png or .svg; empty: the study's or the command's
 key = 'loss'  # curves: what of log.jsonl: loss, top1, top5, grad_norm, ...
 metric = 'val_loss'  # seeds, grid: what of a study's rows: val_loss, top1, test_top1, ...
+where = ''  # seeds, grid: only runs with these values: max_iters=4500,n_embd=64
+search_seeds = '101,102'  # seeds: those by which settings were chosen; they are not drawn
 batches = 8  # gradients: how many, each with its own gradient
 batch_size = 0  # gradients: sequences in each; 0: as the run was trained
 tail = 0.001  # gradients: share of the largest |g| that the Hill index is of
@@ -231,7 +234,9 @@ def curves():
 def read_study(*needed):
     """(rows, each with its name, factor, words) of a study; every run in it has those keys."""
     path = f'results/{study or fail("which study? write --study=NAME for results/NAME.jsonl")}.jsonl'
-    rows = read_rows(path, 'run the study first, python -m experiments.reproduce')
+    wanted = [pair.split('=') for pair in where.split(',') if '=' in pair]
+    rows = [row for row in read_rows(path, 'run the study first, python -m experiments.reproduce')
+            if all(str(row['run'].get(k)) == v for k, v in wanted)] or fail(f'{path} has no run with {where}')
     for name in needed:
         if any(name not in row['run'] for row in rows):
             fail(f'{path} has runs without {name}: this picture needs it')
@@ -268,7 +273,8 @@ def seeds():
     rows, factor, label = read_study('config')
     arms = {}
     for row in rows:
-        arms.setdefault(row['name'], []).append(row)
+        if str(row['run'].get('seed')) not in search_seeds.split(','):
+            arms.setdefault(row['name'], []).append(row)
     fig, ax = plt.subplots(figsize=(13, 2 + 0.55 * len(arms)), layout='constrained')
     table, names = [], sorted(arms)  # networks together
     for y, (name, style) in enumerate(zip(names, styles(names))):

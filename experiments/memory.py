@@ -17,8 +17,8 @@ from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from sgdw import SGDW
 from training import EMBEDDINGS, Hybrid, param_groups
 
-# names in config/
-configs = 'gpt2_small,dnt_small,gpt2_large,dnt_large,gpt2_xl,dnt_xl,vit_large,vdnt_large,vit_huge,vdnt_huge'
+configs = ('gpt2_small,dnt_small,gpt2_large,dnt_large,gpt2_xl,dnt_xl,'
+           'vit_large,vdnt_large,vit_huge,vdnt_huge')  # names in config/
 device = 'meta'  # or cpu, where the tensors are real
 KINDS = ('AdamW', 'mSGDW', 'hybrid')
 

@@ -128,6 +128,13 @@ def test_seeds_have_dots_a_mean_and_an_interval(figures, functions):
     ends = [np.round(c.get_segments()[0], 4).tolist() for c in ax.collections]
     assert ends == [[[2.9516, 0], [3.4484, 0]], [[1.9516, 1], [2.4484, 1]]]
     assert Path('figures/arms.png').exists()
+    extra = [{'run': {'variant': 'L-DNT mSGDW', 'config': 'x', 'seed': seed, **more}, 'ended': 'finished', 'val_loss': 0.0}
+             for seed, more in ((101, {}), (1, {'n_embd': 64}))]  # a seed of the search, and another width
+    Path('results/arms.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows + extra))
+    assert table_of(figures('seeds', '--study=arms')) == table
+    assert table_of(figures('seeds', '--study=arms', '--where=n_embd=64,seed=1')) == [['L-DNT mSGDW', '1', '0.0000', '']]
+    with pytest.raises(SystemExit, match='has no run with n_embd=65'):
+        figures('seeds', '--study=arms', '--where=n_embd=65')
 
 
 def test_gradients_are_drawn_from_what_was_measured(figures, functions):
