@@ -309,8 +309,7 @@ def grid():
     lost = [name for name in names if any((row['name'], row['ended']) == (name, 'diverged') for row in rows)]
     rates, cells, best = sorted({row['run']['learning_rate'] for row in rows}), {}, []
     fig, axes = plt.subplots(1 + bool(lost), figsize=(14, 8), sharex=True, squeeze=False,
-                             layout='constrained',
-                             height_ratios=[20, len(lost)][:1 + bool(lost)])
+                             layout='constrained', height_ratios=[20, len(lost)][:1 + bool(lost)])
     ax, below = axes[0, 0], axes[-1, 0]
     for name, style in zip(names, styles(names)):
         points = {}
@@ -348,8 +347,7 @@ NORM_COLORS = {'InputNorm': '#D55E00', 'PreNorm': '#009E73', 'QKNorm': '#E69F00'
 # the way of x from below to above: (word, its flag in SETTINGS); None: always there
 STACK = (('embedding', None), ('InputNorm', 'input_norm'),
          ('branch', None), ('PreNorm', 'pre_norm'), ('QKNorm', 'qk_norm'), ('attention', None),
-         ('MidNorm', 'mid_norm'),
-         ('+', None), ('PostNorm', 'post_norm'),
+         ('MidNorm', 'mid_norm'), ('+', None), ('PostNorm', 'post_norm'),
          ('branch', None), ('PreNorm', 'ffn_pre_norm'), ('FFN', None), ('MidNorm', 'mid_norm'),
          ('+', None), ('PostNorm', 'post_norm'), ('FinalNorm', 'final_norm'), ('head', None))
 
@@ -453,7 +451,7 @@ def measure_gradients(path):
             g = torch.cat([(w / w.square().mean().sqrt()).flatten() for w in layers])
             of_weight.append([*heaviness(g), *((g.abs() > x).double().mean().item() for x in LEVELS)])
     for weight, of_weight in zip(WEIGHTS, found):
-        numbers, ratio, hill, *above = np.mean(of_weight, 0).tolist()
+        numbers, ratio, hill, *above = (float(f'{v:.4g}') for v in np.mean(of_weight, 0))
         yield {'iter': saved['iter'], 'weight': weight, 'kurtosis': numbers, 'ratio': ratio, 'hill': hill,
                'above': above}
 
@@ -492,9 +490,9 @@ def gradients():
         for name, style in zip(names, styles(names)):
             above, = (row['above'] for row in rows
                       if (row['run'], row['weight'], row['iter']) == (name, weight, last[name]))
+            above = [share or math.nan for share in above]  # beyond the largest entry there is no line
             ax.plot(LEVELS, above, **{**style, 'marker': ''}, label=name)
-        ax.set(title=f'gradient of ${weight}$, at the end of training', xscale='log', yscale='log',
-               xlim=(0.5, 60),
+        ax.set(title=f'gradient of ${weight}$, late in training', xscale='log', yscale='log', xlim=(0.5, 60),
                ylim=(1e-6, 1.2), xlabel='x', xticks=(1, 3, 10, 30), xticklabels=(1, 3, 10, 30))
         ax.minorticks_off()
     axes[0].set_ylabel('share of entries with |g| > x RMS(g)')
@@ -513,8 +511,7 @@ def gradients():
 COMMANDS = {f.__name__: f for f in (curves, seeds, grid, settings, gradients)}
 plt.rcParams.update({'font.size': 16, 'axes.labelsize': 18, 'axes.titlesize': 18, 'legend.frameon': False,
                      'axes.spines.top': False, 'axes.spines.right': False, 'lines.linewidth': 3,
-                     'lines.markersize': 10,
-                     'svg.hashsalt': 'dnt'})
+                     'lines.markersize': 10, 'svg.hashsalt': 'dnt'})
 
 if __name__ == '__main__':
     if {'-h', '--help'} & set(sys.argv):

@@ -61,8 +61,7 @@ VARIANTS = {
     'S5': {'setting': 'S5', 'norm': 'rms'},
 }
 SMALL = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 'dtype': 'float32',
-         'eval_interval': 0,
-         'ckpt_interval': 0}  # a ViT for two cores
+         'eval_interval': 0, 'ckpt_interval': 0}  # a ViT for two cores
 WARMUPS = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the run
 
 
