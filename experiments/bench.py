@@ -135,14 +135,14 @@ def compare(seconds, a, b, target=None):
     """Keep a's time in units of b's for the last table. target: what it is meant to be at most."""
     r = [x / y for x, y in zip(seconds[a], seconds[b])]
     median = statistics.median(r)
+    reached = '' if not target else 'yes' if median <= target else 'no'
     ratios.append({'time of': a, 'in units of': b, 'ratio': median, 'from': min(r), 'to': max(r),
-                   'aim at most': target or '', 'reached': '' if not target else 'yes' if median <= target
-                   else 'no'})
+                   'aim at most': target or '', 'reached': reached})
 
 
 def cell(value):
-    return str(value) if not isinstance(value,
-                                        float) else f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
+    form = '' if not isinstance(value, float) else ',.0f' if abs(value) >= 1000 else '.3g'
+    return f'{value:{form}}'
 
 
 def table(title, rows):
@@ -256,9 +256,10 @@ def memory():
 
 def optimizer():
     sizes = [optimizer_size] if optimizer_size != 'auto' else ['1438M', '774M', '124M'] if gpu else [size]
-    while len(sizes) > 1 and 4 * 14 * count(make_gpt(sizes[0], 'S5', 'rms',
-                                                     on='meta')) > torch.cuda.mem_get_info()[0]:
-        del sizes[0]  # w, g, four momenta, four moments, a, b and two more while AdamW works
+    def needed(size):  # bytes: w, g, four momenta, four moments, a, b and two more while AdamW works
+        return 4 * 14 * count(make_gpt(size, 'S5', 'rms', on='meta'))
+    while len(sizes) > 1 and needed(sizes[0]) > torch.cuda.mem_get_info()[0]:
+        del sizes[0]
     model = make_gpt(sizes[0], 'S5', 'rms')
     n = count(model)
     for p in model.parameters():

@@ -99,8 +99,7 @@ def train(run):
                   if groups[adamw]]
 
     for i in range(run['iters']):
-        offsets = np.random.default_rng((run['seed'], i)).integers(0, len(tokens) - T - 1, size=B,
-                                                                   endpoint=True)
+        offsets = np.random.default_rng((run['seed'], i)).integers(0, len(tokens) - T, size=B)
         model(*windows(tokens, T, offsets))[1].backward()
         if not nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
             return math.inf

@@ -209,9 +209,8 @@ def train(run, study):
             if study == 'cifar10':  # once, with the last weights
                 said = subprocess.run([*line, '--eval_only=True', '--eval_split=test'], capture_output=True,
                                       text=True, env=env).stdout
-                row['test_loss'], row['test_top1'] = map(float,
-                                                         re.findall(r'test loss (\S+) \| top-1 (\S+)',
-                                                                    said)[0])
+                found = re.findall(r'test loss (\S+) \| top-1 (\S+)', said)[0]
+                row['test_loss'], row['test_top1'] = map(float, found)
         return row
     fail(f'{out_dir} ended with exit code {code}: see {out_dir}.txt')
 
@@ -309,8 +308,8 @@ def print_search(study):
         for axis in axes:
             at = best.get(axis)
             line = {row['run'][axis]: row['val_loss'] for row in like(best, axis)} if axis in best else {}
-            sides = max((v for v in line if v < at), default=None), min((v for v in line if v > at),
-                                                                        default=None)
+            sides = (max((v for v in line if v < at), default=None),
+                     min((v for v in line if v > at), default=None))
             between = ', '.join(f'{line[v]:.4f}' if v in line else 'edge' for v in sides)
             cells.append(f'{at:g} ({between})' if len(line) > 1 else f'{at:g}' if line else '')
         print('| ' + ' | '.join(cells) + ' |')

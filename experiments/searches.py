@@ -153,9 +153,8 @@ def knob_searches(done):
 def law_points():
     """(data set, width, updates): four lengths; at half the length two more widths, three vocabularies."""
     half = ITERS // 2
-    return [(TEXT, 32, n) for n in (ITERS // 4, half, ITERS, 2 * ITERS)] + [(TEXT, 64, half),
-                                                                            (TEXT, 96, half)] \
-        + [(data, 32, half) for data in LARGER]
+    return [*((TEXT, 32, n) for n in (ITERS // 4, half, ITERS, 2 * ITERS)),
+            (TEXT, 64, half), (TEXT, 96, half), *((data, 32, half) for data in LARGER)]
 
 
 def fifth_point():

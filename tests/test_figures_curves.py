@@ -13,6 +13,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = sorted(p.stem for p in (ROOT / 'experiments').glob('*.py') if p.stem != 'configurator')
@@ -232,3 +234,28 @@ def test_the_map_names_every_study_and_what_it_names_is_there(monkeypatch):
         if anchor:
             heads = re.findall(r'(?m)^#+ (.*)$', target.read_text(encoding='utf-8'))
             assert anchor in [re.sub(r'[^\w\- ]', '', head.lower()).replace(' ', '-') for head in heads], link
+
+
+def test_bench_counts_the_pictures_that_the_loader_reads(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT))
+    jpegs = []
+    for i in range(3):
+        file = io.BytesIO()
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8)).save(file, 'JPEG')
+        jpegs.append(file.getvalue())
+    (tmp_path / 'train_jpeg.bin').write_bytes(b''.join(jpegs))
+    np.save(tmp_path / 'train_offsets.npy', np.cumsum([0, *map(len, jpegs)]))
+    monkeypatch.setattr(sys, 'argv', ['bench', '--only=loader', '--repeats=2', f'--images={tmp_path}',
+                                      '--gpu_speed=1000', '--device=cpu'])
+    threads = torch.get_num_threads()
+    runpy.run_path(str(ROOT / 'experiments/bench.py'), run_name='__main__')
+    torch.set_num_threads(threads)
+    said = capsys.readouterr().out
+    assert 'Loader: 3 pictures' in said and 'cores for 8 GPUs at 1000 pictures/s each' in said
+    rows = {row[0]: [float(cell.replace(',', '')) for cell in row[1:]] for row in table_of(said)}
+    assert len(rows) == 4
+    for speed, slowest, fastest, share, cores in rows.values():
+        assert 0 < slowest <= speed <= fastest and cores >= 1
+        assert share == pytest.approx(speed / rows['decode, crop, resize (the limit)'][0], rel=0.02)
+        assert 8000 / speed == pytest.approx(cores, abs=1.01 + 0.01 * cores)
+    assert rows['decode'][0] > rows['our loader with RandAugment'][0]
