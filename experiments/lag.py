@@ -25,7 +25,7 @@ from configurator import configure, fail
 from experiments.reproduce import mean_spread
 from model import GPT, SETTINGS, GPTConfig
 from sgdw import SGDW
-from training import data_folder, lr_at
+from training import data_folder
 
 dataset = 'stdlib'  # a folder under data/, or a path
 out = 'results/lag.jsonl'  # a line for each run
@@ -77,6 +77,13 @@ def windows(tokens, T, offsets):
     return rows[:, :-1], rows[:, 1:]
 
 
+def get_lr(i, peak, warmup, iters):
+    """Linear warmup, then a cosine to 0."""
+    if i < warmup:
+        return peak * (i + 1) / (warmup + 1)
+    return 0.5 * (1.0 + math.cos(math.pi * (i - warmup) / max(1, iters - warmup))) * peak
+
+
 def train(run):
     """One run from its start to its end: the loss over all of val.bin; inf where it diverges."""
     torch.set_num_threads(1)
@@ -107,7 +114,7 @@ def train(run):
             part.grad = p.grad[rows]
         for opt, peak in optimizers:
             for group in opt.param_groups:
-                group['lr'] = lr_at(i, peak, 0.0, round(run['warmup'] * run['iters']), run['iters'])
+                group['lr'] = get_lr(i, peak, round(run['warmup'] * run['iters']), run['iters'])
             opt.step()
         model.zero_grad()
     model.eval()
