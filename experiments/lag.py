@@ -81,7 +81,7 @@ def get_lr(i, peak, warmup, iters):
     """Linear warmup, then a cosine to 0."""
     if i < warmup:
         return peak * (i + 1) / (warmup + 1)
-    return 0.5 * (1.0 + math.cos(math.pi * (i - warmup) / max(1, iters - warmup))) * peak
+    return 0.5 * (1.0 + math.cos(math.pi * ((i - warmup) / max(1, iters - warmup)))) * peak
 
 
 def train(run):
