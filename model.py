@@ -106,6 +106,8 @@ class Attention(nn.Module):
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)  # each (B, T, H, D)
         q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         dropout = self.dropout if self.training else 0.0
+        if x.device.type == 'mps':  # its attention may read transposed inputs wrongly (pytorch#181133)
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         if self.flash:
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)
         else:  # the same by hand: to read, and to test against

@@ -85,7 +85,7 @@ agc = 0.0  # adaptive gradient clipping in place of grad_clip: its lambda (NFNet
 # system
 seed = 1337  # initial weights and data order
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
-dtype = 'auto'  # bfloat16 (autocast) or float32; auto: bfloat16 where the device has it in hardware
+dtype = 'auto'  # bfloat16 (autocast) or float32; auto: by device and width (support/distributed.py)
 compile = 'auto'  # torch.compile; auto: on CUDA, where Triton works
 compile_optimizer = False  # True: sgdw's step as one compiled pass too
 deterministic = False  # True: the same bits in every run on CUDA too, slower
@@ -94,7 +94,7 @@ config = configure(globals())
 # -----------------------------------------------------------------------------
 # start: processes, device, precision, and the checkpoint that init_from names
 check_gpt(config)
-env = start(device, dtype, compile, seed, deterministic)
+env = start(device, dtype, compile, seed, deterministic, n_embd)
 signals = catch_signals()
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size)
 run_start = begin(config, env)

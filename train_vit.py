@@ -99,7 +99,7 @@ agc = 0.0  # adaptive gradient clipping in place of grad_clip: its lambda (NFNet
 # system
 seed = 1337  # initial weights, order of the images and their augmentation
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
-dtype = 'auto'  # bfloat16 (autocast) or float32; auto: bfloat16 where the device has it in hardware
+dtype = 'auto'  # bfloat16 (autocast) or float32; auto: by device and width (support/distributed.py)
 compile = 'auto'  # torch.compile; auto: on CUDA, where Triton works
 compile_optimizer = False  # True: sgdw's step as one compiled pass too
 deterministic = False  # True: the same bits in every run on CUDA too, slower
@@ -108,8 +108,9 @@ config = configure(globals())
 # -----------------------------------------------------------------------------
 # start: processes, device, precision, and the checkpoint that init_from names
 check_vit(config)
-env = start(device, dtype, compile, seed, deterministic)
+env = start(device, dtype, compile, seed, deterministic, n_embd)
 signals = catch_signals()
+torch.backends.cudnn.benchmark = arch == 'nfnet' and not deterministic  # cuDNN tries its convolutions once
 mixes = mixup > 0 or cutmix > 0
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size, 2 if mixes else 1)
 run_start = begin(config, env)

@@ -98,12 +98,14 @@ class Jpegs(Dataset):
     def __init__(self, images, split):
         self.path, self.config = os.path.join(images.folder, f'{split}_jpeg.bin'), images.config
         self.offsets, self.labels = images.splits[split]
+        self.file, self.owner = None, None
 
     def __getitem__(self, key):
         (epoch, index), config = key, self.config
-        with open(self.path, 'rb') as f:
-            f.seek(self.offsets[index])
-            blob = f.read(self.offsets[index + 1] - self.offsets[index])
+        if self.owner != os.getpid():  # each worker opens the file once for itself, because they share positions
+            self.file, self.owner = open(self.path, 'rb'), os.getpid()
+        self.file.seek(self.offsets[index])
+        blob = self.file.read(self.offsets[index + 1] - self.offsets[index])
         try:
             image = Image.open(io.BytesIO(blob)).convert('RGB')
         except Exception as e:  # Pillow raises nearly everything on broken files
