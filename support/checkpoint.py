@@ -166,9 +166,10 @@ class Run:
         """End with one sentence where a number is not finite. All processes have the same numbers, so all stop."""
         if not all(map(math.isfinite, numbers.values())):
             what = ', '.join(f'{name.replace("_", " ")} {value}' for name, value in numbers.items())
-            good = f'is that of iteration {self.saved_iter} in {self.out_dir}' if self.saved_iter else 'does not exist'
-            fail(f'iteration {iter_num}: {what} at learning rate {lr:.3g}, so no step was made. The last good '
-                 f'checkpoint {good}. Try a lower learning_rate, a longer warmup, grad_clip=1.0 or --flash=False.')
+            good = f'The last good checkpoint is that of iteration {self.saved_iter} in {self.out_dir}.' \
+                if self.saved_iter else 'No checkpoint was saved.'
+            fail(f'iteration {iter_num}: {what} at learning rate {lr:.3g}, so no step was made. {good} Try a '
+                 'lower learning_rate, a longer warmup, grad_clip=1.0 or --flash=False.')
 
     def leave_stopped(self, iter_num):
         """Say what a run that a signal stopped has saved, and leave."""
@@ -212,8 +213,8 @@ def begin(config: dict, env) -> SimpleNamespace:
     elif init_from != 'scratch':
         path = find_checkpoint(init_from)
     if only_reads and not path:
-        fail('eval_only and predict need weights. Use --init_from=FILE_OR_FOLDER, or --init_from=resume where out_dir '
-             'has a checkpoint.')
+        fail(f'{"eval_only" if config["eval_only"] else "predict"} needs weights. Use --init_from=FILE_OR_FOLDER, '
+             'or --init_from=resume where out_dir has a checkpoint.')
     checkpoint = path and (load_gpt2(path) if os.path.isdir(path) else load_checkpoint(path))
     resume = init_from == 'resume' and bool(path) and not only_reads
     kind, script = ('classes', 'train_vit.py') if 'arch' in config else ('tokenizer', 'train_gpt.py')

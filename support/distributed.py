@@ -130,12 +130,15 @@ def catch_signals() -> list[int]:
     pass on a CPU can take minutes.
     """
     caught, (read, write) = [], os.pipe()
+    wanted = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
     under_torchrun = 'TORCHELASTIC_RUN_ID' in os.environ
     first = 0.0
 
     def listen():
         nonlocal first
         while number := os.read(read, 1):
+            if number[0] not in wanted:  # such as SIGCHLD, which the DataLoader catches
+                continue
             # torchrun passes on a signal that the terminal or Slurm may have sent to us already
             if caught and not (under_torchrun and time.time() - first < 3):
                 os.write(2, b'\nquit without saving\n')
@@ -148,9 +151,8 @@ def catch_signals() -> list[int]:
 
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write)
-    for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, frame: None)
+    for number in wanted:
+        signal.signal(number, lambda number, frame: None)
     threading.Thread(target=listen, daemon=True).start()
     return caught
 
