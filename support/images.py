@@ -146,7 +146,7 @@ def predict_files(path, model, data, mean, std):
     model.eval()
     for file, image, reason in pictures_in(path, data.meta, size):
         if reason:
-            env.say(f'{file}: left out, {reason}') if os.path.isdir(path) else fail(f'{file} cannot be read ({reason}).')
+            env.say(f'{file}: left out, {reason}') if os.path.isdir(path) else fail(f'{file} cannot be read as a picture ({reason}).')
             continue
         image = image if data.arrays else augment.eval_crop(image, size)
         images = augment.normalize(augment.to_tensor(image)[None].to(env.device), mean, std)

@@ -129,7 +129,7 @@ def test_config_has_the_numbers_of_its_row(name):
         assert (c['learning_rate'], c['weight_decay'], c['warmup_iters']) == rates[name]
         assert (c['n_layer'], c['n_head'], c['n_embd'], c['block_size'], c['global_batch_size'],
                 c['max_iters'], c['min_lr'], c['dataset'], c['dtype']) == \
-            (4, 2, 64, 128, 8, 4500, 0, 'stdlib', 'float32')
+            (4, 2, 64, 128, 8, 4500, 0, 'stdlib', 'auto')
 
 
 TABLE_3_AND_4 = {  # width, heads, depth, patch, drop path, rate and decay of mSGDW, parameters, table 1
@@ -170,7 +170,7 @@ def test_vision_config_has_the_numbers_of_its_row(name):
         assert {k for k in c if c[k] != first[k]} <= own
         assert (c['learning_rate'], c['weight_decay']) == ((0.05, 1e-3) if sgdw else (1e-3, 0.1))
         assert (c['epochs'], c['warmup_epochs'], c['min_lr'], c['global_batch_size'], c['dtype']) == \
-            (6, 1, 0, 32, 'float32')
+            (6, 1, 0, 32, 'auto')
 
 
 @pytest.mark.parametrize('name,image,patch,batch,interval', [
