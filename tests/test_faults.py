@@ -76,8 +76,8 @@ MISTAKES = [  # arguments (of which {tmp} is a folder, {run} a finished run), wo
     ('--lr=1', 'lr is not a key here. Use learning_rate'),
     ('config/vdnt_cifar10.py', 'Or is this the config of another script?'),
     ('--embed_optimizer=adamw --out_dir={tmp}/x',
-     'needs an embed_lr: 0.1, a rate for sgdw, is none for adamw'),
-    ('--embed_lr=1 --learning_rate=0 --min_lr=0 --out_dir={tmp}/x', 'which is 0: give it a rate'),
+     'needs a learning rate of its own. Set --embed_lr'),
+    ('--embed_lr=1 --learning_rate=0 --min_lr=0 --out_dir={tmp}/x', 'which is 0. Set --learning_rate'),
     ('--init_from=resume --embed_lr=1', 'has its optimizer state in other groups'),
     ('--init_from=resume --n_layer=3 --bias=True',
      'was made with n_layer=2, now it is 3; bias=False, now it is True'),
@@ -174,7 +174,7 @@ BAD_IMAGES = {
     'float_labels': dict(train_labels=np.zeros(23)),
     'flat_images': dict(val_images=np.zeros((7, 8, 8), np.uint8)),
     'empty_labels': dict(val_labels=b''),
-    'no_deviation': dict(meta={'std': [0, 0, 0]}),
+    'no_deviation': dict(meta={'std': [-1, 0, 0]}),
     'no_offsets': dict(layout='jpeg', val_offsets=np.zeros(8, np.int64)),
     'other_seed': dict(meta={'seed': 1})}
 VISION_MISTAKES = [  # as above; {run} is a run of train_vit.py, {text} one of train_gpt.py, {new} an out_dir
