@@ -28,9 +28,11 @@ import numpy as np
 import torch
 
 from configurator import configure, fail, read_file
-from experiments.lag import read_tokens, windows
+from experiments.lag import CPU
 from experiments.reproduce import mean_spread
 from model import GPT, NORMS, SETTINGS, GPTConfig
+from support import normfree
+from support.tokens import Tokens
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -404,7 +406,7 @@ def load_gpt(path):
     """(checkpoint, network) of a file."""
     try:
         saved = torch.load(path, map_location='cpu', weights_only=True)
-        model = GPT(GPTConfig(**saved['model_args']))
+        model = normfree.build(GPT, GPTConfig, saved['model_args'])
         model.load_state_dict(saved['model'])
     except Exception as e:  # a zip that is cut short, a pickle of classes, a file of something else, a ViT
         fail(f'{path} is not a whole checkpoint of train_gpt.py ({type(e).__name__}): give another run')
@@ -439,13 +441,13 @@ def heaviness(g):
 def measure_gradients(path):
     """Rows of results/gradients.jsonl, one for each weight: over all layers and batches, of g / RMS(g)."""
     saved, model = load_gpt(path)
-    config, (tokens, *_) = saved['config'], read_tokens(saved['config']['dataset'])
-    found = [[] for _ in WEIGHTS]
+    config = saved['config']
+    data, found = Tokens(config['dataset'], config['block_size'], CPU), [[] for _ in WEIGHTS]
     for i in range(batches):
-        T, rng = config['block_size'], np.random.default_rng((seed, i))
-        offsets = rng.integers(0, len(tokens) - T, batch_size or config['global_batch_size'])
+        offsets = np.random.default_rng((seed, i)).integers(0, data.train_tokens - config['block_size'],
+                                                            batch_size or config['global_batch_size'])
         model.zero_grad()
-        model(*windows(tokens, T, offsets))[1].backward()
+        model(*data.windows('train', offsets))[1].backward()
         for of_weight, layers in zip(found, zip(*map(gradients_of, model.blocks))):
             # each matrix by its own RMS
             g = torch.cat([(w / w.square().mean().sqrt()).flatten() for w in layers])

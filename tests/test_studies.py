@@ -179,12 +179,11 @@ def test_optimizer_memory_calculated_is_measured(monkeypatch, capsys):
     for device in ('meta', 'cpu'):
         monkeypatch.setattr(memory, 'device', device)
         for name in ('dnt_tiny', 'vit_cifar10'):
-            config, model = memory.build(name)
+            model = memory.build(name)
             tensors = len(list(model.parameters()))
             of_embeddings = sum(n.split('.')[0] in EMBEDDINGS for n, _ in model.named_parameters())
             for kind, counters in (('AdamW', tensors), ('mSGDW', 0), ('hybrid', of_embeddings)):
-                assert memory.measured(kind, config,
-                                       model)[0] == memory.calculated(kind, model) + 4 * counters
+                assert memory.measured(kind, model) == memory.calculated(kind, model) + 4 * counters
     monkeypatch.setattr(memory, 'device', 'meta')
     memory.printed()
     by_name = {row[0].split()[0]: row for row in table_of(capsys.readouterr().out)}
