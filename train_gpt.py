@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from configurator import configure, replaced
+from configurator import configure
 from model import GPT, GPTConfig
 from support.checkpoint import Run, begin, continue_gpt, load_optimizer, make_network
-from support.checks import check_gpt, name_norms, network_args, split_batch, warn_of_warmup
+from support.checks import check_gpt, name_norms, network_args, split_batch
 from support.distributed import agree, all_sum, catch_signals, leave, start, stop_asked
 from support.normfree import clip_units, gradient_units
 from support.optim import make_optimizer, rehearse
@@ -85,7 +85,7 @@ agc = 0.0  # adaptive gradient clipping in place of grad_clip: its lambda (NFNet
 # system
 seed = 1337  # initial weights and data order
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
-dtype = 'auto'  # bfloat16 (autocast) or float32; auto: bfloat16 where the device has it in hardware
+dtype = 'auto'  # bfloat16 (autocast) or float32; auto: by device and width (support/distributed.py)
 compile = 'auto'  # torch.compile; auto: on CUDA, where Triton works
 compile_optimizer = False  # True: sgdw's step as one compiled pass too
 deterministic = False  # True: the same bits in every run on CUDA too, slower
@@ -94,7 +94,7 @@ config = configure(globals())
 # -----------------------------------------------------------------------------
 # start: processes, device, precision, and the checkpoint that init_from names
 check_gpt(config)
-env = start(device, dtype, compile, seed, deterministic)
+env = start(device, dtype, compile, seed, deterministic, n_embd)
 signals = catch_signals()
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size)
 run_start = begin(config, env)
@@ -118,9 +118,8 @@ def get_batch(iter_num, micro_step):
 # -----------------------------------------------------------------------------
 # model: raw_model is evaluated and saved; model is the same network, wrapped for training
 model_args = network_args(GPTConfig, config)
-continue_gpt(run_start, GPTConfig, config, model_args, data.meta)
+continue_gpt(run_start, GPTConfig, config, model_args, data)
 raw_model = make_network(GPT, GPTConfig, model_args, run_start, env)  # GPT(GPTConfig(**model_args))
-data.vocab_size = raw_model.config.vocab_size
 params = [p for p in raw_model.parameters() if p.requires_grad]
 n_params = sum(p.numel() for p in params)
 units = gradient_units(raw_model) if agc else []
@@ -181,10 +180,9 @@ env.say(f'{n_params / 1e6:.2f}M parameters, setting {name_norms(setting, model_a
         f'{data.train_tokens:,} training tokens, {global_batch_size * block_size:,} per update = '
         f'{env.world_size} processes x {accum} x {micro} x {block_size} | '
         f'{env.device}, {env.dtype}, compile {env.compile} | {out_dir}')
-warn_of_warmup(warmup_iters, max_iters, replaced.get('max_iters', 0), env)
 X, Y = get_batch(start_iter, 0)
 rehearse(lambda: model(X, Y)[1], opt, start_iter, env, f'{micro} sequences of {block_size} tokens')
-run = Run(config, env, start_iter)
+run = Run(config, env, start_iter, signals)
 # forward and backward, per token: 6 FLOPs per weight, 12 L C T for attention (PaLM, arXiv:2204.02311, appendix B)
 flops_per_token = 6 * (n_params - raw_model.wpe.weight.numel()) + 12 * n_layer * n_embd * block_size
 report = Report(run, env, max_iters, eval_interval, 'tokens', global_batch_size * block_size, flops_per_token)
@@ -202,8 +200,6 @@ def save(latest, better):
                  best_val_loss=best_val_loss, model_args=model_args, data=data.meta, config=config)
 
 
-if all_sum([len(signals)], env)[0]:
-    run.leave_stopped(start_iter, signals)
 lr = 0.0
 for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and saves the final weights
     last, better, interrupted = iter_num == max_iters, False, False
@@ -220,7 +216,7 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
         save(iter_num > start_iter, better)
         break
     if interrupted and iter_num == start_iter:
-        run.leave_stopped(iter_num, signals)
+        run.leave_stopped(iter_num)
 
     lr = get_lr(iter_num)
     for group in opt.param_groups:
@@ -247,7 +243,7 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
     run.stop_if_not_finite(iter_num, lr, loss=loss_mean, gradient_norm=norm)
     save(iter_num > start_iter and (stops or due(ckpt_interval) or due(keep_interval)), better)
     if stops:
-        run.leave_stopped(iter_num, signals)
+        run.leave_stopped(iter_num)
 
     if agc:
         clipped = clip_units(units, agc)

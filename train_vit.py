@@ -99,7 +99,7 @@ agc = 0.0  # adaptive gradient clipping in place of grad_clip: its lambda (NFNet
 # system
 seed = 1337  # initial weights, order of the images and their augmentation
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
-dtype = 'auto'  # bfloat16 (autocast) or float32; auto: bfloat16 where the device has it in hardware
+dtype = 'auto'  # bfloat16 (autocast) or float32; auto: by device and width (support/distributed.py)
 compile = 'auto'  # torch.compile; auto: on CUDA, where Triton works
 compile_optimizer = False  # True: sgdw's step as one compiled pass too
 deterministic = False  # True: the same bits in every run on CUDA too, slower
@@ -108,8 +108,9 @@ config = configure(globals())
 # -----------------------------------------------------------------------------
 # start: processes, device, precision, and the checkpoint that init_from names
 check_vit(config)
-env = start(device, dtype, compile, seed, deterministic)
+env = start(device, dtype, compile, seed, deterministic, n_embd)
 signals = catch_signals()
+torch.backends.cudnn.benchmark = arch == 'nfnet' and not deterministic  # cuDNN tries its convolutions once
 mixes = mixup > 0 or cutmix > 0
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size, 2 if mixes else 1)
 run_start = begin(config, env)
@@ -257,7 +258,7 @@ X, Y, partners, lam = next(batches)
 rehearse(lambda: augment.mixed_loss(model(X), Y, partners, lam, label_smoothing), opt, start_iter, env,
          f'{micro} images of {image_size} x {image_size}')
 statistics.restore()
-run = Run(config, env, start_iter)
+run = Run(config, env, start_iter, signals)
 report = Report(run, env, total_iters, eval_interval, 'images', global_batch_size, None, iters_per_epoch)
 
 
@@ -273,8 +274,6 @@ def save(latest, better):
                  best_top1=best_top1, model_args=model_args, data=data.meta, config=config)
 
 
-if all_sum([len(signals)], env)[0]:
-    run.leave_stopped(start_iter, signals)
 lr = 0.0
 for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates and saves the final weights
     last, better, interrupted = iter_num == total_iters, False, False
@@ -293,7 +292,7 @@ for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates a
         save(iter_num > start_iter, better)
         break
     if interrupted and iter_num == start_iter:
-        run.leave_stopped(iter_num, signals)
+        run.leave_stopped(iter_num)
 
     lr = get_lr(iter_num)
     for group in opt.param_groups:
@@ -321,7 +320,7 @@ for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates a
     run.stop_if_not_finite(iter_num, lr, loss=loss_mean, gradient_norm=norm)
     save(iter_num > start_iter and (stops or due(ckpt_interval) or due(keep_interval)), better)
     if stops:
-        run.leave_stopped(iter_num, signals)
+        run.leave_stopped(iter_num)
 
     if agc:
         clipped = clip_units(units, agc)

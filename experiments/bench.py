@@ -1,14 +1,16 @@
 """
-How fast, and how near to what this machine can do: memory, optimizer, training step, vision, and nanoGPT beside it.
+How fast, and how near to what this machine can do: memory, optimizer, training step, vision, loader; and
+nanoGPT.
 
     python -m experiments.bench                                   under five minutes on two quiet CPU cores
     python -m experiments.bench --only=optimizer,step --repeats=9 --json=FILE
     python -m experiments.bench --nanogpt=path/to/nanoGPT         GPT-2 beside a checkout of nanoGPT, too
+    python -m experiments.bench --only=loader --images=FOLDER     how many cores read pictures for 8 GPUs
 
-What is compared takes turns after a turn to warm up, so that the noise of a machine hits all alike: in one process, but
-for nanoGPT, which is a process of its own. Times are medians over the turns, 'from' the fastest 'to' the slowest; a
-ratio is the median of each turn's ratio, and the last table has them all. Times on CUDA are those of events on its
-stream. CUDA and MPS: not run yet.
+What is compared takes turns after a turn to warm up, so that the noise of a machine hits all alike: in one
+process, but for nanoGPT, which is a process of its own. Times are medians over the turns, 'from' the fastest
+'to' the slowest; a ratio is the median of each turn's ratio, and the last table has them all. Times on CUDA
+are those of events on its stream. CUDA and MPS: not run yet.
 """
 
 import contextlib
@@ -27,13 +29,14 @@ from functools import partial
 from json import dumps
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-import training
 from configurator import configure, fail
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from sgdw import SGDW
+from training import check_range, explain, param_groups, replace_text, start
 
 only = 'memory,nanogpt,optimizer,step,vision,loader'  # sections
 sections = only.split(',')
@@ -47,11 +50,12 @@ memory_batch_size = 0  # sequences of full length where memory is measured, 0: 1
 loss_chunk = 256  # tokens whose logits are held at once, beside all at once
 image_batch_size = 0  # images of a step, 0: 64 on a GPU, else 8
 images = 'data/imagenet'  # JPEGs for the loader, prepared by prepare_imagenet.py
+gpu_speed = 600  # pictures per second that one GPU trains on: an assumption; give what yours does
 nanogpt = ''  # the path of a checkout of nanoGPT
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
 dtype = 'auto'  # float32, bfloat16; auto: float32, and bfloat16 too where the device has it in hardware
 compile = 'auto'  # True: steps with torch.compile, too; auto: on a GPU, for a CPU compiles for minutes
-peak_of = ''  # 'AdamW,256': print the peak of that optimizer and chunk in bytes and leave; memory starts itself so
+peak_of = ''  # 'AdamW,256': print the peak of that optimizer and chunk in bytes; memory starts itself so
 seed = 1337  # of weights and batches
 config = configure(globals())
 
@@ -60,10 +64,10 @@ SIZES = {'124M': dict(n_layer=12, n_head=12, n_embd=768), '774M': dict(n_layer=3
          'tiny': dict(n_layer=4, n_head=2, n_embd=64, block_size=128, vocab_size=320)}  # config/dnt_tiny.py
 NETWORKS = {'GPT-2': ('S1', 'layer'), 'S1 rms': ('S1', 'rms'), 'L-DNT': ('S5', 'rms')}
 
-training.check_range(config, 1, 1000, 'repeats')
-training.check_range(config, 0, 2**32 - 1, 'seed')
-training.check_range(config, 1, 2**20, 'loss_chunk')
-training.check_range(config, 0, 2**20, 'micro_batch_size', 'block_size', 'memory_batch_size', 'image_batch_size')
+check_range(config, 1, 1000, 'repeats')
+check_range(config, 0, 2**32 - 1, 'seed')
+check_range(config, 1, 2**20, 'loss_chunk')
+check_range(config, 0, 2**20, 'micro_batch_size', 'block_size', 'memory_batch_size', 'image_batch_size')
 for key in ('size', 'optimizer_size'):
     if config[key] not in SIZES and (key, config[key]) != ('optimizer_size', 'auto'):
         fail(f'{key}={config[key]} is unknown: use one of {", ".join(SIZES)}')
@@ -80,7 +84,7 @@ if not os.path.isdir(os.path.dirname(json) or '.'):
     fail(f'--json={json}: there is no folder {os.path.dirname(json)}')
 
 with contextlib.redirect_stdout(io.StringIO()):  # a word on training without compile
-    env = training.start(device, dtype, compile, seed, deterministic=False)
+    env = start(device, dtype, compile, seed, deterministic=False)
 gpu = env.device_type == 'cuda'
 dtypes = ['float32', 'bfloat16'] if dtype == 'auto' and env.dtype == 'bfloat16' else [env.dtype]
 B, T = micro_batch_size or (16 if gpu else 2), block_size or min(longest, 1024 if gpu else 256)
@@ -101,16 +105,16 @@ def clock(run):
     """Seconds that run() takes on the device."""
     sync()
     if gpu:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
         run()
         end.record()
         sync()
-        return start.elapsed_time(end) / 1e3
-    start = time.perf_counter()
+        return begin.elapsed_time(end) / 1e3
+    begin = time.perf_counter()
     run()
     sync()
-    return time.perf_counter() - start
+    return time.perf_counter() - begin
 
 
 def take_turns(arms, turns=repeats):
@@ -131,12 +135,14 @@ def compare(seconds, a, b, target=None):
     """Keep a's time in units of b's for the last table. target: what it is meant to be at most."""
     r = [x / y for x, y in zip(seconds[a], seconds[b])]
     median = statistics.median(r)
+    reached = '' if not target else 'yes' if median <= target else 'no'
     ratios.append({'time of': a, 'in units of': b, 'ratio': median, 'from': min(r), 'to': max(r),
-                   'aim at most': target or '', 'reached': '' if not target else 'yes' if median <= target else 'no'})
+                   'aim at most': target or '', 'reached': reached})
 
 
 def cell(value):
-    return str(value) if not isinstance(value, float) else f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
+    form = '' if not isinstance(value, float) else ',.0f' if abs(value) >= 1000 else '.3g'
+    return f'{value:{form}}'
 
 
 def table(title, rows):
@@ -162,14 +168,15 @@ def tokens(batch, length):
 
 
 def sgdw(model, **kwargs):
-    return SGDW(training.param_groups(model, 1e-4), lr=1e-3, momentum=0.9, **kwargs)
+    return SGDW(param_groups(model, 1e-4), lr=1e-3, momentum=0.9, **kwargs)
 
 
 def adamw(model, **kwargs):
-    return torch.optim.AdamW(training.param_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), **kwargs)
+    return torch.optim.AdamW(param_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), **kwargs)
 
 
-OPTIMIZERS = {'mSGDW': partial(sgdw, compile=env.compile), 'AdamW': partial(adamw, fused=True)}  # as train_gpt.py does
+# as train_gpt.py does
+OPTIMIZERS = {'mSGDW': partial(sgdw, compile=env.compile), 'AdamW': partial(adamw, fused=True)}
 
 
 def autocast(dtype):
@@ -197,14 +204,6 @@ def update(opt, dtype, loss_of, *args):
     opt.step()
     opt.zero_grad(set_to_none=True)
 
-
-def script(name, *args):
-    """What python -m experiments.name prints."""
-    child = subprocess.run([sys.executable, '-m', f'experiments.{name}', *args], capture_output=True, text=True)
-    if child.returncode:
-        fail(f'experiments.{name} {" ".join(args)} ends with: {(child.stderr.splitlines() or [child.returncode])[-1]}')
-    return child.stdout
-
 # -----------------------------------------------------------------------------
 # sections
 
@@ -217,7 +216,7 @@ def peak_memory():
 
 
 def peak(optimizer, chunk):
-    """Bytes at the peak of an update with accumulation, in a process that does nothing else; chunk 0: all logits."""
+    """Bytes at the peak of an update with accumulation, in a process of its own; chunk 0: all logits."""
     before = peak_memory()
     model = make_gpt(size, 'S5', 'rms', loss_chunk=chunk)
     opt, X, Y = OPTIMIZERS[optimizer](model), *tokens(memory_B, longest)
@@ -234,36 +233,43 @@ def memory():
     chunks = {'all logits at once': 0, f'loss_chunk {loss_chunk}': loss_chunk}
     for optimizer, copies in (('AdamW', 4), ('mSGDW', 3)):  # weights, gradients, and two moments or one
         for name, chunk in chunks.items():
-            most = int(script('bench', *sys.argv[1:], f'--peak_of={optimizer},{chunk}'))
+            said = subprocess.run([sys.executable, '-m', 'experiments.bench', *sys.argv[1:],
+                                   f'--peak_of={optimizer},{chunk}'], capture_output=True, text=True)
+            if said.returncode:
+                fail(f'the peak of {optimizer} was not measured: {said.stderr.splitlines()[-1:]}')
+            most = int(said.stdout)
             # in backward fp32 log probabilities, their gradient and that of the logits are there together
             state, logits = 4 * copies * n, 3 * 4 * vocab * min(memory_B * longest, chunk or math.inf)
             rows.append({'what': f'{optimizer}, {name}', 'weights, gradients, moments (GB)': state / 1e9,
                          'logits (GB)': logits / 1e9, 'measured peak (GB)': most / 1e9,
                          'more than both (GB)': (most - state - logits) / 1e9})
-    table(f'Peak memory: L-DNT, {n:,} parameters, {memory_B} x {longest} tokens, {env.dtype}. Weights and logits are '
-          'calculated; what is more than both are activations, work space and, on a CPU, holes of malloc', rows)
+    table(f'Peak memory: L-DNT, {n:,} parameters, {memory_B} x {longest} tokens, {env.dtype}. Weights and '
+          'logits are calculated; the rest: activations, work space and, on a CPU, holes of malloc', rows)
     for name, chunk in chunks.items():
         model = make_gpt(size, 'S5', 'rms', n_layer=0, loss_chunk=chunk)
         arms[name] = partial(update, sgdw(model), env.dtype, gpt_loss, model, X, Y)
     seconds = take_turns(arms)
-    table(f'The same without blocks: embedding, head, loss over {vocab:,} ids, step', [times(a, seconds) for a in arms])
+    table(f'The same without blocks: embedding, head, loss over {vocab:,} ids, step',
+          [times(a, seconds) for a in arms])
     compare(seconds, *reversed(chunks))
 
 
 def optimizer():
     sizes = [optimizer_size] if optimizer_size != 'auto' else ['1438M', '774M', '124M'] if gpu else [size]
-    while len(sizes) > 1 and 4 * 14 * count(make_gpt(sizes[0], 'S5', 'rms', on='meta')) > torch.cuda.mem_get_info()[0]:
-        del sizes[0]  # w, g, four momenta, four moments, a, b and two more while AdamW works
+    def needed(size):  # bytes: w, g, four momenta, four moments, a, b and two more while AdamW works
+        return 4 * 14 * count(make_gpt(size, 'S5', 'rms', on='meta'))
+    while len(sizes) > 1 and needed(sizes[0]) > torch.cuda.mem_get_info()[0]:
+        del sizes[0]
     model = make_gpt(sizes[0], 'S5', 'rms')
     n = count(model)
     for p in model.parameters():
         p.grad = 1e-3 * torch.randn_like(p)
-    # reads and writes per weight. in one pass p, g, m (and v) are read, p, m (and v) written; loop and foreach do
-    # m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW with foreach makes eight passes of 2 to 4
+    # reads and writes per weight. in one pass p, g, m (and v) are read, p, m (and v) written; loop and
+    # foreach do m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW foreach: eight times 2 to 4
     accesses = {'copy': 2, 'SGDW loop': 10, 'SGDW foreach': 10, 'SGDW compiled': 5, 'torch SGD fused': 5,
                 'AdamW foreach': 20, 'AdamW fused': 7}
     opts = (sgdw(model, foreach=False), sgdw(model), sgdw(model, compile=True),
-            torch.optim.SGD(training.param_groups(model, 1e-4), lr=1e-3, momentum=0.9, fused=True),
+            torch.optim.SGD(param_groups(model, 1e-4), lr=1e-3, momentum=0.9, fused=True),
             adamw(model, foreach=True), adamw(model, fused=True))
     a, b = torch.ones(2, n, device=env.device)
     arms, rows = dict(zip(accesses, (partial(a.copy_, b), *(opt.step for opt in opts)))), []
@@ -273,8 +279,8 @@ def optimizer():
         speed = 4 * k * n / row['ms'] / 1e6
         rows.append({**row, 'accesses': k, 'GB': 4 * k * n / 1e9, 'GB/s': speed,
                      'of the copy': speed / rows[0]['GB/s'] if rows else 1.0})
-    table(f'Optimizer step: {n:,} parameters, float32, {6 * repeats} turns. Shares above 1 are no mistake: small tensors '
-          'are read again from the cache, and a copy on a CPU reads what it overwrites, too', rows)
+    table(f'Optimizer step: {n:,} parameters, float32, {6 * repeats} turns. Shares above 1 are right: small '
+          'tensors come from the cache, and a copy on a CPU reads what it overwrites, too', rows)
     compare(seconds, 'SGDW compiled', 'AdamW fused', 0.75)
     compare(seconds, 'SGDW compiled', 'SGDW foreach', 0.6)
     compare(seconds, 'SGDW foreach', 'AdamW fused')
@@ -284,13 +290,15 @@ def optimizer():
 def step():
     side, (X, Y), rows = 8192 if gpu else 2048, tokens(B, T), []
     work = {f'a @ b, {d}': (0, 2 * side ** 3) for d in dtypes}  # tokens and FLOPs of each arm
-    arms = {f'a @ b, {d}': partial(torch.matmul, *torch.randn(2, side, side, device=env.device).to(getattr(torch, d)))
+    arms = {f'a @ b, {d}': partial(torch.matmul,
+                                   *torch.randn(2, side, side, device=env.device).to(getattr(torch, d)))
             for d in dtypes}
     ways = ('', ', compiled') if env.compile else ('',)
     for network, (setting, norm) in NETWORKS.items():
         model = make_gpt(size, setting, norm)
         c, opt = model.config, OPTIMIZERS['mSGDW'](model)
-        flops = 6 * (count(model) - model.wpe.weight.numel()) + 12 * c.n_layer * c.n_embd * T  # as in train_gpt.py
+        # as in train_gpt.py
+        flops = 6 * (count(model) - model.wpe.weight.numel()) + 12 * c.n_layer * c.n_embd * T
         for way in ways:
             run = torch.compile(model) if way else model
             for d in dtypes:
@@ -302,7 +310,8 @@ def step():
         speed, best = (f / times(a, seconds)['ms'] / 1e9 for a, f in ((name, flops), (limit, work[limit][1])))
         rows.append({**row, 'tokens/s': 1e3 * n_tokens / row['ms'] if n_tokens else '', 'TFLOP/s': speed,
                      'of a @ b': speed / best})
-    table(f'Training step: {count(model):,} parameters, {B} x {T} tokens, mSGDW, clip 1.0. a and b: {side}^2', rows)
+    table(f'Training step: {count(model):,} parameters, {B} x {T} tokens, mSGDW, clip 1.0. a and b: {side}^2',
+          rows)
     for way in ways:
         for d in dtypes:
             for base in ('S1 rms', 'GPT-2'):
@@ -312,7 +321,8 @@ def step():
 
 
 def vision():
-    shape = dict(n_layer=24, n_head=16, n_embd=1024) if gpu else dict(n_layer=12, n_head=6, n_embd=384)  # ViT-L, ViT-S
+    # ViT-L, ViT-S
+    shape = dict(n_layer=24, n_head=16, n_embd=1024) if gpu else dict(n_layer=12, n_head=6, n_embd=384)
     if size == 'tiny':
         shape = dict(n_layer=4, n_head=3, n_embd=96, image_size=32, patch_size=4)  # config/vdnt_cifar10.py
     arms = {}
@@ -323,32 +333,66 @@ def vision():
         run = torch.compile(model) if env.compile else model
         arms[name] = partial(update, OPTIMIZERS['mSGDW'](model), env.dtype, vit_loss, run, X, Y)
     seconds, c = take_turns(arms), model.config
-    table(f'Vision step: {count(model):,} parameters, {image_B} images of {c.image_size}^2 pixels, patches of '
-          f'{c.patch_size}^2, {env.dtype}, mSGDW, clip 1.0, compile {env.compile}',
+    table(f'Vision step: {count(model):,} parameters, {image_B} images of {c.image_size}^2 pixels, patches '
+          f'of {c.patch_size}^2, {env.dtype}, mSGDW, clip 1.0, compile {env.compile}',
           [{**times(a, seconds), 'images/s': image_B / statistics.median(seconds[a])} for a in arms])
     compare(seconds, 'V-DNT', 'ViT')
 
 
 def loader():
+    """Pictures per second of one core, by process time; the limit is plain Pillow."""
     if not os.path.exists(os.path.join(images, 'train_offsets.npy')):
-        return print(f'\nNot measured: the loader (--images={images} holds no JPEGs; prepare_imagenet.py makes them)')
-    lines = script('loader_speed', f'--dataset={images}', '--repeats=3', '--count=50').splitlines()
-    head, _, *rows = ([cell.strip() for cell in line.strip('|').split('|')] for line in lines)
-    table('Loader: experiments.loader_speed, 50 pictures', [dict(zip(head, row)) for row in rows])
+        return print(f'\nNot measured: the loader (--images={images} holds no JPEGs of prepare_imagenet.py)')
+    from PIL import Image  # the other sections need no pictures
+
+    from augment import BICUBIC, to_tensor, train_view
+    offsets = np.load(os.path.join(images, 'train_offsets.npy'))
+    with open(os.path.join(images, 'train_jpeg.bin'), 'rb') as f:
+        jpegs = [f.read(end - begin) for begin, end in zip(offsets, offsets[1:101])]
+    torch.set_num_threads(1)  # as in a worker process of a DataLoader
+
+    def decode(jpeg):
+        return Image.open(io.BytesIO(jpeg)).convert('RGB')
+
+    def limit(jpeg, rng):
+        image = decode(jpeg)
+        side = min(image.size)
+        return image.crop((0, 0, side, side)).resize((224, 224), BICUBIC)
+    ways = {'decode': lambda jpeg, rng: decode(jpeg), 'decode, crop, resize (the limit)': limit,
+            'our loader without RandAugment': lambda jpeg,
+            rng: to_tensor(train_view(decode(jpeg), rng, 224, magnitude=0)),
+            'our loader with RandAugment': lambda jpeg, rng: to_tensor(train_view(decode(jpeg), rng, 224))}
+    speeds = {name: [] for name in ways}
+    for turn in range(repeats):
+        for name, read in ways.items():
+            begin = time.process_time()
+            for i, jpeg in enumerate(jpegs):
+                read(jpeg, np.random.default_rng((turn, i)))
+            speeds[name].append(len(jpegs) / (time.process_time() - begin))
+    middle = {name: statistics.median(of_way) for name, of_way in speeds.items()}
+    table(f'Loader: {len(jpegs)} pictures', [
+        {'what': name, 'pictures per second and core': middle[name], 'from': min(of_way), 'to': max(of_way),
+         'of the limit': middle[name] / middle['decode, crop, resize (the limit)'],
+         f'cores for 8 GPUs at {gpu_speed} pictures/s each': math.ceil(8 * gpu_speed / middle[name])}
+        for name, of_way in speeds.items()])
 
 
 def peer():
     """
-    GPT-2 by nanoGPT's model.py, optimizer and iteration, and by ours: the same weights and batch. Theirs runs in a
-    process of its own (experiments.peer): training.start has settled how this one keeps its memory.
+    GPT-2 by nanoGPT's model.py, optimizer and iteration, and by ours: the same weights and batch. Theirs runs
+    in a process of its own (experiments.peer): start has settled how this one keeps its memory.
     """
     if not nanogpt:
         return print('\nNot measured: nanoGPT (--nanogpt=PATH of a checkout)')
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, 'weights.pt')
-        child = subprocess.Popen([sys.executable, '-m', 'experiments.peer', nanogpt, dumps(SIZES[size]), str(B), str(T),
-                                  env.device, str(seed), file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        answer = lambda: child.stdout.readline() or fail(f'nanoGPT ended with exit code {child.wait()}')  # noqa: E731
+        keys = dict(path=nanogpt, shape=dumps(SIZES[size]), batch=B, length=T, device=env.device, seed=seed,
+                    file=file)
+        child = subprocess.Popen([sys.executable, '-m', 'experiments.peer',
+                                  *(f'--{k}={v}' for k, v in keys.items())],
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # noqa: E731
+        answer = lambda: child.stdout.readline() or fail(f'nanoGPT ended with exit code {child.wait()}')
         losses, said = [float(answer())], torch.load(file, map_location=env.device)
 
     def theirs(way):
@@ -357,13 +401,15 @@ def peer():
 
     (ours, more), (weights, X, Y) = (make_gpt(size, *NETWORKS['GPT-2']) for _ in range(2)), said.values()
     with torch.no_grad():
-        for w, *copies in zip(weights, ours.parameters(), more.parameters(), strict=True):  # in the same order
+        # in the same order
+        for w, *copies in zip(weights, ours.parameters(), more.parameters(), strict=True):
             for p in copies:
                 p.copy_(w)
         losses.append(gpt_loss(ours, X, Y).item())
     del weights, said
     if abs(losses[0] - losses[1]) > 1e-3:
-        fail(f'with the same weights nanoGPT has the loss {losses[0]}, ours {losses[1]}: they are not the same network')
+        fail(f'from the same weights nanoGPT has the loss {losses[0]}, ours {losses[1]}: they are not the '
+             'same network')
     arms = {'nanoGPT, float32, AdamW': partial(theirs, 'float32'),
             'ours, float32, AdamW': partial(update, adamw(ours, fused=True), 'float32', gpt_loss, ours, X, Y),
             f'ours, {env.dtype}, mSGDW': partial(update, OPTIMIZERS['mSGDW'](more), env.dtype, gpt_loss,
@@ -374,9 +420,11 @@ def peer():
         arms[shipped] = partial(theirs, 'bfloat16 compiled')
     seconds = take_turns(arms)
     child.communicate()  # its input ends, and so does it
-    git = subprocess.run(['git', '-C', nanogpt, 'log', '-1', '--format=%h of %cs'], capture_output=True, text=True)
-    table(f'GPT-2 beside nanoGPT ({git.stdout.strip() or "no git"}): {count(ours):,} parameters, {B} x {T} tokens, '
-          f'forward, backward, clip 1.0, step; loss at first {losses[0]:.5f} and {losses[1]:.5f}, from the same weights',
+    git = subprocess.run(['git', '-C', nanogpt, 'log', '-1', '--format=%h of %cs'], capture_output=True,
+                         text=True)
+    table(f'GPT-2 beside nanoGPT ({git.stdout.strip() or "no git"}): {count(ours):,} parameters, {B} x {T} '
+          'tokens, forward, backward, clip 1.0, step; from the same weights, with a first loss of '
+          f'{losses[0]:.5f} and {losses[1]:.5f}',
           [{**times(a, seconds), 'tokens/s': B * T / statistics.median(seconds[a])} for a in arms])
     compare(seconds, 'ours, float32, AdamW', 'nanoGPT, float32, AdamW', 0.95)
     compare(seconds, f'ours, {env.dtype}, mSGDW', shipped, 0.5)
@@ -389,12 +437,12 @@ try:
         raise SystemExit(0)
     cpuinfo = Path('/proc/cpuinfo').read_text() if os.path.exists('/proc/cpuinfo') else ''
     cpu = re.search(r'model name\s*: (.*)', cpuinfo)
-    machine = torch.cuda.get_device_name() if gpu else cpu[1] if cpu else platform.processor() or platform.machine()
+    machine = torch.cuda.get_device_name() if gpu else cpu[1] if cpu else platform.machine()
     header = (f'{machine}, {env.device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, '
               f'{" and ".join(dtypes)}, {repeats} turns, {datetime.date.today()}')
     print(header, flush=True)
-    # memory goes first: on Linux a process begins with the peak of the one that starts it. then what takes two processes,
-    # for this one keeps all that it was ever given
+    # memory goes first: on Linux a process begins with the peak of the one that starts it. then what takes
+    # two processes, for this one keeps all that it was ever given
     for name, measure in zip(sections, (memory, peer, optimizer, step, vision, loader), strict=True):
         if name in only.split(','):
             measure()
@@ -402,8 +450,8 @@ try:
         if gpu:
             torch.cuda.empty_cache()
 except RuntimeError as e:
-    training.explain(e, 'that does not fit into memory: use a smaller size or smaller batches')
+    explain(e, 'that does not fit into memory: use a smaller size or smaller batches')
 if ratios:
     table('Ratios of times', ratios)
 if json:
-    training.replace_text(json, dumps({'machine': header, 'config': config, 'tables': tables}, indent=1))
+    replace_text(json, dumps({'machine': header, 'config': config, 'tables': tables}, indent=1))

@@ -4,12 +4,13 @@ What the paper's runs cost on 1, 8 and 32 GPUs, from a model on paper: nothing h
     python -m experiments.costs                        H100, at an assumed share of its peak
     python -m experiments.costs --gpu=A100 --mfu=0.29  at the share that the paper's own figure comes to
 
-Work: 6 FLOPs per weight and 12 L C T for attention, per token, forward and backward (PaLM, arXiv:2204.02311, appendix
-B); positions do no work, and a ViT's head works on one token in T. Speed: mfu times the GPU's dense bf16
-peak; that it stays the same on 32 GPUs and that the loader keeps up is assumed too. Memory: fp32 weights, gradients
-and optimizer state, which every GPU holds whole under DDP; activations of one sequence or image, bf16 and with flash
-attention, are 32 C bytes a token and block (Korthikanti et al., arXiv:2205.05198, without dropout) and for the loss
-10 V a token (logits in bf16 and in fp32, log-probabilities). DNT's further norms and the allocator's waste come on top.
+Work: 6 FLOPs per weight and 12 L C T for attention, per token, forward and backward (PaLM, arXiv:2204.02311,
+appendix B); positions do no work, and a ViT's head works on one token in T. Speed: mfu times the GPU's dense
+bf16 peak; that it stays the same on 32 GPUs and that the loader keeps up is assumed too. Memory: fp32
+weights, gradients and optimizer state, which every GPU holds whole under DDP; activations of one sequence or
+image, bf16 and with flash attention, are 32 C bytes a token and block (Korthikanti et al., arXiv:2205.05198,
+without dropout) and for the loss 10 V a token (logits in bf16 and in fp32, log-probabilities). DNT's further
+norms and the allocator's waste come on top.
 """
 
 import runpy
@@ -26,11 +27,12 @@ configure(globals())
 
 ROWS = ('dnt_small', 'dnt_large', 'dnt_xl', 'vdnt_large', 'vdnt_huge')  # table 3, as config/ has them
 IMAGES = 1_281_167  # ImageNet's training set
-PAPER_DAYS, PAPER_GPUS = 4, 32  # 'around four days to train 200K steps for the 1.4B model on 32 GPUs' (section B)
+# 'around four days to train 200K steps for the 1.4B model on 32 GPUs' (section B)
+PAPER_DAYS, PAPER_GPUS = 4, 32
 
 
 def cost(name):
-    """Parameters, FLOPs per sequence or image, tokens in one, their number in the run, activation bytes of one."""
+    """Parameters; of a sequence or image FLOPs, tokens, number in the run and activation bytes."""
     c = runpy.run_path(f'config/{name}.py')
     size = dict(SETTINGS['S5'], **{k: c[k] for k in ('n_layer', 'n_head', 'n_embd')})
     with torch.device('meta'):  # shapes without memory
@@ -72,6 +74,7 @@ for name in ROWS:
 n, flops, T, count, _ = cost('dnt_xl')
 rate = flops * count / (PAPER_DAYS * 86400 * PAPER_GPUS) / 1e12
 shares = [f'{rate / peaks[kind]:.0%}' for kind in ('A100', 'H100')]
-print(f'\nThe paper trained this {n / 1e6:.0f}M model in about {PAPER_DAYS} days on {PAPER_GPUS} GPUs, whose kind it leaves\n'
-      f'open (the 774M model ran on A800): {rate:.0f} TFLOP/s a GPU, an MFU of {shares[0]} where they were A100 or\n'
+print(f'\nThe paper trained this {n / 1e6:.0f}M model in about {PAPER_DAYS} days on {PAPER_GPUS} GPUs, whose '
+      f'kind it leaves\nopen (the 774M model ran on A800): {rate:.0f} TFLOP/s a GPU, an MFU of {shares[0]} '
+      'where they were A100 or\n'
       f'A800, {shares[1]} where they were H100.')

@@ -1,19 +1,21 @@
 """
-From checkpoints and logs to pictures: each command writes figures/NAME.png and .svg and prints the table beside it.
+From logs to pictures: each command draws figures/NAME.png and prints the table beside it.
 
-    python -m experiments.figures gradients --runs=out/gpt2_tiny,out/dnt_tiny   figure 1: |gradient| of each weight
-    python -m experiments.figures curves --runs=out/a_1,out/a_2,out/b_1         figures 5, 8 to 10: bands over seeds
-    python -m experiments.figures ablation --study=NAME                         figure 6: S1 to S5
-    python -m experiments.figures grid --study=tiny_grid                        the last loss against learning rate
-    python -m experiments.figures grid --study=stability --metric=top1 --out=stability    the same for each variant
-    python -m experiments.figures settings                                      figures 2, 3 and 7, from SETTINGS
-    python -m experiments.figures norms --weight_scale=4                        figure 4, measured
+    python -m experiments.figures curves --runs=out/a,out/b     losses of any runs, also unfinished ones
+    python -m experiments.figures seeds --study=language        the last loss of each arm, seed by seed
+    python -m experiments.figures seeds --study=ablation        figure 6: S1 to S5
+    python -m experiments.figures seeds --study=evidence --where=max_iters=4500,n_embd=64 --out=headline
+    python -m experiments.figures grid --study=language_grid    the last loss against the learning rate
+    python -m experiments.figures settings                      figures 2, 3 and 7, from SETTINGS
+    python -m experiments.figures gradients                     figure 1, from results/gradients.jsonl
+    python -m experiments.figures gradients --runs=out/a,out/b  measures these first (--keep_interval=N)
 
-gradients reads the checkpoints that stay: train with --keep_interval=N. A study is results/NAME.jsonl, which
-experiments.reproduce writes. Pictures are for a projector; the same input gives the same bytes.
+A study is results/NAME.jsonl, which experiments.reproduce writes. Every network has one colour and every
+optimizer one line and one marker in all figures. Pictures are for a projector; the same input gives the same
+bytes.
 """
 
-import io
+import itertools
 import json
 import math
 import os
@@ -24,51 +26,49 @@ import sys
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 
-import augment
 from configurator import configure, fail, read_file
+from experiments.lag import read_tokens, windows
 from experiments.reproduce import mean_spread
-from model import GPT, NORMS, SETTINGS, GPTConfig, ViT, ViTConfig
-from training import data_folder
+from model import GPT, NORMS, SETTINGS, GPTConfig
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
-runs = ''  # gradients, curves: out_dirs, separated by commas
-study = ''  # grid, ablation: NAME of results/NAME.jsonl
-out = ''  # name of the picture in figures/, or a path; empty: the command's
+runs = ''  # curves, gradients: out_dirs, separated by commas
+study = ''  # seeds, grid, gradients: NAME of results/NAME.jsonl
+out = ''  # name of the picture in figures/, or a path, as .png or .svg; empty: the study's or the command's
 key = 'loss'  # curves: what of log.jsonl: loss, top1, top5, grad_norm, ...
-split = 'val'  # curves: val or train
-smooth = 1  # curves: rows of the log whose mean a point is
-metric = 'val_loss'  # grid, ablation: what of a study's rows: val_loss, top1, test_top1, ...
+metric = 'val_loss'  # seeds, grid: what of a study's rows: val_loss, top1, test_top1, ...
+where = ''  # seeds, grid: only runs with these values: max_iters=4500,n_embd=64
+search_seeds = '101,102'  # seeds: those by which settings were chosen; they are not drawn
 batches = 8  # gradients: how many, each with its own gradient
-batch_size = 0  # gradients: sequences or images in each; 0: as the run was trained
+batch_size = 0  # gradients: sequences in each; 0: as the run was trained
 tail = 0.001  # gradients: share of the largest |g| that the Hill index is of
-n_layer = 8  # norms: depth
-n_embd = 64  # norms: width
-n_head = 4  # norms: attention heads
-block_size = 64  # norms: tokens
-networks = 3  # norms: fresh ones, whose median is shown
-weight_scale = 1.0  # norms: factor on the matrices of the blocks: training makes them grow
-seed = 1337  # gradients, norms: batches and fresh weights
-device = 'cpu'  # gradients: cpu or cuda
+seed = 1337  # gradients: of the batches
 
-# Okabe and Ito's colours, which the colour-blind tell apart, without their yellow
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
-STROKES, MARKERS = ('-', '--', ':', '-.'), ('o', 's', '^', 'D')  # the next ones when all colours were used
 NETWORKS = {('S1', 'layer', False): 'GPT-2', ('S1', 'layer', True): 'ViT',
             ('S5', 'rms', False): 'L-DNT', ('S5', 'rms', True): 'V-DNT'}  # by setting, norm, images or not
-OPTIMIZERS = {'sgdw': 'mSGDW', 'adamw': 'AdamW', 'sgd': 'SGD'}
-WEIGHTS = ('W_q', 'W_k', 'W_v', 'W_o', 'W_1', 'W_2')
+OPTIMIZERS = {'sgdw': 'mSGDW', 'adamw': 'AdamW', 'sgd': 'SGD', 'muon': 'Muon'}
+# Okabe and Ito's colours, which the colour-blind tell apart, but for their yellow, with two darker ones
+COLORS = {name: color for color, names in {
+    '#0072B2': 'GPT-2,ViT,S1,Pre-LN', '#D55E00': 'L-DNT,V-DNT,S5', '#56B4E9': 'S2,NoNorm + WS',
+    '#009E73': 'S3,NoNorm + WS + AGC', '#E69F00': 'S4,NoNorm + init', '#CC79A7': 'PostLN,Post-LN',
+    '#000000': 'NoNorm', '#7F4F24': 'NFNet,NoNorm + WS on FFN', '#5D3A9B': 'NoNorm + init + WS'
+}.items() for name in names.split(',')}
+LINES = {'mSGDW': ('-', 'o'), 'mSGDW + row norm': ((0, (9, 1)), 'D'), 'mSGDW, embed_lr': (':', 'P'),
+         'AdamW': ((0, (4, 1.5)), 's'), 'AdamW + row norm': ((0, (2, 1)), 'v'), 'SGD': ('-', 'o'),
+         'hybrid': ((0, (4, 1, 1, 1)), '^'), 'Muon': ((0, (6, 1, 1, 1, 1, 1)), 'h'),
+         'Muon + row norm': ((0, (1, 2)), '*')}
 # what seeds of one experiment may differ in
 BOOKKEEPING = ('seed', 'out_dir', 'init_from', 'overwrite', 'eval_only', 'ckpt_interval', 'keep_interval',
                'micro_batch_size', 'num_workers', 'device', 'compile', 'torch', 'git', 'gpu', 'world_size')
 CROSS = dict(marker='X', markersize=16, markeredgecolor='white', linestyle='')
+# t distribution, 1 to 9 degrees of freedom
+T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 # -----------------------------------------------------------------------------
-# files, names, tables
+# files, names, styles, tables
 
 def read_rows(path, how):
     """The objects of a .jsonl file."""
@@ -78,7 +78,7 @@ def read_rows(path, how):
             for line in f:
                 try:
                     rows.append(json.loads(line))
-                except ValueError:  # a line that a kill cut short
+                except ValueError:  # the last line of a run that goes on, or a line that a kill cut short
                     continue
     except OSError as e:
         fail(f'cannot read {path} ({e.strerror}): {how}')
@@ -99,19 +99,38 @@ def name_runs(configs):
     for c in configs:
         network = 'NFNet' if c.get('arch') == 'nfnet' else \
             NETWORKS.get((c['setting'], c['norm'], 'image_size' in c), c['setting'])
-        names.append(' '.join([network, *(f'{k}={c[k]}' for k in NORMS if c[k] != 'auto'), OPTIMIZERS[c['optimizer']]]))
+        flags = [f'{"with" if c[k] else "without"} {k}' for k in NORMS if c.get(k, 'auto') != 'auto']
+        optimizer, embeddings = OPTIMIZERS[c['optimizer']], c.get('embed_optimizer')
+        optimizer = 'hybrid' if (optimizer, embeddings) == ('mSGDW', 'adamw') else \
+            optimizer + ' + row norm' * (embeddings == 'rownorm')
+        names.append(' '.join([network, *flags, optimizer]))
     for name in {n for n in names if names.count(n) > 1}:
         same = [i for i, n in enumerate(names) if n == name]
         differ = [k for k in configs[same[0]] if k not in BOOKKEEPING
-                  and len({configs[i].get(k) for i in same}) > 1] or ['out_dir']
+                  and len({configs[i].get(k) for i in same}) > 1]
         for i in same:
-            names[i] += ''.join(f', {k}={configs[i].get(k)}' for k in differ)
+            few = ''.join(f', {k} {configs[i].get(k)}' for k in differ) if len(differ) < 3 else ''
+            names[i] += few or f' in {configs[i]["out_dir"]}'
     return names
 
 
-def quantity(name, images):
+def styles(names):
+    """Colour, line and marker for each name. Where two would look alike, the later gets another colour."""
+    found, others = [], itertools.cycle(dict.fromkeys(reversed(COLORS.values())))
+    for name in names:
+        network = max((n for n in COLORS if name.startswith(n)), key=len, default='NFNet')
+        optimizer = max((o for o in LINES if o in name), key=len, default='mSGDW')
+        style = dict(zip(('color', 'linestyle', 'marker'), (COLORS[network], *LINES[optimizer])))
+        for _ in COLORS:  # with more lines than that some look the same
+            if style in found:
+                style = {**style, 'color': next(others)}
+        found.append(style)
+    return found
+
+
+def quantity(name, images, where='validation '):
     """(factor, words with the unit) of a number that runs log or end with; shares become percents."""
-    where = 'test ' if name.startswith('test') else 'training ' if (name, split) == ('loss', 'train') else 'validation '
+    where = 'test ' if name.startswith('test') else where
     if 'top' in name:
         return 100, f'{where}top-{name[-1]} accuracy (%)'
     return 1, f'{where}loss (nats per {"image" if images else "token"})' if 'loss' in name else name
@@ -122,317 +141,202 @@ def print_table(head, rows):
         print('| ' + ' | '.join(map(str, row)) + ' |')
 
 
-def band(ax, x, seeds, i, **style):
-    """Line i of a picture: for each x the mean over the seeds, between the lowest and the highest."""
-    color = COLORS[i % len(COLORS)]
-    ax.plot(x, [statistics.fmean(v) for v in seeds], STROKES[i // len(COLORS) % 4], color=color, **style)
-    ax.fill_between(x, [min(v) for v in seeds], [max(v) for v in seeds], color=color, alpha=0.25, linewidth=0)
-
-
 def save(fig, name):
-    """The picture as .png and .svg, without date and version, so that the same input gives the same bytes."""
-    path = re.sub(r'\.(png|svg)$', '', out or name)
+    """The picture without date and version, so that the same input gives the same bytes."""
+    path = out or f'{name}.png'
+    path += '' if path.endswith(('.png', '.svg')) else '.png'
     path = path if os.path.dirname(path) else os.path.join('figures', path)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        fig.savefig(f'{path}.png', dpi=120, metadata={'Software': None})
-        fig.set_layout_engine('none')  # it is laid out
-        fig.savefig(f'{path}.svg', metadata={'Date': None, 'Creator': None})
+        empty = ('Date', 'Creator') if path.endswith('.svg') else ('Software',)
+        fig.savefig(path, dpi=120, metadata=dict.fromkeys(empty))
     except OSError as e:
-        fail(f'cannot write {path}.png and .svg ({e.strerror}): choose another --out')
-    print(f'\n{path}.png {path}.svg')
-
-# -----------------------------------------------------------------------------
-# figure 1: gradients
-
-def load_model(path):
-    """(checkpoint, network) of a file."""
-    try:
-        saved = torch.load(path, map_location='cpu', weights_only=True)
-        if saved['config'].get('arch') == 'nfnet':
-            fail(f'{path} is an NFNet: gradients are drawn for the weights of a Transformer')
-        Network, Config = (GPT, GPTConfig) if 'vocab_size' in saved['model_args'] else (ViT, ViTConfig)
-        model = Network(Config(**saved['model_args']))
-        model.load_state_dict(saved['model'])
-    except Exception as e:  # a zip that is cut short, a pickle of classes, a file of something else
-        fail(f'{path} is not a whole checkpoint of this project ({type(e).__name__}): give another run')
-    return saved, model.eval().to(device)  # no dropout, no drop path
-
-
-def read_batch(saved, i):
-    """(inputs, targets): batch i of the run's training data, the same for all runs on it; images as they are."""
-    config, meta = saved['config'], saved['data']
-    folder = data_folder(config['dataset'])
-    rng, n = np.random.default_rng((seed, i)), batch_size or config['global_batch_size']
-    try:
-        if 'block_size' in config:
-            T, dtype = config['block_size'], np.dtype(meta['dtype']).newbyteorder('<')
-            tokens = np.memmap(f'{folder}/train.bin', dtype, 'r')
-            rows = np.stack([tokens[j:j + T + 1] for j in rng.integers(0, len(tokens) - T, n)]).astype(np.int64)
-            return torch.from_numpy(rows[:, :-1]), torch.from_numpy(rows[:, 1:])
-        targets = np.load(f'{folder}/train_labels.npy')
-        index = np.sort(rng.integers(0, len(targets), n))
-        if meta['layout'] == 'arrays':
-            images = torch.from_numpy(np.load(f'{folder}/train_images.npy', mmap_mode='r')[index]).permute(0, 3, 1, 2)
-        else:
-            offsets, images = np.load(f'{folder}/train_offsets.npy'), []
-            with open(f'{folder}/train_jpeg.bin', 'rb') as f:
-                for start, end in zip(offsets[index], offsets[index + 1]):
-                    f.seek(start)
-                    image = Image.open(io.BytesIO(f.read(end - start)))  # Image.open(f) would rewind the file
-                    images.append(augment.eval_crop(image.convert('RGB'), config['image_size']))
-            images = torch.stack([augment.to_tensor(image) for image in images])
-    except (OSError, ValueError) as e:
-        fail(f'cannot read the training data of {config["out_dir"]} in {folder} ({e}): put it where it was')
-    return augment.normalize(images, meta['mean'], meta['std']), torch.from_numpy(targets[index])
-
-
-def backward(saved, model, X, Y):
-    """The gradient of the run's loss on a batch, in micro batches no larger than the run's."""
-    model.zero_grad()
-    for x, y in zip(*(t.to(device).split(saved['config']['micro_batch_size']) for t in (X, Y))):
-        loss = model(x, y)[1] if isinstance(model, GPT) else \
-            F.cross_entropy(model(x), y, label_smoothing=saved['config']['label_smoothing'])
-        (loss * len(x) / len(X)).backward()
-
-
-def gradients_of(block):
-    """The gradients of a block in the order of WEIGHTS; W_q, W_k and W_v are thirds of c_attn."""
-    linears = block.attn.c_proj, block.ffn.c_fc, block.ffn.c_proj
-    return *block.attn.c_attn.weight.grad.chunk(3), *(linear.weight.grad for linear in linears)
-
-
-def kurtosis(g):
-    """Excess kurtosis: 0 for a normal distribution, 3 for a Laplace distribution."""
-    centred = g.double() - g.double().mean()
-    return ((centred ** 4).mean() / (centred ** 2).mean() ** 2 - 3).item()
-
-
-def heaviness(g):
-    """
-    Three numbers that no factor on g changes: the kurtosis of g; the 99.9 % quantile of |g| over its median; the Hill
-    index of |g|, 1 / mean(log(|g| / u)) over its k largest entries, a share `tail` of all, u being the largest one
-    below. For a power law, P(|g| > x) ~ x^-a, the last is a, with standard error a / sqrt(k). Normal: 0, 4.9, 13.
-    """
-    size = g.abs().flatten().double().sort().values
-    k, n = max(1, int(tail * len(size))), len(size)
-    hill = 1 / (size[-k:] / size[-k - 1]).log().mean()
-    return kurtosis(g), (size[int(0.999 * n)] / size[n // 2]).item(), hill.item()
-
-
-def measure_gradients(path, bins):
-    """(iter and config, for each weight: histograms of |g| and |g| / RMS(g), the numbers of each batch)."""
-    saved, model = load_model(path)
-    found = [(np.zeros(len(bins) - 1), np.zeros(len(bins) - 1), []) for _ in WEIGHTS]
-    for i in range(batches):
-        backward(saved, model, *read_batch(saved, i))
-        for (absolute, free, numbers), layers in zip(found, zip(*map(gradients_of, model.blocks))):
-            g = torch.cat([w.flatten() for w in layers])
-            own = torch.cat([(w / w.square().mean().sqrt()).flatten() for w in layers])  # each matrix by its own RMS
-            for histogram, values in ((absolute, g), (free, own)):
-                histogram += np.histogram(values.abs().clamp(min=10 ** bins[0]).log10().cpu().numpy(), bins)[0]
-            numbers.append((g.abs().median().item(), g.square().mean().sqrt().item(), *heaviness(own), kurtosis(g)))
-    return {'iter': saved['iter'], 'config': saved['config']}, found
-
-
-def gradients():
-    """
-    |gradient| of each weight over all layers, at the first, the middle and the last checkpoint that was kept.
-
-    With a norm behind it the scale of a weight does not change the loss, L(c w) = L(w), so its gradient at c w is 1/c
-    of that at w. MidNorm (for W_v, W_o, W_2) and QKNorm (for W_q, W_k) hence change the size of each matrix's gradient
-    by themselves, whatever the shape of the distribution: smaller gradients are not lighter tails. So the upper row and
-    two columns of the table show the absolute scale; all else is of g / RMS(g), each matrix by its own RMS, from which
-    such factors are gone. The last column leaves them in: matrices of different scale, put together, have a tail that
-    none of them has alone. The quantile over the median also rises where most entries are nearly 0.
-    """
-    bins, dirs, table, found = np.arange(-20, 4.05, 0.1), run_dirs(), [], []
-    if len(dirs) > len(COLORS):
-        fail(f'{len(dirs)} runs are too many for one picture: give up to {len(COLORS)}')
-    for d in dirs:
-        files = sorted(os.path.join(d, f) for f in os.listdir(d) if re.fullmatch(r'ckpt_\d+\.pt', f))
-        if not files:
-            fail(f'{d} has no checkpoints that were kept (like ckpt_000500.pt): train with --keep_interval=N')
-        found.append([measure_gradients(f, bins) for f in dict.fromkeys((files[0], files[len(files) // 2], files[-1]))])
-    names = name_runs([{**of_run[0][0]['config'], 'out_dir': d} for d, of_run in zip(dirs, found)])
-    fig, axes = plt.subplots(2, 6, figsize=(16, 9), sharey='row', sharex='row', layout='constrained')
-    shown = set()
-    for i, (weight, (top, bottom)) in enumerate(zip(WEIGHTS, axes.T)):
-        for color, name, of_run in zip(COLORS, names, found):
-            for stroke, (saved, of_weight) in zip((':', '--', '-')[-len(of_run):], of_run):
-                absolute, free, numbers = of_weight[i]
-                percent, above = 100 * absolute / absolute.sum(), free[::-1].cumsum()[::-1] / free.sum()
-                top.plot(10 ** (bins[:-1] + 0.05), percent, stroke, color=color, linewidth=2)
-                bottom.plot(10 ** bins[:-1][above > 0], above[above > 0], stroke, color=color, linewidth=2)
-                shown.update(bins[1:-1][percent[1:] > 0.2])  # bin 0 holds what is 0
-                cells = [mean_spread(v, digits) for v, digits in zip(zip(*numbers), ('.1e', '.1e', *4 * ['.1f']))]
-                table.append([f'${weight}$', name, saved['iter'], *cells])
-        x = np.linspace(0.1, 5, 100)
-        bottom.plot(x, [math.erfc(v / math.sqrt(2)) for v in x], color='0.75', linewidth=8, zorder=0)
-        top.set(title=f'${weight}$', xscale='log', xlabel='|g| (nats)', xlim=(10 ** min(shown), 10 ** max(shown)))
-        bottom.set(xscale='log', yscale='log', xlabel='x', xlim=(0.3, 100), ylim=(1e-6, 1.5), xticks=(1, 10, 100))
-        top.minorticks_off()
-        bottom.minorticks_off()
-    axes[0, 0].set(ylabel='entries (% per 0.1 decade)', ylim=(0, None))
-    axes[1, 0].set_ylabel('share with |g| > x RMS(g)')
-    lines = [plt.Line2D([], [], color=color, linewidth=6, label=name) for color, name in zip(COLORS, names)]
-    lines += [plt.Line2D([], [], color='black', linestyle=stroke, linewidth=2, label=when)
-              for stroke, when in zip((':', '--', '-'), ('early', 'middle', 'late'))]
-    lines += [plt.Line2D([], [], color='0.75', linewidth=8, label='normal distribution')]
-    ncols = len(lines) if len(lines) < 7 else 4
-    fig.legend(handles=lines, loc='outside upper center', ncols=ncols, columnspacing=1.2, handlelength=1.6)
-
-    normal = torch.erfinv((2 * torch.arange(10 ** 6).double() + 1) / 10 ** 6 - 1)
-    table.append(['', 'normal distribution', '', '', '', *(f'{v:z.1f}' for v in heaviness(normal)), ''])
-    print_table(['weight', 'run', 'iteration', 'median of abs(g)', 'RMS(g)', 'kurtosis', '99.9 % / median',
-                 'Hill index', 'kurtosis, scales left in'], table)
-    k = max(1, int(tail * found[0][0][1][0][0].sum() / batches))
-    print(f'\nMean ± standard deviation over {batches} batches. Excess kurtosis, 99.9 % quantile over median and Hill '
-          f'index are of g / RMS(g),\neach matrix by its own. The Hill index is of the largest {tail:.2%} of |g|: k = '
-          f'{k} entries of ${WEIGHTS[0]}$ in a batch, standard error {1 / math.sqrt(k):.0%}.')
-    return fig
+        fail(f'cannot write {path} ({e.strerror}): choose another --out')
+    print(f'\n{path}')
 
 # -----------------------------------------------------------------------------
 # figures 5, 8 to 10: curves
 
 def read_run(out_dir):
-    """(config, {iteration: value}) of a run."""
+    """(config, {split: {iteration: value}}) of a run."""
     try:
         with open(os.path.join(out_dir, 'config.json'), encoding='utf-8') as f:
             config = {**json.load(f), 'out_dir': out_dir}
     except (OSError, ValueError):
         fail(f'{out_dir} has no config.json that can be read: give the out_dir of a run')
-    rows = [row for row in read_rows(os.path.join(out_dir, 'log.jsonl'), 'let the run begin')
-            if row['split'] == split and isinstance(row.get(key), (int, float))]
-    if not rows:
-        fail(f'{out_dir}/log.jsonl has no {split} rows with {key}: use another --key or --split, or wait for the first')
-    values = [quantity(key, False)[0] * row[key] for row in rows]
-    return config, {row['iter']: statistics.fmean(values[max(0, i + 1 - smooth):i + 1]) for i, row in enumerate(rows)}
+    factor, log = quantity(key, False)[0], {'train': {}, 'val': {}}
+    for row in read_rows(os.path.join(out_dir, 'log.jsonl'), 'wait until the run has begun'):
+        if isinstance(row.get(key), (int, float)):
+            log[row['split']][row['iter']] = factor * row[key]
+    if not any(log.values()):
+        fail(f'{out_dir}/log.jsonl has no rows with {key}: use another --key, or wait for the first')
+    return config, log
+
+
+def mean_of(logs):
+    """{iteration: values of the runs that have one}, in order."""
+    return {x: [log[x] for log in logs if x in log] for x in sorted(set().union(*logs))}
+
+
+def smooth(values):
+    """Means over a twenty-fifth of the values around each: a training loss is that of a single batch."""
+    half = max(2, len(values) // 50)
+    return [statistics.fmean(values[max(0, i - half):i + half + 1]) for i in range(len(values))]
 
 
 def curves():
-    """A line for each set of runs that differ in nothing but the seed: their mean, in a band from lowest to highest."""
+    """
+    For each set of runs that differ in nothing but the seed a thin line, the training loss, and a thick one,
+    the validation loss: means of the seeds, and a band from the lowest to the highest. The first fifth may
+    leave the picture above or below: what it is drawn for comes later.
+    """
     groups = {}
     for config, log in map(read_run, run_dirs()):
         same = json.dumps({k: v for k, v in config.items() if k not in BOOKKEEPING}, sort_keys=True)
         groups.setdefault(same, []).append((config, log))
     names = name_runs([group[0][0] for group in groups.values()])
-    label, table, later, early = quantity(key, 'image_size' in config)[1], [], [], False
-    fig, ax = plt.subplots(figsize=(12, 7), layout='constrained')
-    for i, (name, group) in enumerate(zip(names, groups.values())):
-        logs = [log for _, log in group]
-        at, last = sorted(set().union(*logs)), [log[max(log)] for log in logs]
-        seeds = [[log[x] for log in logs if x in log] for x in at]
-        band(ax, at, seeds, i, label=f'{name}: {statistics.fmean(last):#.4g}')
-        for log in logs:
-            if max(log) < at[-1]:
-                ax.plot(max(log), log[max(log)], color=COLORS[i % len(COLORS)], **CROSS)
-                early = True
-        later += [v for x, values in zip(at, seeds) for v in values if x > at[-1] / 10] or last
-        table.append([name, len(logs), ', '.join(map(str, sorted({max(log) for log in logs}))), mean_spread(last)])
-    if early:
-        ax.plot([], [], color='0.3', label='a seed ended early', **CROSS)
-    margin = 0.05 * (max(later) - min(later)) or 0.1  # what lies before the first tenth may leave the picture
-    ax.set(xlabel='iteration', ylabel=label, ylim=(min(later) - margin, max(later) + margin))
-    ax.legend(title='last value, mean of the seeds' if len(groups) < len(run_dirs()) else 'last value')
-    print_table(['run', 'seeds', 'last iteration', label], table)
+    end = max(1, *(x for group in groups.values() for _, log in group for of_split in log.values()
+              for x in of_split))
+    label = quantity(key, 'image_size' in config, '')[1]
+    fig, ax = plt.subplots(figsize=(13, 7), layout='constrained')
+    table, lines, shown, rest = [], [], {'train': [], 'val': []}, []
+    for name, style, group in zip(names, styles(names), groups.values()):
+        marker, last, ends = style.pop('marker'), {}, {max((*log['train'], *log['val'])) for _, log in group}
+        for split, width in (('train', 1.2), ('val', 3)):
+            seeds = mean_of([log[split] for _, log in group])
+            means = [statistics.fmean(v) for v in seeds.values()]
+            means = smooth(means) if split == 'train' else means
+            few = marker if split == 'val' and len(means) < 30 else None
+            ax.plot(list(seeds), means, linewidth=width, marker=few, **style)
+            if split == 'val':
+                ax.fill_between(list(seeds), *([f(v) for v in seeds.values()] for f in (min, max)),
+                                linewidth=0, color=style['color'], alpha=0.25)
+            shown[split] += [y for x, y in zip(seeds, means) if x > max(ends) / 5]
+            rest += means
+            last[split] = [log[split][max(log[split])] for _, log in group if log[split]]
+        said = mean_spread(last['val']) or f'training {mean_spread(last["train"])}'
+        lines.append(plt.Line2D([], [], linewidth=3, marker=marker, label=f'{name}\n{said}', **style))
+        table.append([name, len(group), ', '.join(map(str, sorted(ends))), said])
+    # validation chooses the range; where training is lower it is shown, too
+    chosen = shown['val'] or shown['train'] or rest
+    low, high = min(chosen + shown['train']), max(chosen)
+    margin = 0.05 * (high - low) or 0.1
+    ax.set(xlabel='update', ylabel=label, xlim=(end / 100, end * 1.01), ylim=(low - margin, high + margin))
+    lines += [plt.Line2D([], [], color='0.3', linewidth=width, label=split)
+              for width, split in ((1.2, 'training'), (3, 'validation'))]
+    fig.legend(handles=lines, loc='outside right upper', handlelength=3, title='last validation value')
+    print_table(['run', 'seeds', 'last iteration', f'last validation {label}'], table)
     return fig
 
 # -----------------------------------------------------------------------------
-# studies: the learning rate, and figure 6
+# studies: the seeds of each arm, and the learning rate
 
 def read_study(*needed):
-    """(rows, factor, words) of a study; every run in it has those keys."""
-    path = f'results/{study}.jsonl' if study else fail('which study? write --study=NAME for results/NAME.jsonl')
-    rows = read_rows(path, 'run the study first, python -m experiments.reproduce')
+    """(rows, each with its name, factor, words) of a study; every run in it has those keys."""
+    path = f'results/{study or fail("which study? write --study=NAME for results/NAME.jsonl")}.jsonl'
+    wanted = [pair.split('=') for pair in where.split(',') if '=' in pair]
+    rows = [row for row in read_rows(path, 'run the study first, python -m experiments.reproduce')
+            if all(str(row['run'].get(k)) == v for k, v in wanted)] or fail(f'{path} has no run with {where}')
     for name in needed:
         if any(name not in row['run'] for row in rows):
             fail(f'{path} has runs without {name}: this picture needs it')
     if not any(metric in row for row in rows if row['ended'] != 'diverged'):
         fail(f'{path} has no finished run with {metric}: use another --metric')
+    for row in rows:
+        run = row['run']
+        row['name'] = run.get('variant') or name_runs([{**read_file(f'config/{run["config"]}.py'), **run}])[0]
     return rows, *quantity(metric, any('top1' in row for row in rows))
 
 
 def best_seeds(rows, factor):
-    """What the seeds ended with at the best of all else that was varied and never diverged; [] where all of it did."""
+    """What the seeds ended with at the best of all else that was varied and never diverged, or []."""
     groups = {}
     for row in rows:
         groups.setdefault(json.dumps({k: v for k, v in row['run'].items() if k != 'seed'}), []).append(row)
     good = [[factor * row[metric] for row in group] for group in groups.values()
             if all(row['ended'] != 'diverged' and metric in row for row in group)]
-    return min(good, key=lambda values: statistics.fmean(values) * (-1 if 'top' in metric else 1), default=[])
+    # a place of the search that got no further seeds is not what was chosen
+    most = max(map(len, good), default=0)
+    return min((values for values in good if len(values) == most), default=[],
+               key=lambda values: statistics.fmean(values) * (-1 if 'top' in metric else 1))
+
+
+def interval(values):
+    """Half of the 95 % interval of the mean, by the t distribution; 0 for a single value."""
+    n = len(values) - 1
+    return 0 if not n else (T95[n - 1] if n <= len(T95) else 1.96
+                            + 2.7 / n) * statistics.stdev(values) / math.sqrt(n + 1)
+
+
+def seeds():
+    """A row for each arm: a dot for each seed, and a bar at their mean with its 95 % interval."""
+    rows, factor, label = read_study('config')
+    arms = {}
+    for row in rows:
+        if str(row['run'].get('seed')) not in search_seeds.split(','):
+            arms.setdefault(row['name'], []).append(row)
+    fig, ax = plt.subplots(figsize=(13, 2 + 0.55 * len(arms)), layout='constrained')
+    table, names = [], sorted(arms)  # networks together
+    for y, (name, style) in enumerate(zip(names, styles(names))):
+        values, color = best_seeds(arms[name], factor), style['color']
+        mean, half = (statistics.fmean(values), interval(values)) if values else (0, 0)
+        table.append([name, len(values), mean_spread(values) if values else 'diverged', f'{half:.4f}' if half
+                      else ''])
+        if values:
+            ax.errorbar(mean, y, xerr=half or None, color=color, linewidth=2, capsize=6)
+            ax.plot(mean, y, '|', color=color, markersize=24, markeredgewidth=4)
+            ax.plot(values, [y] * len(values), style['marker'], color=color, markeredgecolor='white',
+                    zorder=3)
+        else:  # at the edge of the picture where the bad values are
+            ax.plot(0.02 if 'top' in metric else 0.98, y, transform=ax.get_yaxis_transform(), color=color,
+                    **CROSS)
+        ax.annotate(f'{mean:#.4g}' if values else 'diverged', (1.01, y), xycoords=ax.get_yaxis_transform(),
+                    va='center')
+    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6),
+           xlabel=f'{label}\na dot for each seed; their mean and its 95 % interval')
+    ax.grid(axis='x', color='0.9')
+    print_table(['arm', 'seeds', label, '95 % interval, ±'], table)
+    return fig
 
 
 def grid():
     """
-    The last value against the learning rate, a line for each config, or for each variant of a study that has them, at
-    the best of what else was varied. What diverged has no value: it is marked below, in a row for each line.
+    The last value against the learning rate, a line for each arm, at the best of what else was varied. What
+    diverged has no value: it is marked below, in a row for each line.
     """
     rows, factor, label = read_study('config', 'learning_rate')
-    for row in rows:
-        row['line'] = row['run'].get('variant', row['run']['config'])
-    names = list(dict.fromkeys(row['line'] for row in rows))
-    lost = [name for name in names if any((row['line'], row['ended']) == (name, 'diverged') for row in rows)]
-    rates, cells = sorted({row['run']['learning_rate'] for row in rows}), {}
-    fig, axes = plt.subplots(1 + bool(lost), figsize=(16, 9) if len(names) > 4 else (12, 7), sharex=True, squeeze=False,
+    names = list(dict.fromkeys(row['name'] for row in rows))
+    lost = [name for name in names if any((row['name'], row['ended']) == (name, 'diverged') for row in rows)]
+    rates, cells, best = sorted({row['run']['learning_rate'] for row in rows}), {}, []
+    fig, axes = plt.subplots(1 + bool(lost), figsize=(14, 8), sharex=True, squeeze=False,
                              layout='constrained', height_ratios=[20, len(lost)][:1 + bool(lost)])
     ax, below = axes[0, 0], axes[-1, 0]
-    for i, name in enumerate(names):
+    for name, style in zip(names, styles(names)):
         points = {}
         for lr in rates:
-            here = [row for row in rows if (row['line'], row['run']['learning_rate']) == (name, lr)]
+            here = [row for row in rows if (row['name'], row['run']['learning_rate']) == (name, lr)]
             values, diverged = best_seeds(here, factor), sum(row['ended'] == 'diverged' for row in here)
             if values:
-                points[lr] = values
+                points[lr] = statistics.fmean(values)
             cells[name, lr] = mean_spread(values) if values else ''
             if diverged:
-                below.plot(lr, lost.index(name), color=COLORS[i % len(COLORS)], **CROSS)
+                below.plot(lr, lost.index(name), color=style['color'], **CROSS)
                 cells[name, lr] = f'{cells[name, lr]} ({diverged} of {len(here)} diverged)'.strip()
-        band(ax, list(points), points.values(), i, marker=MARKERS[i // len(COLORS) % 4], label=name)
+        best += [min(points.values())] if points else []
+        ax.plot(list(points), list(points.values()), label=name, **style)
     if lost:
         below.set(yticks=range(len(lost)), ylim=(len(lost) - 0.5, -0.5), ylabel='diverged')
         below.set_yticklabels(lost, fontsize=13)
         below.yaxis.tick_right()
         below.tick_params(axis='y', length=0)
     ax.set(xscale='log', ylabel=label)
+    low, high = (f(best, default=0) for f in (min, max))
+    if 'loss' in metric and low < high:  # rates far from the best may leave the picture above
+        ax.set_ylim(low - 0.1 * (high - low), min(high + (high - low), ax.get_ylim()[1]))
     below.set_xlabel('learning rate')
-    ax.legend(**(dict(loc='upper left', bbox_to_anchor=(1, 1)) if len(names) > 4 else {}))
-    print_table(['learning rate', *names], [[f'{lr:g}', *(cells[name, lr] for name in names)] for lr in rates])
-    return fig
-
-
-def ablation():
-    """What each setting ends with: a bar from the lowest seed to the highest and a line at their mean."""
-    rows, factor, label = read_study('config')
-    arms = {}  # by setting and optimizer, which the run states or its config
-    for row in rows:
-        stated = {**read_file(f'config/{row["run"]["config"]}.py'), **row['run']}
-        arms.setdefault((stated['setting'], OPTIMIZERS[stated['optimizer']]), []).append(row)
-    names, optimizers = ([x for x in all_of if any(x in arm for arm in arms)]
-                         for all_of in (SETTINGS, OPTIMIZERS.values()))
-    fig, ax = plt.subplots(figsize=(12, 7), layout='constrained')
-    table, width = [], 0.75 / len(optimizers)
-    for (name, optimizer), here in sorted(arms.items()):
-        i, values = optimizers.index(optimizer), best_seeds(here, factor)
-        x = names.index(name) + (i - (len(optimizers) - 1) / 2) * width
-        table.append([name, optimizer, len(values), mean_spread(values) if values else 'diverged'])
-        if not values:
-            y = 0.03 if 'top' in metric else 0.97  # at the edge of the picture where the bad values are
-            ax.plot(x, y, transform=ax.get_xaxis_transform(), color=COLORS[i], **CROSS)
-            continue
-        ax.bar(x, max(values) - min(values), 0.9 * width, min(values), color=COLORS[i], alpha=0.4)
-        mean, high = statistics.fmean(values), max(values)
-        ax.hlines(mean, x - 0.45 * width, x + 0.45 * width, color=COLORS[i], linewidth=5)
-        ax.annotate(f'{mean:#.4g}', (x, high), (0, 9), textcoords='offset points', ha='center')
-    for color, optimizer in zip(COLORS, optimizers):
-        ax.plot([], [], color=color, linewidth=5, label=optimizer)
-    if any(row[3] == 'diverged' for row in table):
-        ax.plot([], [], color='0.3', label='diverged', **CROSS)
-    ax.use_sticky_edges = False  # room below the lowest bar
-    ax.margins(y=0.12)
-    ax.set(xticks=range(len(names)), xticklabels=names, ylabel=label)
-    ax.legend(title='mean, lowest to highest seed')
-    print_table(['setting', 'optimizer', 'seeds', label], table)
+    ax.legend(loc='upper left', bbox_to_anchor=(1, 1), handlelength=3)
+    print_table(['learning rate', *names], [[f'{lr:g}', *(cells[name, lr] for name in names)]
+                                            for lr in rates])
     return fig
 
 # -----------------------------------------------------------------------------
@@ -442,8 +346,8 @@ NORM_COLORS = {'InputNorm': '#D55E00', 'PreNorm': '#009E73', 'QKNorm': '#E69F00'
                'PostNorm': '#CC79A7', 'FinalNorm': '#555555'}
 # the way of x from below to above: (word, its flag in SETTINGS); None: always there
 STACK = (('embedding', None), ('InputNorm', 'input_norm'),
-         ('branch', None), ('PreNorm', 'pre_norm'), ('QKNorm', 'qk_norm'), ('attention', None), ('MidNorm', 'mid_norm'),
-         ('+', None), ('PostNorm', 'post_norm'),
+         ('branch', None), ('PreNorm', 'pre_norm'), ('QKNorm', 'qk_norm'), ('attention', None),
+         ('MidNorm', 'mid_norm'), ('+', None), ('PostNorm', 'post_norm'),
          ('branch', None), ('PreNorm', 'ffn_pre_norm'), ('FFN', None), ('MidNorm', 'mid_norm'),
          ('+', None), ('PostNorm', 'post_norm'), ('FinalNorm', 'final_norm'), ('head', None))
 
@@ -471,7 +375,8 @@ def settings():
             elif word == '+':
                 ax.plot([x, x - 0.55, x - 0.55, x], [start, start, y + 0.4, y + 0.4], **line)
                 ax.text(x, y + 0.4, '+', ha='center', va='center', zorder=3,
-                        bbox=dict(boxstyle='circle,pad=0.1', facecolor='white', edgecolor='black', linewidth=1.5))
+                        bbox=dict(boxstyle='circle,pad=0.1', facecolor='white', edgecolor='black',
+                                  linewidth=1.5))
             elif word == 'attention':  # it holds QKNorm
                 box(ax, x, y - 1, y + 0.8, word, text=0.75 if flags['qk_norm'] else 0.5)
                 if flags['qk_norm']:
@@ -484,90 +389,138 @@ def settings():
     ax.text(-0.7, 8.4, 'block, n_layer times', rotation=90, ha='right', va='center', fontsize=18)
     ax.set(xlim=(-0.95, x + 0.6), ylim=(-0.5, len(STACK) + 2))
     ax.axis('off')
-    print_table(['setting', *NORMS], [[name, *('x' * flags[n] for n in NORMS)] for name, flags in SETTINGS.items()])
+    print_table(['setting', *NORMS], [[name, *('x' * flags[n] for n in NORMS)] for name,
+                                      flags in SETTINGS.items()])
     return fig
 
 # -----------------------------------------------------------------------------
-# figure 4: what each norm does
+# figure 1: gradients
 
-def measure_norms(flags, number):
-    """For each layer of a fresh GPT: RMS of its input, norms of six gradients, two singular values of its Jacobian."""
-    torch.manual_seed(seed + number)
-    model = GPT(GPTConfig(**flags, norm='rms', flash=False, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
-                          block_size=block_size, vocab_size=256))
-    with torch.no_grad():
-        for p in model.blocks.parameters():
-            p.mul_(weight_scale if p.dim() == 2 else 1)
-    idx = torch.randint(256, (8, block_size + 1))
-    model(idx[:, :-1], idx[:, 1:])[1].backward()
-    x, rows = model.input_norm(model.wte(idx[0, :-1]) + model.wpe.weight).detach(), []  # (T, C)
-    for block in model.blocks:
-        # of the last token's output with respect to its own input
-        jacobian = torch.func.jacrev(lambda last: block(torch.cat((x[:-1], last[None]))[None])[0, -1])(x[-1])
-        values = torch.linalg.svdvals(jacobian.detach())
-        rows.append([x.square().mean().sqrt().item(), *(g.norm().item() for g in gradients_of(block)),
-                     values[0].item(), values.median().item()])
-        x = block(x[None])[0].detach()
-    return np.array(rows)
+WEIGHTS = ('W_q', 'W_k', 'W_v', 'W_o', 'W_1', 'W_2')
+LEVELS = 10 ** np.arange(-0.5, 2.05, 0.1)  # multiples of a matrix's RMS
 
 
-def norms():
+def load_gpt(path):
+    """(checkpoint, network) of a file."""
+    try:
+        saved = torch.load(path, map_location='cpu', weights_only=True)
+        model = GPT(GPTConfig(**saved['model_args']))
+        model.load_state_dict(saved['model'])
+    except Exception as e:  # a zip that is cut short, a pickle of classes, a file of something else, a ViT
+        fail(f'{path} is not a whole checkpoint of train_gpt.py ({type(e).__name__}): give another run')
+    return saved, model.eval()  # no dropout
+
+
+def gradients_of(block):
+    """The gradients of a block in the order of WEIGHTS; W_q, W_k and W_v are thirds of c_attn."""
+    linears = block.attn.c_proj, block.ffn.c_fc, block.ffn.c_proj
+    return *block.attn.c_attn.weight.grad.chunk(3), *(linear.weight.grad for linear in linears)
+
+
+def kurtosis(g):
+    """Excess kurtosis: 0 for a normal distribution, 3 for a Laplace distribution."""
+    centred = g.double() - g.double().mean()
+    return ((centred ** 4).mean() / (centred ** 2).mean() ** 2 - 3).item()
+
+
+def heaviness(g):
     """
-    S5 with one norm off at a time, S1 with one on (PreNorm: off), all with RMSNorm, on random bytes: in each layer the
-    RMS of the residual stream, the norm of each weight's gradient, and the singular values of the Jacobian of the
-    block, largest over median. Fresh weights are small and most norms have little to do: --weight_scale=4 shows more.
+    Three numbers that no factor on g changes: the kurtosis of g; the 99.9 % quantile of |g| over its median;
+    the Hill index of |g|, 1 / mean(log(|g| / u)) over its k largest entries, a share `tail` of all, u being
+    the largest one below. For a power law, P(|g| > x) ~ x^-a, the last is a, with standard error a / sqrt(k).
+    Normal: 0, 4.9, 13.
     """
-    fig, axes = plt.subplots(2, 5, figsize=(16, 9), sharex=True, sharey='col', layout='constrained')
-    flips = {None: None, 'InputNorm': 'input_norm', 'PreNorm': 'pre_norm', 'MidNorm': 'mid_norm', 'QKNorm': 'qk_norm'}
-    table, layers, plain = [], np.arange(1, n_layer + 1), []
-    for row, base in zip(axes, ('S5', 'S1')):
-        for word, flag in flips.items():
-            flags = {k: v != (k == flag) for k, v in SETTINGS[base].items()}
-            name = f'{base} {"+" if flags[flag] else "−"} {word}' if word else base
-            found = np.median([measure_norms(flags, n) for n in range(networks)], axis=0)
-            table += [[name, i, *(f'{v:.2g}' for v in values)] for i, values in zip(layers, found)]
-            shown = found[:, 0], *(np.hypot(found[:, i], found[:, i + 1]) for i in (1, 3, 5)), found[:, 7] / found[:, 8]
-            plain += [] if word else [shown]
-            for ax, y in zip(row, shown):
-                ax.plot(layers, y, color=NORM_COLORS.get(word, 'black'), linewidth=2.5 if word else 7,
-                        zorder=3 if word else 2, alpha=1 if word else 0.35)
-    titles = ('RMS of the\nresidual stream',
-              *(f'gradient norm of\n${pair}$ (nats)' for pair in ('W_q, W_k', 'W_v, W_o', 'W_1, W_2')),
-              'Jacobian of block\n' r'$\sigma_{max}\ /\ \sigma_{median}$')
-    for i, title in enumerate(titles):
-        usual = np.concatenate([y[i] for y in plain])  # S5 and S1 as they are: what is far off leaves the picture
-        axes[0, i].set(title=title, yscale='log', ylim=(usual.min() / 8, usual.max() * 8))
-        axes[1, i].set(xlabel='layer', yscale='log', xticks=sorted({1, (n_layer + 1) // 2, n_layer}))
-        axes[0, i].minorticks_off()
-        axes[1, i].minorticks_off()
-    axes[0, 4].set_ylim(0.8, None)
-    axes[0, 0].set_ylabel('S5, one norm off')
-    axes[1, 0].set_ylabel('S1, one norm on\n(PreNorm: off)')
-    lines = [plt.Line2D([], [], color=NORM_COLORS.get(word, 'black'), linewidth=4 if word else 7,
-                        alpha=1 if word else 0.35, label=word or 'none switched') for word in flips]
-    fig.legend(handles=lines, loc='outside upper center', ncols=5)
-    print_table(['network', 'layer', 'RMS of x', *(f'gradient of ${w}$' for w in WEIGHTS), 'largest singular value',
-                 'median'], table)
-    print(f'\nDepth {n_layer}, width {n_embd}, {n_head} heads, {block_size} tokens; fresh matrices times '
-          f'{weight_scale:g}; median of {networks} networks.')
+    size = g.abs().flatten().double().sort().values
+    k, n = max(1, int(tail * len(size))), len(size)
+    hill = 1 / (size[-k:] / size[-k - 1]).log().mean()
+    return kurtosis(g), (size[int(0.999 * n)] / size[n // 2]).item(), hill.item()
+
+
+def measure_gradients(path):
+    """Rows of results/gradients.jsonl, one for each weight: over all layers and batches, of g / RMS(g)."""
+    saved, model = load_gpt(path)
+    config, (tokens, *_) = saved['config'], read_tokens(saved['config']['dataset'])
+    found = [[] for _ in WEIGHTS]
+    for i in range(batches):
+        T, rng = config['block_size'], np.random.default_rng((seed, i))
+        offsets = rng.integers(0, len(tokens) - T, batch_size or config['global_batch_size'])
+        model.zero_grad()
+        model(*windows(tokens, T, offsets))[1].backward()
+        for of_weight, layers in zip(found, zip(*map(gradients_of, model.blocks))):
+            # each matrix by its own RMS
+            g = torch.cat([(w / w.square().mean().sqrt()).flatten() for w in layers])
+            of_weight.append([*heaviness(g), *((g.abs() > x).double().mean().item() for x in LEVELS)])
+    for weight, of_weight in zip(WEIGHTS, found):
+        numbers, ratio, hill, *above = (float(f'{v:.4g}') for v in np.mean(of_weight, 0))
+        yield {'iter': saved['iter'], 'weight': weight, 'kurtosis': numbers, 'ratio': ratio, 'hill': hill,
+               'above': above}
+
+
+def gradients():
+    """
+    How heavy the tails of the gradients are, late in training, for two of the weights; the table has all six.
+
+    With a norm behind it the scale of a weight does not change the loss, L(c w) = L(w), so its gradient at c
+    w is 1/c of that at w. MidNorm (for W_v, W_o, W_2) and QKNorm (for W_q, W_k) hence change the size of each
+    matrix's gradient by themselves, whatever the shape of the distribution: smaller gradients are not lighter
+    tails. So all is of g / RMS(g), each matrix by its own RMS. The quantile over the median also rises where
+    most entries are nearly 0.
+    """
+    path = f'results/{study or "gradients"}.jsonl'
+    if runs:
+        files = {d: sorted(f for f in os.listdir(d) if re.fullmatch(r'ckpt_\d+\.pt', f)) for d in run_dirs()}
+        for d in files:
+            if not files[d]:
+                fail(f'{d} has no checkpoints that were kept (ckpt_000500.pt): train with --keep_interval=N')
+        names = name_runs([{**load_gpt(os.path.join(d, of_run[0]))[0]['config'], 'out_dir': d} for d,
+                           of_run in files.items()])
+        rows = [{'run': name, **row} for name, (d, of_run) in zip(names, files.items())
+                for f in dict.fromkeys((of_run[0], of_run[len(of_run) // 2], of_run[-1]))
+                for row in measure_gradients(os.path.join(d, f))]
+        os.makedirs('results', exist_ok=True)
+        with open(path, 'w', encoding='utf-8') as f:
+            f.writelines(json.dumps(row) + '\n' for row in rows)
+    rows = read_rows(path, 'measure them first, with --runs=out/a,out/b')
+    names = list(dict.fromkeys(row['run'] for row in rows))
+    last = {name: max(row['iter'] for row in rows if row['run'] == name) for name in names}
+    fig, axes = plt.subplots(1, 2, figsize=(15, 7), sharey=True, layout='constrained')
+    for weight, ax in zip(('W_q', 'W_2'), axes):
+        ax.plot(LEVELS, [math.erfc(x / math.sqrt(2)) for x in LEVELS], color='0.8', linewidth=9,
+                label='normal distribution')
+        for name, style in zip(names, styles(names)):
+            above, = (row['above'] for row in rows
+                      if (row['run'], row['weight'], row['iter']) == (name, weight, last[name]))
+            above = [share or math.nan for share in above]  # beyond the largest entry there is no line
+            ax.plot(LEVELS, above, **{**style, 'marker': ''}, label=name)
+        ax.set(title=f'gradient of ${weight}$, late in training', xscale='log', yscale='log', xlim=(0.5, 60),
+               ylim=(1e-6, 1.2), xlabel='x', xticks=(1, 3, 10, 30), xticklabels=(1, 3, 10, 30))
+        ax.minorticks_off()
+    axes[0].set_ylabel('share of entries with |g| > x RMS(g)')
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=5)
+    table = []
+    for run, at in dict.fromkeys((row['run'], row['iter']) for row in rows):
+        here = [row for row in rows if (row['run'], row['iter']) == (run, at)]
+        ends = ([f(row[number] for row in here) for f in (min, max)]
+                for number in ('kurtosis', 'ratio', 'hill'))
+        table.append([run, at, *(f'{low:.1f} to {high:.1f}' for low, high in ends)])
+    print_table(['run', 'update', 'excess kurtosis', '99.9 % quantile / median', 'Hill index'], table)
     return fig
 
 # -----------------------------------------------------------------------------
 
-COMMANDS = {f.__name__: f for f in (gradients, curves, ablation, grid, settings, norms)}
+COMMANDS = {f.__name__: f for f in (curves, seeds, grid, settings, gradients)}
 plt.rcParams.update({'font.size': 16, 'axes.labelsize': 18, 'axes.titlesize': 18, 'legend.frameon': False,
-                     'axes.spines.top': False, 'axes.spines.right': False, 'lines.linewidth': 3, 'lines.markersize': 10,
-                     'svg.hashsalt': 'dnt'})
+                     'axes.spines.top': False, 'axes.spines.right': False, 'lines.linewidth': 3,
+                     'lines.markersize': 10, 'svg.hashsalt': 'dnt'})
 
 if __name__ == '__main__':
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+    if {'-h', '--help'} & set(sys.argv):
+        configure(globals(), ['--help'])
+    command = COMMANDS.get((sys.argv + [''])[1])
+    if not command:
         fail(f'which picture? python -m experiments.figures [{"|".join(COMMANDS)}]')
     for name, value in configure(globals(), sys.argv[2:]).items():
         low, high = 0 if name in ('seed', 'batch_size') else 1e-9, 0.5 if name == 'tail' else 2 ** 40
         if not isinstance(value, str) and not low <= value <= high:
             fail(f'{name}={value} is out of range: use {"a smaller" if value > high else "a larger"} one')
-    if n_embd % n_head:
-        fail(f'n_embd={n_embd} does not divide into n_head={n_head} heads')
-    if device != 'cpu' and not torch.cuda.is_available():
-        fail(f'device={device}, but torch finds no CUDA GPU here: use --device=cpu')
-    save(COMMANDS[sys.argv[1]](), sys.argv[1])
+    save(command(), study if study and command in (seeds, grid) else command.__name__)

@@ -1,12 +1,13 @@
 """
 Which parameters lag under mSGDW: AdamW takes over one group of an L-DNT's weights after the other.
 
-    python -m experiments.lag        19 short runs, two at once; a table, and a line for each run in results/lag.jsonl
+    python -m experiments.lag        19 short runs, two at once; a line for each in results/lag.jsonl; a table
 
-The gain of a group is the validation loss with mSGDW for all minus that with AdamW for this group, which takes the best
-of three rates (by the mean over the seeds; from few seeds this flatters it); mSGDW's rate, both decays and the warmup
-stay. Batches, schedule, clipping and validation windows are those of train_gpt.py. Run it again after a kill: what is
-finished is not run again.
+The gain of a group is the validation loss with mSGDW for all minus that with AdamW for this group, which
+takes the best of three rates (by the mean over the seeds; from few seeds this flatters it); mSGDW's rate,
+both decays and the warmup stay. Batches, schedule, clipping and validation windows are those of train_gpt.py.
+Run it again after a kill: what is finished is not run again, and a finished table is printed without the data
+set.
 """
 
 import json
@@ -22,9 +23,9 @@ import torch.nn as nn
 
 from configurator import configure, fail
 from experiments.reproduce import mean_spread
-from model import SETTINGS, GPT, GPTConfig
+from model import GPT, SETTINGS, GPTConfig
 from sgdw import SGDW
-from training import data_folder, lr_at
+from training import data_folder
 
 dataset = 'stdlib'  # a folder under data/, or a path
 out = 'results/lag.jsonl'  # a line for each run
@@ -32,7 +33,7 @@ processes = 2  # runs at the same time, of one thread each
 iters = 400  # updates
 global_batch_size = 8  # sequences per update
 block_size = 128  # context length in tokens
-n_layer = 4
+n_layer = 4  # blocks
 n_embd = 32  # heads have 32 channels
 tied = True  # False: the head is a group of its own
 learning_rate = 0.4  # mSGDW
@@ -52,13 +53,35 @@ def pieces(model):
         if 'c_attn' in name:
             yield from (('q and k', p, slice(0, 2 * C)), ('v and o', p, slice(2 * C, 3 * C)))
         else:
-            yield ('embeddings' if name.startswith(('wte', 'wpe')) else 'head' if name.startswith('lm_head') else
+            yield ('embeddings' if name.startswith(('wte', 'wpe')) else 'head' if name.startswith('lm_head')
+                   else
                    'FFN' if '.ffn.' in name else 'v and o' if 'c_proj' in name else 'gains'), p, slice(None)
 
 
+def read_tokens(dataset):
+    """(training tokens, validation tokens, size of the vocabulary), memmapped."""
+    folder = data_folder(dataset)
+    try:
+        with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
+            meta = json.load(f)
+        dtype = np.dtype(meta['dtype']).newbyteorder('<')
+        return *(np.memmap(os.path.join(folder, f'{split}.bin'), dtype, 'r') for split in ('train', 'val')), \
+            meta['vocab_size']
+    except OSError as e:
+        fail(f'cannot read {e.filename} ({e.strerror}): make it with prepare_owt.py --dataset={dataset}')
+
+
 def windows(tokens, T, offsets):
+    """Inputs and targets (B, T) that begin there."""
     rows = torch.from_numpy(np.stack([tokens[i:i + T + 1] for i in offsets]).astype(np.int64))  # (B, T + 1)
     return rows[:, :-1], rows[:, 1:]
+
+
+def get_lr(i, peak, warmup, iters):
+    """Linear warmup, then a cosine to 0."""
+    if i < warmup:
+        return peak * (i + 1) / (warmup + 1)
+    return 0.5 * (1.0 + math.cos(math.pi * ((i - warmup) / max(1, iters - warmup)))) * peak
 
 
 def train(run):
@@ -66,13 +89,10 @@ def train(run):
     torch.set_num_threads(1)
     torch.manual_seed(run['seed'])
     B, T = run['global_batch_size'], run['block_size']
-    folder = data_folder(run['dataset'])
-    with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
-        meta = json.load(f)
-    tokens, val = (np.memmap(os.path.join(folder, f'{split}.bin'), np.dtype(meta['dtype']).newbyteorder('<'), 'r')
-                   for split in ('train', 'val'))
-    model = GPT(GPTConfig(**SETTINGS['S5'], block_size=T, vocab_size=-(-meta['vocab_size'] // 64) * 64,
-                          n_layer=run['n_layer'], n_embd=run['n_embd'], n_head=run['n_embd'] // 32, tied=run['tied']))
+    tokens, val, vocab = read_tokens(run['dataset'])
+    model = GPT(GPTConfig(**SETTINGS['S5'], block_size=T, vocab_size=-(-vocab // 64) * 64,
+                          n_layer=run['n_layer'],
+                          n_embd=run['n_embd'], n_head=run['n_embd'] // 32, tied=run['tied']))
     parts, groups = [], {True: [], False: []}
     for group, p, rows in pieces(model):
         part = nn.Parameter(p.data[rows])  # a view: what steps it steps the weight
@@ -82,10 +102,11 @@ def train(run):
         groups[adamw].append({'params': [part], 'weight_decay': decay if p.dim() >= 2 else 0.0})
     optimizers = [(make(groups[adamw]), run[peak]) for adamw, peak, make in (
         (False, 'learning_rate', lambda g: SGDW(g, lr=0.0, momentum=0.9)),
-        (True, 'adamw_lr', lambda g: torch.optim.AdamW(g, lr=0.0, betas=(0.9, 0.95), fused=True))) if groups[adamw]]
+        (True, 'adamw_lr', lambda g: torch.optim.AdamW(g, lr=0.0, betas=(0.9, 0.95), fused=True)))
+                  if groups[adamw]]
 
     for i in range(run['iters']):
-        offsets = np.random.default_rng((run['seed'], i)).integers(0, len(tokens) - T - 1, size=B, endpoint=True)
+        offsets = np.random.default_rng((run['seed'], i)).integers(0, len(tokens) - T, size=B)
         model(*windows(tokens, T, offsets))[1].backward()
         if not nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
             return math.inf
@@ -93,20 +114,21 @@ def train(run):
             part.grad = p.grad[rows]
         for opt, peak in optimizers:
             for group in opt.param_groups:
-                group['lr'] = lr_at(i, peak, 0.0, round(run['warmup'] * run['iters']), run['iters'])
+                group['lr'] = get_lr(i, peak, round(run['warmup'] * run['iters']), run['iters'])
             opt.step()
         model.zero_grad()
     model.eval()
     with torch.no_grad():
         starts = np.arange((len(val) - 1) // T) * T
-        losses = [model(*windows(val, T, s))[1].item() * len(s) for s in np.array_split(starts, -(-len(starts) // B))]
+        losses = [model(*windows(val, T, s))[1].item() * len(s)
+                  for s in np.array_split(starts, -(-len(starts) // B))]
     return sum(losses) / len(starts)
 
 
 def plan(config):
     """mSGDW for all; AdamW for one group after the other and for all, at three rates each."""
-    keys = ('dataset', 'iters', 'global_batch_size', 'block_size', 'n_layer', 'n_embd', 'tied', 'learning_rate',
-            'weight_decay', 'adamw_decay', 'warmup')
+    keys = ('dataset', 'iters', 'global_batch_size', 'block_size', 'n_layer', 'n_embd', 'tied',
+            'learning_rate', 'weight_decay', 'adamw_decay', 'warmup')
     for seed in range(1, 1 + config['seeds']):
         for group in ('nothing', *(g for g in GROUPS if g != 'head' or not config['tied']), 'everything'):
             for factor in (1.0, 0.5, 2.0)[:1 if group == 'nothing' else 3]:
@@ -127,7 +149,8 @@ def print_table(runs, done):
         rate = min(of_rate, key=lambda rate: fmean(of_rate[rate]))
         loss[group] = rate, of_rate[rate]
     nothing, everything = loss['nothing'][1], loss['everything'][1]
-    print('| AdamW for | its rate | val loss | gain | share of the gain for everything |\n|---|---|---|---|---|')
+    print('| AdamW for | its rate | val loss | gain | share of the gain for everything |\n'
+          + 5 * '|---' + '|')
     for group, (rate, values) in loss.items():
         gains = [a - b for a, b in zip(nothing, values)]
         whole = fmean(nothing) - fmean(everything)
@@ -137,9 +160,10 @@ def print_table(runs, done):
 
 if __name__ == '__main__':
     runs = list(plan(configure(globals())))
-    todo = [run for run in runs if json.dumps(run) not in read(out)]
-    if not os.path.exists(os.path.join(data_folder(dataset), 'meta.json')):
-        fail(f'there is no data set {dataset}: make it with python prepare_owt.py --dataset={dataset}')
+    done = read(out)
+    todo = [run for run in runs if json.dumps(run) not in done]
+    if todo:
+        read_tokens(dataset)  # or end here with a sentence
     os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
     with ProcessPoolExecutor(processes, get_context('spawn')) as pool:
         for future in as_completed(started := {pool.submit(train, run): run for run in todo}):

@@ -1,15 +1,16 @@
 """
-A law of what mSGDW lacks on L-DNT against AdamW, by length, width and vocabulary, and one point predicted by it.
+A law of what mSGDW lacks on L-DNT against AdamW, by length, width and vocabulary, and one point predicted by
+it.
 
     python -m experiments.reproduce law          the points, after language_grid
     python -m experiments.law --predict=True     the prediction of one more, to results/law_prediction.json
     python -m experiments.reproduce law_fifth    and only then run it
     python -m experiments.law                    the table: predicted beside measured
 
-The gap of an arm is its validation loss minus AdamW's, seed by seed, in nats per token. Two forms are fitted by least
-squares: gap = a + b x, and log gap = a + b x where all gaps are above 0. x are the logarithms to base 2 of tokens,
-width and vocabulary, as multiples of the first point's. A token of a larger vocabulary is more bytes: part of what the
-vocabulary does to a gap is this unit, and as many tokens are more text.
+The gap of an arm is its validation loss minus AdamW's, seed by seed, in nats per token. Two forms are fitted
+by least squares: gap = a + b x, and log gap = a + b x where all gaps are above 0. x are the logarithms to
+base 2 of tokens, width and vocabulary, as multiples of the first point's. A token of a larger vocabulary is
+more bytes: part of what the vocabulary does to a gap is this unit, and as many tokens are more text.
 """
 
 import json
@@ -46,7 +47,7 @@ def gaps(variant, point, done):
 
 
 def fit(points, values):
-    """(prediction(point), coefficients: at the first point and for each doubling, root mean square of what is left)."""
+    """(prediction(point), coefficients at the first point and for each doubling, rms of what is left)."""
     def x(point):
         return [1, *(math.log2(a / b) for a, b in zip(axes_of(point), axes_of(points[0])))]
     X = np.array([x(point) for point in points])
@@ -76,9 +77,11 @@ def write_prediction(done, points, fits):
             fail(f'{run} was run already: a prediction comes before it')
     if os.path.exists(searches.PREDICTION):
         fail(f'{searches.PREDICTION} stands')
-    said = {arm: {form: prediction(point) for form, (prediction, *_) in of_arm.items()} for arm, of_arm in fits.items()}
+    said = {arm: {form: prediction(point) for form, (prediction, *_) in of_arm.items()} for arm,
+            of_arm in fits.items()}
     with open(searches.PREDICTION, 'w', encoding='utf-8') as f:
-        json.dump({'date': datetime.now().isoformat(' ', 'seconds'), 'point': point, 'points': len(points), 'gaps': said},
+        json.dump({'date': datetime.now().isoformat(' ', 'seconds'), 'point': point, 'points': len(points),
+                   'gaps': said},
                   f, indent=2)
 
 
@@ -97,7 +100,8 @@ def print_fits(fits):
             power = form == 'power'
             say = (lambda v: f'{math.exp(v):.3f}') if power else (lambda v: f'{v:+.4f}')
             print(f'\n{arm}, {form}: gap {say(first)} at the first point'
-                  + ''.join(f', {"times " * power}{say(b)} for each doubling of {axis}' for b, axis in zip(each, AXES))
+                  + ''.join(f', {"times " * power}{say(b)} for each doubling of {axis}' for b,
+                            axis in zip(each, AXES))
                   + f'; root mean square of what is left {left:.4f}' + ' of log gap' * power)
 
 
@@ -109,7 +113,8 @@ def print_prediction(done):
           '| arm | form | predicted gap | measured |\n|---|---|---|---|')
     for arm, of_arm in said['gaps'].items():
         for form, value in of_arm.items():
-            print(f'| {arm} | {form} | {value:+.4f} | {mean_spread(gaps(arm, point, done), "+.4f") or "not run"} |')
+            measured = mean_spread(gaps(arm, point, done), '+.4f') or 'not run'
+            print(f'| {arm} | {form} | {value:+.4f} | {measured} |')
 
 
 if __name__ == '__main__':

@@ -1,11 +1,10 @@
 """
-nanoGPT's training step as it ships, for experiments.bench: in a process of its own, where nothing of ours is at work.
+nanoGPT's training step as it ships, for experiments.bench: in a process of its own, without our settings.
 
-    python -m experiments.peer PATH SHAPE BATCH LENGTH DEVICE SEED FILE
+    python -m experiments.peer --path=PATH_OF_NANOGPT --shape='{"n_layer": 2}' --file=FILE
 
-PATH is a checkout of nanoGPT, SHAPE its GPTConfig as JSON. Writes weights and one batch of random ids to FILE, prints
-the loss of that batch, then makes an update and prints 'done' for each line of its input: float32, bfloat16 or bfloat16
-compiled.
+Writes weights and one batch of random ids to FILE and prints the loss of that batch. Then it makes an update
+and prints 'done' for each line of its input: float32, bfloat16 or bfloat16 compiled.
 """
 
 import importlib.util
@@ -16,20 +15,30 @@ from contextlib import redirect_stdout
 
 import torch
 
+from configurator import configure
+
+path = ''  # a checkout of nanoGPT
+shape = '{}'  # its GPTConfig as JSON
+batch = 2  # sequences
+length = 256  # tokens of each
+device = 'cpu'  # cpu, cuda, cuda:N
+seed = 1337  # of weights and batch
+file = ''  # where weights and batch go
+
 if __name__ == '__main__':
-    path, shape, batch, length, device, seed, file = sys.argv[1:]
+    configure(globals())
     spec = importlib.util.spec_from_file_location('nanogpt_model', os.path.join(path, 'model.py'))
     module = sys.modules['nanogpt_model'] = importlib.util.module_from_spec(spec)
     device_type = device.split(':')[0]
-    torch.manual_seed(int(seed))
+    torch.manual_seed(seed)
     if device_type == 'cuda':
         torch.cuda.set_device(device)
-    torch.set_float32_matmul_precision('high')  # tf32 on a GPU, as its train.py has it
+    torch.set_float32_matmul_precision('high')  # tf32 on a GPU, as in its train.py
     with redirect_stdout(sys.stderr):
         spec.loader.exec_module(module)
-        model = module.GPT(module.GPTConfig(bias=False, **json.loads(shape))).to(device)  # bias as its train.py
+        model = module.GPT(module.GPTConfig(bias=False, **json.loads(shape))).to(device)  # bias as there
         opt = model.configure_optimizers(0.1, 1e-4, (0.9, 0.95), device_type)
-    X, Y = torch.randint(model.config.vocab_size, (2, int(batch), int(length)), device=device).unbind(0)
+    X, Y = torch.randint(model.config.vocab_size, (2, batch, length), device=device).unbind(0)
     torch.save({'weights': [p.data for p in model.parameters()], 'X': X, 'Y': Y}, file)
     with torch.no_grad():
         print(model(X, Y)[1].item(), flush=True)

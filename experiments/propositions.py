@@ -104,9 +104,10 @@ def show(rows):
 
 def verdict(name, text, rows, holds=False, sense=False, misprint=False):
     """
-    The line on a statement. holds: to the letter; sense, misprint: as the text says or repairs it; if none of them is
-    true it does not hold, though the text expects it to.
+    The line on a statement. holds: to the letter; sense, misprint: as the text says or repairs it; if none of
+    them is true it does not hold, though the text expects it to.
     """
+    text = ' '.join(text.split())
     kind = ('holds' if holds else 'holds in the sense that' if sense else
             'misprint' if misprint else 'does not hold')
     print(f'{name}: {kind}{"" if kind.endswith("that") else ":"} {text}')
@@ -155,11 +156,11 @@ def theorem_1(widths=WIDTHS):
                          'near': share((size.sqrt() - 1).abs() < 0.1), 'small': share(dot.abs() < 0.1)})
     show(rows)
     last = {row['x']: row for row in rows}  # those of the largest d
-    return verdict(
-        'Theorem 1', f'{sum(agree)} of {len(agree)} means are d within four standard errors. "With high '
-        f'probability" takes more: |x| is within 10 % of sqrt(d) for {last["normal"]["near"]:.0%} of normal vectors '
-        f'at d = {d}, for {last["two sizes"]["near"]:.0%} of those of two sizes; and <x, y> is below a tenth of '
-        f'sqrt(d) for {last["normal"]["small"]:.0%} of normal pairs, at every d', rows, holds=all(agree))
+    return verdict('Theorem 1', f"""{sum(agree)} of {len(agree)} means are d within four standard errors.
+        "With high probability" takes more: |x| is within 10 % of sqrt(d) for {last["normal"]["near"]:.0%} of
+        normal vectors at d = {d}, for {last["two sizes"]["near"]:.0%} of those of two sizes; and <x, y> is
+        below a tenth of sqrt(d) for {last["normal"]["small"]:.0%} of normal pairs, at every d""", rows,
+                   holds=all(agree))
 
 
 def theorem_2(widths=WIDTHS):
@@ -177,10 +178,10 @@ def theorem_2(widths=WIDTHS):
             rows.append({'d': d, 'x': kind, 'd E cos^2': mean, '+-': se, 'aligned': share(cos.abs() > 0.99)})
     show(rows)
     *usual, rare = (all(agree[kind]) for kind in KINDS)
-    return verdict(
-        'Theorem 2', 'the directions are isotropic, E xb xb^T = I / d: then d E cos^2 is 1 within four standard '
-        f'errors ({", ".join(KINDS[:-1])}). It does not follow from x being isotropic: {rows[-1]["aligned"]:.0%} of '
-        f'the rare pairs have |cos| = 1 at d = {d}', rows, holds=all(usual) and rare, sense=all(usual))
+    return verdict('Theorem 2', f"""the directions are isotropic, E xb xb^T = I / d: then d E cos^2 is 1
+        within four standard errors ({", ".join(KINDS[:-1])}). It does not follow from x being isotropic:
+        {rows[-1]["aligned"]:.0%} of the rare pairs have |cos| = 1 at d = {d}""", rows,
+                   holds=all(usual) and rare, sense=all(usual))
 
 
 def rms_norm_jacobian(widths=WIDTHS):
@@ -200,16 +201,16 @@ def rms_norm_jacobian(widths=WIDTHS):
             rows.append({'d': d, 'eps': eps, 'error': error(jacobian(norm, x), said(x, norm.weight, d * eps)),
                          'eps taken for the same': error(jacobian(norm, x), said(x, norm.weight, eps))})
     worst = show(rows)[1]
-    return verdict(
-        'RMSNorm Jacobian', f'error {worst["error"]:.0e}, with an eps d times as large as torch\'s (taken for the '
-        f'same: {worst["eps taken for the same"]:.0%} off at eps 0.1)', rows, holds=exact(worst['error']))
+    return verdict('RMSNorm Jacobian', f"""error {worst["error"]:.0e}, with an eps d times as large as torch's
+        (taken for the same: {worst["eps taken for the same"]:.0%} off at eps 0.1)""", rows,
+                   holds=exact(worst['error']))
 
 # -----------------------------------------------------------------------------
 # section 3.2.1: InputNorm
 
 def small_gpt(setting, d, **flags):
-    return GPT(GPTConfig(**{**SETTINGS[setting], **flags}, norm='rms', tied=False, n_layer=4, n_head=2, n_embd=d,
-                         block_size=16, vocab_size=64, flash=False)).double()
+    return GPT(GPTConfig(**{**SETTINGS[setting], **flags}, norm='rms', tied=False, n_layer=4, n_head=2,
+                         n_embd=d, block_size=16, vocab_size=64, flash=False)).double()
 
 
 def residual_stream(blocks, x):
@@ -256,10 +257,10 @@ def equation_3(widths=WIDTHS):
     nn.init.zeros_(ffn.c_proj.weight)[:, :2 * d] = torch.cat((-eye(d), eye(d)), 1)
     negated = (x + relu_ffn(ffn, x)).norm()  # relu(x) - relu(-x) is x
     rms = ', '.join(f'{row["rms of r - 1"]:.3f} at d = {row["d"]}' for row in rows if row['setting'] == 'S5')
-    return verdict(
-        'Equation 3', f'each branch has random weights of its own: E r = 1 and rms of r - 1 {rms} (S5), as said, '
-        f'like 1 / sqrt(d). With one f for all layers E r = {rows[-1]["E r, one f for all layers"]:.1f}; with '
-        f'weights that make f(x) = -x |x + f(x)| = {negated:.0f}', rows, sense=all(agree))
+    return verdict('Equation 3', f"""each branch has random weights of its own: E r = 1 and rms of r - 1 {rms}
+        (S5), as said, like 1 / sqrt(d). With one f for all layers E r =
+        {rows[-1]["E r, one f for all layers"]:.1f}; with weights that make f(x) = -x |x + f(x)| =
+        {negated:.0f}""", rows, sense=all(agree))
 
 
 def matrix_gradients(model, scale):
@@ -280,8 +281,8 @@ def proposition_1(widths=WIDTHS):
     provided that InputNorm is not used': by the RMSNorm Jacobian gradients go with |x^0|^-1. Remark 1: if it
     is very small, they may explode. Measured: the exponent of |x^0| between 1e3 sqrt(d) and 1e4 sqrt(d),
     least and largest over all matrices of 4 blocks; the gradients at sqrt(d) / 100 over those at sqrt(d). S2
-    and S3 differ by InputNorm alone; NoNorm and PostLN are networks without InputNorm, too. 'S5 without' has none
-    either, and no PreNorm before the FFN, but a MidNorm behind it.
+    and S3 differ by InputNorm alone; NoNorm and PostLN are networks without InputNorm, too. 'S5 without' has
+    none either, and no PreNorm before the FFN, but a MidNorm behind it.
     """
     rows, ends = [], ('least exponent', 'largest exponent')
     for setting in ('S1', 'S2', 'S3', 'S5 without', 'S5', 'PostLN', 'NoNorm'):
@@ -300,13 +301,11 @@ def proposition_1(widths=WIDTHS):
     (*_, s2), (*_, s3), (*_, post), (*_, none) = (
         [[row[end] for end in ends] for row in rows if row['setting'] == setting]
         for setting in ('S2', 'S3', 'PostLN', 'NoNorm'))
-    return verdict(
-        'Proposition 1', 'each branch has a PreNorm or a MidNorm: exponents '
-        f'{s2[0]:.4f} to {s2[1]:.4f} without InputNorm (S2, d = {d}), 0 within {max(map(abs, s3)):.0e} with it (S3).'
-        f' With PostNorm alone or no norm gradients do not vanish in all layers (largest exponent '
-        f'{abs(post[1]):.2f} and {none[1]:.2f})', rows,
-        holds=near(-1, 'S1', 'S2', 'S5 without', 'PostLN', 'NoNorm'),
-        sense=near(-1, 'S1', 'S2', 'S5 without') and near(0, 'S3', 'S5'))
+    return verdict('Proposition 1', f"""each branch has a PreNorm or a MidNorm: exponents {s2[0]:.4f} to
+        {s2[1]:.4f} without InputNorm (S2, d = {d}), 0 within {max(map(abs, s3)):.0e} with it (S3). With
+        PostNorm alone or no norm gradients do not vanish in all layers (largest exponent {abs(post[1]):.2f}
+        and {none[1]:.2f})""", rows, holds=near(-1, 'S1', 'S2', 'S5 without', 'PostLN', 'NoNorm'),
+                   sense=near(-1, 'S1', 'S2', 'S5 without') and near(0, 'S3', 'S5'))
 
 # -----------------------------------------------------------------------------
 # section 3.2.2: PreNorm
@@ -371,10 +370,9 @@ def equation_5(widths=WIDTHS):
             'and causal': compare(attention_module(W_k, W_q, W_v, causal=True), (W_q, W_k, W_v), causal=True),
             'not exchanged': compare(attention_module(W_q, W_k, W_v), (W_q, W_k, W_v))})
     _, *errors, same_names = show(rows)[1].values()
-    return verdict(
-        'Equation 5', f'error {max(errors):.0e}, masked or not. With the softmax down the columns of P, as J has '
-        'it, W_q makes the keys and W_k the queries, the reverse of model.py\'s names (taken for the same: error '
-        f'{same_names:.1f})', rows, holds=exact(*errors))
+    return verdict('Equation 5', f"""error {max(errors):.0e}, masked or not. With the softmax down the columns
+        of P, as J has it, W_q makes the keys and W_k the queries, the reverse of model.py's names (taken for
+        the same: error {same_names:.1f})""", rows, holds=exact(*errors))
 
 
 def proposition_2(widths=WIDTHS):
@@ -406,12 +404,11 @@ def proposition_2(widths=WIDTHS):
         rows.append({**row, 'wrt X, over g, eps 1e-6': error(jacobian(y, gx), jacobian(y, x) @ over_g)})
     least, worst = show(rows)
     _, same, printed, inner, divided, weights, with_eps = worst.values()
-    return verdict(
-        'Proposition 2', f'the derivative with respect to PreNorm(X) is equal (error {inner:.0e}), and so are Y '
-        f'({same:.0e}) and the gradients of the weights ({weights:.0e}). That with respect to X, as printed, is '
-        f'not (error {least["wrt X, as printed"]:.1f} to {printed:.1f}): for token i it is divided by g_i (error '
-        f'{divided:.0e}; {with_eps:.0e} with the model\'s eps)', rows,
-        holds=exact(printed), sense=exact(same, inner, divided, weights))
+    return verdict('Proposition 2', f"""the derivative with respect to PreNorm(X) is equal (error
+        {inner:.0e}), and so are Y ({same:.0e}) and the gradients of the weights ({weights:.0e}). That with
+        respect to X, as printed, is not (error {least["wrt X, as printed"]:.1f} to {printed:.1f}): for token
+        i it is divided by g_i (error {divided:.0e}; {with_eps:.0e} with the model's eps)""", rows,
+                   holds=exact(printed), sense=exact(same, inner, divided, weights))
 
 # -----------------------------------------------------------------------------
 # section 3.2.3: MidNorm
@@ -462,14 +459,14 @@ def equation_7(widths=WIDTHS):
             said = midnorm @ ffn_jacobian(ffn, x, slope) / z.norm()
             return error(jacobian(lambda x: norm(act(ffn, x)), x), said)
         row = {'d': d, 'ReLU': compare(relu_ffn, relu_slope),
-               'GELU, its slope': compare(gelu_ffn, gelu_slope), 'GELU, the indicator': compare(gelu_ffn, relu_slope)}
+               'GELU, its slope': compare(gelu_ffn, gelu_slope),
+               'GELU, the indicator': compare(gelu_ffn, relu_slope)}
         norm.eps = 1e-6
         rows.append({**row, 'ReLU, eps 1e-6': compare(relu_ffn, relu_slope)})
     _, relu, gelu, indicator, with_eps = show(rows)[1].values()
-    return verdict(
-        'Equation 7', f'error {relu:.0e} ({with_eps:.0e} with the model\'s eps, which it leaves out). The model\'s '
-        f'GELU needs its own slope for the indicator: error {gelu:.0e} with it, {indicator:.1f} without', rows,
-        holds=exact(relu))
+    return verdict('Equation 7', f"""error {relu:.0e} ({with_eps:.0e} with the model's eps, which it leaves
+        out). The model's GELU needs its own slope for the indicator: error {gelu:.0e} with it,
+        {indicator:.1f} without""", rows, holds=exact(relu))
 
 
 def product_edge(rho):
@@ -509,12 +506,12 @@ def weights_and_input(kind, d):
 
 def proposition_3(widths=WIDTHS):
     """
-    W = W_2 diag(1(W_1 x > 0)) W_1 / |W_2 ReLU(W_1 x)|_2: for high-dimensional, random W_1, W_2 and x its singular
-    values 'will be only related to the shape of W_1 and W_2, and [...] independent to the magnitude' of them.
-    Measured, magnitude: W of (a W_1, b W_2) against W of (W_1, W_2), with ReLU and GELU; and W at 2 x. Shape:
-    half of the 4 d rows of W_1 are alive, so |x| sigma should tend to product_edge(2), the largest, and 1,
-    the rms, whatever the weights' distribution. Against it: a spectrum 1/i, and an x searched to make |z|
-    small.
+    W = W_2 diag(1(W_1 x > 0)) W_1 / |W_2 ReLU(W_1 x)|_2: for high-dimensional, random W_1, W_2 and x its
+    singular values 'will be only related to the shape of W_1 and W_2, and [...] independent to the magnitude'
+    of them. Measured, magnitude: W of (a W_1, b W_2) against W of (W_1, W_2), with ReLU and GELU; and W at 2
+    x. Shape: half of the 4 d rows of W_1 are alive, so |x| sigma should tend to product_edge(2), the largest,
+    and 1, the rms, whatever the weights' distribution. Against it: a spectrum 1/i, and an x searched to make
+    |z| small.
     """
     def W(act, slope, x, a=1.0, b=1.0):
         torch.manual_seed(seed)  # the same weights each time
@@ -548,13 +545,13 @@ def proposition_3(widths=WIDTHS):
     show(rows)
     largest = {(row['weights'], row['d']): (row['largest sigma'], row['+-']) for row in rows}
     normal = ', '.join('{:.2f} +- {:.2f} at {}'.format(*largest['normal', d], d) for d in widths)
-    return verdict(
-        'Proposition 3', 'sigma |x| is meant: sigma is divided by |x|, too. The magnitudes of W_1 and W_2 drop '
-        f'out with ReLU (error {scaled:.0e}), at any d, for any weights; with GELU that of W_1 does not (error '
-        f'{gelu_error:.1f} at 30 W_1). Shape alone: for random weights the largest sigma |x| tends to {edge:.3f} '
-        f'(normal: {normal}), but not for a spectrum 1/i ({"{:.0f} +- {:.0f}".format(*largest["spectrum 1/i", d])}) '
-        f'or a searched x ({"{:.0f} +- {:.0f}".format(*largest["x searched", d])})', magnitude + rows,
-        sense=exact(scaled, halved) and all(agree))
+    return verdict('Proposition 3', f"""sigma |x| is meant: sigma is divided by |x|, too. The magnitudes of
+        W_1 and W_2 drop out with ReLU (error {scaled:.0e}), at any d, for any weights; with GELU that of W_1
+        does not (error {gelu_error:.1f} at 30 W_1). Shape alone: for random weights the largest sigma |x|
+        tends to {edge:.3f} (normal: {normal}), but not for a spectrum 1/i
+        ({"{:.0f} +- {:.0f}".format(*largest["spectrum 1/i", d])}) or a searched x
+        ({"{:.0f} +- {:.0f}".format(*largest["x searched", d])})""", magnitude + rows,
+                   sense=exact(scaled, halved) and all(agree))
 
 # -----------------------------------------------------------------------------
 # section 3.2.4: PostNorm
@@ -562,10 +559,10 @@ def proposition_3(widths=WIDTHS):
 def proposition_4(widths=WIDTHS):
     """
     'If z^{l+1} in Equation 8 is very large, then it will significantly decrease the gradient', as
-    dx^{l+1}/dz^{l+1} = sqrt(d) / |z| (I - z z^T / |z|_2^2), x^{l+1} = PostNorm(z^{l+1}), z^{l+1} = x^l + f(x^l).
-    Measured: the FFN sub-block of model.py's Block. The Jacobian with gains of 1 and others, at z and at 1000
-    z. Then what the text concludes, that gradients vanish when the weights are large: |dx^{l+1}/dx^l| and
-    |dL/dW_2| at 1000 W_2 over those at W_2, with GELU and ReLU; and |dx^{l+1}/dx^l| at 1000 x.
+    dx^{l+1}/dz^{l+1} = sqrt(d) / |z| (I - z z^T / |z|_2^2), x^{l+1} = PostNorm(z^{l+1}), z^{l+1} = x^l +
+    f(x^l). Measured: the FFN sub-block of model.py's Block. The Jacobian with gains of 1 and others, at z and
+    at 1000 z. Then what the text concludes, that gradients vanish when the weights are large: |dx^{l+1}/dx^l|
+    and |dL/dW_2| at 1000 W_2 over those at W_2, with GELU and ReLU; and |dx^{l+1}/dx^l| at 1000 x.
     """
     rows = []
     for d in widths:
@@ -594,11 +591,11 @@ def proposition_4(widths=WIDTHS):
                      '1000 x: dx/dx, ReLU': (relu_x[0] / relu[0]).item()})
     least, worst = show(rows)
     _, ones, _, gain, thousandth, *_ = worst.values()
-    return verdict(
-        'Proposition 4', f'dL/dz is divided by |z|, whatever comes from above ({thousandth:.0e} off); the Jacobian '
-        f'lacks diag(gamma) (error {gain:.0e} with it, {least["other gains"]:.1f} without; {ones:.0e} at gains of '
-        f'1). But that large weights make gradients vanish holds for the weights (dL/dW_2 times {gelu_dw:.4f} at '
-        f'1000 W_2) and not for x^l (dx^(l+1)/dx^l times {gelu_dx:.2f})', rows, holds=exact(ones, gain, thousandth))
+    return verdict('Proposition 4', f"""dL/dz is divided by |z|, whatever comes from above ({thousandth:.0e}
+        off); the Jacobian lacks diag(gamma) (error {gain:.0e} with it, {least["other gains"]:.1f} without;
+        {ones:.0e} at gains of 1). But that large weights make gradients vanish holds for the weights (dL/dW_2
+        times {gelu_dw:.4f} at 1000 W_2) and not for x^l (dx^(l+1)/dx^l times {gelu_dx:.2f})""", rows,
+                   holds=exact(ones, gain, thousandth))
 
 # -----------------------------------------------------------------------------
 # section 3.2.5: QKNorm
@@ -643,11 +640,11 @@ def equation_11(widths=WIDTHS):
         rows.append({**row, "q', gains of 1": errors(True, False)})
     least, worst = show(rows)
     (_, *wrong, _, _, _), (_, before, behind, _, right, apart, ones) = least.values(), worst.values()
-    return verdict(
-        'Equation 11', f'as printed the shapes do not fit and q\' is in the projector: error {wrong[0]:.2f} to '
-        f'{before:.2f} with diag(gamma) before the projector, {wrong[1]:.2f} to {behind:.2f} behind it; with '
-        f'k\'^T diag(gamma_q) (I - q q^T / |q|^2), q = W_q x as in A.3, error {right:.0e}. At gains of 1 it is '
-        f'right with q\', too ({ones:.0e})', rows, misprint=exact(right, apart, ones) and min(wrong) > 1e-3)
+    return verdict('Equation 11', f"""as printed the shapes do not fit and q' is in the projector: error
+        {wrong[0]:.2f} to {before:.2f} with diag(gamma) before the projector, {wrong[1]:.2f} to {behind:.2f}
+        behind it; with k'^T diag(gamma_q) (I - q q^T / |q|^2), q = W_q x as in A.3, error {right:.0e}. At
+        gains of 1 it is right with q', too ({ones:.0e})""", rows,
+                   misprint=exact(right, apart, ones) and min(wrong) > 1e-3)
 
 
 def proposition_5(widths=WIDTHS):
@@ -688,11 +685,10 @@ def proposition_5(widths=WIDTHS):
                      'one row of W_q': error(J(normed, one_row), J(normed)),
                      'no QKNorm: times 2': error(J(bare, 100, 0.02), 2 * J(bare))})
     _, logit, whole, _, eps, tiny, one, without = show(rows)[1].values()
-    return verdict(
-        'Proposition 5', f'error {logit:.0e}, {whole:.0e} for dY/dX, at any d, for any weights. Its limits: eps '
-        f'({eps:.0e} at 1e-6; {tiny:.1f} if the weights are a thousandth), factors that differ within a head (one '
-        f'row of W_q times 100: {one:.1f}), and |x|, by which it is divided. Without QKNorm it has both factors '
-        f'({without:.0e} off)', rows, holds=exact(logit, whole))
+    return verdict('Proposition 5', f"""error {logit:.0e}, {whole:.0e} for dY/dX, at any d, for any weights.
+        Its limits: eps ({eps:.0e} at 1e-6; {tiny:.1f} if the weights are a thousandth), factors that differ
+        within a head (one row of W_q times 100: {one:.1f}), and |x|, by which it is divided. Without QKNorm
+        it has both factors ({without:.0e} off)""", rows, holds=exact(logit, whole))
 
 # -----------------------------------------------------------------------------
 # appendix A
@@ -718,10 +714,9 @@ def equation_12(widths=WIDTHS):
                      '1000 X: 1e6 times': error(jacobian(linear, 1000 * x), 1e6 * said),
                      '1000 X with softmax: times': (largest(1000 * x) / largest(x)).item()})
     _, right, second_order, softmax = show(rows)[1].values()
-    return verdict(
-        'Equation 12', f'error {right:.0e}; at 1000 X 1e6 times as large ({second_order:.0e} off). With softmax '
-        'instead J goes to 0 as the logits grow: the largest singular value at 1000 X is at most '
-        f'{softmax:.2f} times that at X', rows, holds=exact(right, second_order))
+    return verdict('Equation 12', f"""error {right:.0e}; at 1000 X 1e6 times as large ({second_order:.0e}
+        off). With softmax instead J goes to 0 as the logits grow: the largest singular value at 1000 X is at
+        most {softmax:.2f} times that at X""", rows, holds=exact(right, second_order))
 
 
 def equations_13_14_15(widths=WIDTHS):
@@ -751,8 +746,8 @@ def equations_13_14_15(widths=WIDTHS):
             row |= {f'{i}{where}': error(vec(dW), said[i]) for i, dW in zip(said, (q, k, v))}
         rows.append(row)
     worst = show(rows)[1]
-    return [verdict(f'Equation {i}', f'error {worst[i]:.0e} for the paper\'s function, '
-                    f'{worst[f"{i}, Attention"]:.0e} for model.py\'s Attention', rows,
+    return [verdict(f'Equation {i}', f"""error {worst[i]:.0e} for the paper's function,
+        {worst[f"{i}, Attention"]:.0e} for model.py's Attention""", rows,
                     holds=exact(worst[i], worst[f'{i}, Attention'])) for i in ('13', '14', '15')]
 
 
@@ -781,8 +776,8 @@ def equation_16(widths=WIDTHS):
             repaired = mean / (roots / (math.sqrt(m * n) * sigma_x)) - 1
             rows.append({'m': m, 'n': n, 'entries': kind, 'sigma_1(W_1)': mean,
                          'middle off': mean / (roots * sigma_W / math.sqrt(m * n * sigma_W * sigma_x)) - 1,
-                         'right off': mean / (roots / math.sqrt(m * n * sigma_x)) - 1, 'repaired off': repaired,
-                         '+-': se / mean, 'E <y, y>': size, '+- ': size_se})
+                         'right off': mean / (roots / math.sqrt(m * n * sigma_x)) - 1,
+                         'repaired off': repaired, '+-': se / mean, 'E <y, y>': size, '+- ': size_se})
             if kind != 'Student':  # the edge of a spectrum is reached like n^(-2/3)
                 agree += [abs(repaired) <= n ** (-2 / 3) + 4 * se / mean, abs(size - 1) <= 4 * size_se]
     show(rows)
@@ -790,12 +785,11 @@ def equation_16(widths=WIDTHS):
     heavy = [row['repaired off'] for row in rows if row['entries'] == 'Student']
     middle, right = square[-1]['middle off'], square[-1]['right off']
     repaired = ', '.join(f'{row["repaired off"]:+.1%} at {row["n"]}' for row in square)
-    return verdict(
-        'Equation 16', f'as printed error {middle:+.0%} (middle; sigma_W does not cancel in it) and {right:+.0%} '
-        f'(right; sigma_x under the root) at m = n = {n}; with |y| ~ sqrt(m n) sigma_W sigma_x, where sigma_W '
-        f'cancels, (sqrt(m) + sqrt(n)) / (sqrt(m n) sigma_x) has error {repaired}. Entries need a fourth moment: '
-        f'Student\'s t {heavy[0]:+.0%} at {widths[0]}, {heavy[-1]:+.0%} at {n}', rows,
-        misprint=all(agree) and min(abs(middle), abs(right)) > 0.1)
+    return verdict('Equation 16', f"""as printed error {middle:+.0%} (middle; sigma_W does not cancel in it)
+        and {right:+.0%} (right; sigma_x under the root) at m = n = {n}; with |y| ~ sqrt(m n) sigma_W sigma_x,
+        where sigma_W cancels, (sqrt(m) + sqrt(n)) / (sqrt(m n) sigma_x) has error {repaired}. Entries need a
+        fourth moment: Student's t {heavy[0]:+.0%} at {widths[0]}, {heavy[-1]:+.0%} at {n}""", rows,
+                   misprint=all(agree) and min(abs(middle), abs(right)) > 0.1)
 
 
 def equation_17(widths=WIDTHS):
@@ -829,10 +823,10 @@ def equation_17(widths=WIDTHS):
                      "J_Q^Q' = I": compare(eye(T * d), eye(T * d)),
                      "J_Q^Q' at 2 Q: half": error(norm_jacobian(q_norm, 2 * W_q @ X), J_Q / 2)})
     _, right, causal, identity, halved = show(rows)[1].values()
-    return verdict(
-        'Equation 17', f'error {max(right, causal):.0e}, masked or not, with J_Q^Q\' = blockdiag(dq\'_i/dq_i); '
-        f'dvec(Q\')/dvec(Q\'), printed for it too, is I (error {identity:.1f}). J_Q^Q\' is not independent of '
-        f'the magnitude of Q: at 2 Q it is half ({halved:.0e} off)', rows, holds=exact(right, causal))
+    return verdict('Equation 17', f"""error {max(right, causal):.0e}, masked or not, with J_Q^Q' =
+        blockdiag(dq'_i/dq_i); dvec(Q')/dvec(Q'), printed for it too, is I (error {identity:.1f}). J_Q^Q' is
+        not independent of the magnitude of Q: at 2 Q it is half ({halved:.0e} off)""", rows,
+                   holds=exact(right, causal))
 
 # -----------------------------------------------------------------------------
 

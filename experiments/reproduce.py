@@ -1,28 +1,28 @@
 """
 Grids, seeds and variants: starts the train scripts as processes and writes down how they end.
 
-    python -m experiments.reproduce tiny_grid            learning rate x warmup of the four tiny configs, short runs
+    python -m experiments.reproduce tiny_grid            learning rate x warmup of the four tiny configs
     python -m experiments.reproduce tiny                 the four tiny configs at full length, three seeds
     python -m experiments.reproduce tiny_rates           whether those rates are the best at full length, too
-    python -m experiments.reproduce cifar10_grid         learning rates of the four CIFAR-10 configs, short runs
-    python -m experiments.reproduce cifar10              the four at full length, at half the rates too; three seeds
-    python -m experiments.reproduce stability            learning rates from 1e-4 to 1, with and without normalization
+    python -m experiments.reproduce cifar10_grid         learning rates of the four CIFAR-10 configs, short
+    python -m experiments.reproduce cifar10              the four at full length, at half the rates too
+    python -m experiments.reproduce stability            learning rates from 1e-4 to 1, with and without norms
     python -m experiments.reproduce weights              the same from PyTorch's own initial weights
     python -m experiments.reproduce decay                S5 with coupled and with decoupled weight decay
-    python -m experiments.reproduce language_grid        six arms, width 32: rate, warmup, decay, rate of the embeddings
+    python -m experiments.reproduce language_grid        six arms, width 32: rate, warmup, decay, embed_lr
     python -m experiments.reproduce language             these at the best of that, three seeds
-    python -m experiments.reproduce knobs_grid           from there: momentum, clip, batch, untied, each with its best rates
+    python -m experiments.reproduce knobs_grid           from there: momentum, clip, batch, untied; best rates
     python -m experiments.reproduce knobs                these at the best of that, three seeds
-    python -m experiments.reproduce law                  what mSGDW lacks, by length, width, vocabulary: experiments/law.py
+    python -m experiments.reproduce law                  what mSGDW lacks: length, width, vocabulary (law.py)
     python -m experiments.reproduce law_fifth            the point that experiments.law has predicted
-    python -m experiments.reproduce sizes                AdamW and the hybrid at three widths, longer, after law
+    python -m experiments.reproduce sizes                AdamW and the hybrid at three widths, after law
     python -m experiments.reproduce ablation_grid        S1 to S5 under both optimizers: learning rates
     python -m experiments.reproduce ablation             these at the best rate of each, three seeds
     python -m experiments.reproduce ablation_cifar10_grid and ablation_cifar10: the same for CIFAR-10
     python -m experiments.reproduce tiny --table=True    print the table of what has been run
 
-Run it again after a kill: what is finished is not run again, the rest is resumed. One line for each finished run goes
-to results/STUDY.jsonl. A run that another study has finished counts for all.
+Run it again after a kill: what is finished is not run again, the rest is resumed. One line for each finished
+run goes to results/STUDY.jsonl. A run that another study has finished counts for all.
 """
 
 import json
@@ -47,7 +47,8 @@ table = False  # True: only print the table of results/STUDY.jsonl
 TINY = ('dnt_tiny', 'dnt_tiny_adamw', 'gpt2_tiny', 'gpt2_tiny_sgdw')
 LRS = {'sgdw': (0.1, 0.2, 0.4, 0.8, 1.6, 3.2), 'adamw': (1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3)}
 CIFAR = ('vdnt_cifar10', 'vdnt_cifar10_adamw', 'vit_cifar10', 'vit_cifar10_sgdw')
-CIFAR_LRS = {'sgdw': (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6), 'adamw': (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3)}
+CIFAR_LRS = {'sgdw': (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6),
+             'adamw': (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3)}
 VARIANTS = {
     'Pre-LN': {'setting': 'S1'},
     'Post-LN': {'setting': 'PostLN'},
@@ -59,15 +60,15 @@ VARIANTS = {
     'NoNorm + WS on FFN': {'setting': 'NoNorm', 'weight_standardization': 'ffn'},
     'S5': {'setting': 'S5', 'norm': 'rms'},
 }
-SMALL = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 'dtype': 'float32', 'eval_interval': 0,
-         'ckpt_interval': 0}  # a ViT for two cores
+SMALL = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 'dtype': 'float32',
+         'eval_interval': 0, 'ckpt_interval': 0}  # a ViT for two cores
 WARMUPS = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the run
 
 
 def tiny_grid(done):
     """
-    A third of the length, one grid for every arm: first the learning rates (but the highest) at warmup 0.1, then from
-    the best so far to its eight neighbours in rate and warmup, until none of them is better.
+    A third of the length, one grid for every arm: first the learning rates (but the highest) at warmup 0.1,
+    then from the best so far to its eight neighbours in rate and warmup, until none of them is better.
     """
     iters = 1500
     for config in TINY:
@@ -82,26 +83,29 @@ def tiny(done):
     for config in TINY:
         stated = read_config(config)
         for seed in (1, 2, 3):
-            yield {'config': config, **{k: stated[k] for k in ('learning_rate', 'warmup_iters', 'max_iters')}, 'seed': seed}
+            yield {'config': config, **{k: stated[k] for k in ('learning_rate', 'warmup_iters', 'max_iters')},
+                   'seed': seed}
 
 
 def tiny_rates(done):
     """
-    Whether the rates hold at full length: half and twice of each, and what is next to that if it is better, seed 1; then
-    the best with the other seeds.
+    Whether the rates hold at full length: half and twice of each, and what is next to that if it is better,
+    seed 1; then the best with the other seeds.
     """
     for config in ('dnt_tiny_adamw', 'dnt_tiny', 'gpt2_tiny', 'gpt2_tiny_sgdw'):
         stated = read_config(config)
-        todo, best = walk(lambda lr: {'config': config, 'learning_rate': lr, 'warmup_iters': stated['warmup_iters'],
+        todo, best = walk(lambda lr: {'config': config, 'learning_rate': lr,
+                                      'warmup_iters': stated['warmup_iters'],
                                       'max_iters': stated['max_iters'], 'seed': 1},
-                          [[stated['learning_rate'] * 2.0**i for i in range(-4, 5)]], [[stated['learning_rate']]], done)
+                          [[stated['learning_rate'] * 2.0**i for i in range(-4, 5)]],
+                          [[stated['learning_rate']]], done)
         yield from todo or ({**best, 'seed': seed} for seed in (2, 3))
 
 
 def cifar10_grid(done):
     """
-    Half an epoch each, from the middle of the grid outwards until the best rate has a worse one on both sides. Where
-    the two best are closer than 0.01, both once more for an epoch.
+    Half an epoch each, from the middle of the grid outwards until the best rate has a worse one on both
+    sides. Where the two best are closer than 0.01, both once more for an epoch.
     """
     for config in CIFAR:
         lrs = CIFAR_LRS[read_config(config)['optimizer']]
@@ -116,13 +120,14 @@ def cifar10_grid(done):
 
 def cifar10(done):
     """
-    Full length: seed 1 at the rate of the config and at half of it, and on to the half while that is better (short runs
-    may choose too high a rate: tiny_rates); then the best with two more seeds. The test set is read once a run.
+    Full length: seed 1 at the rate of the config and at half of it, and on to the half while that is better
+    (short runs may choose too high a rate: tiny_rates); then the best with two more seeds. The test set is
+    read once a run.
     """
     for config in CIFAR:
         lr = read_config(config)['learning_rate']
-        todo, best = walk(lambda lr: {'config': config, 'seed': 1, 'learning_rate': lr}, [[lr / 2**i for i in range(5)]],
-                          [[lr], [lr / 2]], done)
+        todo, best = walk(lambda lr: {'config': config, 'seed': 1, 'learning_rate': lr},
+                          [[lr / 2**i for i in range(5)]], [[lr], [lr / 2]], done)
         yield from todo or ({**best, 'seed': seed} for seed in (2, 3))
 
 
@@ -134,8 +139,8 @@ def sweep(variants, **more):
 
 def stability(done):
     """
-    The second report's question at a size for two cores: which variants of a small ViT train at which learning rates,
-    with its optimizer (coupled decay 2e-5, batch 64, no warmup), one epoch.
+    The second report's question at a size for two cores: which variants of a small ViT train at which
+    learning rates, with its optimizer (coupled decay 2e-5, batch 64, no warmup), one epoch.
     """
     return sweep(VARIANTS)
 
@@ -146,7 +151,7 @@ def weights(done):
 
 
 def decay(done):
-    """Coupled decay, as in torch's SGD, against the decoupled one of mSGDW, where decay is strong enough to count."""
+    """Coupled decay, as in torch's SGD, against the decoupled one of mSGDW, where decay counts."""
     for lr in (1e-1, 3e-1):
         for weight_decay in (1e-3, 1e-2):
             for optimizer in ('sgd', 'sgdw'):
@@ -155,7 +160,8 @@ def decay(done):
                        'optimizer': optimizer, 'weight_decay': weight_decay, 'learning_rate': lr}
 
 
-STUDIES = {**{f.__name__: f for f in (tiny_grid, tiny, tiny_rates, cifar10_grid, cifar10, stability, weights, decay)}, **searches.STUDIES}
+STUDIES = {**{f.__name__: f for f in (tiny_grid, tiny, tiny_rates, cifar10_grid, cifar10, stability, weights,
+                                      decay)}, **searches.STUDIES}
 
 # -----------------------------------------------------------------------------
 # runs
@@ -191,7 +197,8 @@ def train(run, study):
     with open(f'{out_dir}.txt', encoding='utf-8') as console:
         diverged = code == 1 and 'so no step was made' in console.read()[-2000:]  # that is a result too
     if code == 0 or diverged:
-        row = {'run': run, 'iter': rows[-1]['iter'] if rows else 0, 'ended': 'diverged' if diverged else 'finished'}
+        row = {'run': run, 'iter': rows[-1]['iter'] if rows else 0, 'ended': 'diverged' if diverged
+               else 'finished'}
         shares = [r['agc_share'] for r in rows if 'agc_share' in r]
         if shares:
             row['agc_share'] = round(statistics.mean(shares), 4)
@@ -200,9 +207,10 @@ def train(run, study):
             if images:
                 row['top1'] = rows[-1]['top1']
             if study == 'cifar10':  # once, with the last weights
-                said = subprocess.run([*line, '--eval_only=True', '--eval_split=test'], capture_output=True, text=True,
-                                      env=env).stdout
-                row['test_loss'], row['test_top1'] = map(float, re.findall(r'test loss (\S+) \| top-1 (\S+)', said)[0])
+                said = subprocess.run([*line, '--eval_only=True', '--eval_split=test'], capture_output=True,
+                                      text=True, env=env).stdout
+                found = re.findall(r'test loss (\S+) \| top-1 (\S+)', said)[0]
+                row['test_loss'], row['test_top1'] = map(float, found)
         return row
     fail(f'{out_dir} ended with exit code {code}: see {out_dir}.txt')
 
@@ -241,12 +249,14 @@ def print_table(study):
     groups = {}
     for row in read(f'results/{study}.jsonl').values():
         groups.setdefault(key({k: v for k, v in row['run'].items() if k != 'seed'}), []).append(row)
-    columns = [c for c in ('val_loss', 'top1', 'test_loss', 'test_top1') if any(c in rows[0] for rows in groups.values())]
+    columns = [c for c in ('val_loss', 'top1', 'test_loss', 'test_top1')
+               if any(c in rows[0] for rows in groups.values())]
     print('| run | seeds | ' + ' | '.join(columns) + ' |\n|---|---|' + '---|' * len(columns))
     for name, rows in groups.items():
         cells = []
         for column in columns:
-            cells.append(mean_spread([row[column] for row in rows if column in row and row['ended'] != 'diverged']) or 'diverged')
+            cells.append(mean_spread([row[column] for row in rows if column in row
+                                      and row['ended'] != 'diverged']) or 'diverged')
         print(f'| {name} | {len(rows)} | ' + ' | '.join(cells) + ' |')
 
 
@@ -254,9 +264,11 @@ def print_grid(study):
     """For each config learning rate against warmup (a share of the run), the best in bold."""
     results = list(read(f'results/{study}.jsonl').values())
     for config in dict.fromkeys(row['run']['config'] for row in results):
-        cells = {(row['run']['learning_rate'], row['run']['warmup_iters'] / row['run']['max_iters']): row['val_loss']
+        cells = {(row['run']['learning_rate'],
+                  row['run']['warmup_iters'] / row['run']['max_iters']): row['val_loss']
                  for row in results if row['run']['config'] == config}
-        print(f'\n`{config}`\n\n| learning rate | ' + ' | '.join(map(str, WARMUPS)) + ' |\n|---|' + '---|' * len(WARMUPS))
+        print(f'\n`{config}`\n\n| learning rate | ' + ' | '.join(map(str, WARMUPS)) + ' |\n|---|' + '---|'
+              * len(WARMUPS))
         for lr in sorted({lr for lr, _ in cells}):
             losses = [f'{cells[lr, w]:.4f}' if (lr, w) in cells else '' for w in WARMUPS]
             losses = [f'**{x}**' if x == f'{min(cells.values()):.4f}' else x for x in losses]
@@ -264,11 +276,12 @@ def print_grid(study):
 
 
 def print_variants(study):
-    """Variant against learning rate: top-1 in percent, the best of each in bold, and the share of units AGC clipped."""
+    """Variant against learning rate: top-1 in percent, the best in bold; the share of units AGC clipped."""
     results = read(f'results/{study}.jsonl').values()
     results = {(row['run']['variant'], row['run']['learning_rate']): row for row in results}
     variants, lrs = dict.fromkeys(variant for variant, _ in results), sorted({lr for _, lr in results})
-    print('| top-1 (%) at learning rate | ' + ' | '.join(f'{lr:g}' for lr in lrs) + ' |\n|---|' + '---|' * len(lrs))
+    print('| top-1 (%) at learning rate | ' + ' | '.join(f'{lr:g}' for lr in lrs) + ' |\n|---|' + '---|'
+          * len(lrs))
     for variant in variants:
         rows = [results.get((variant, lr), {}) for lr in lrs]
         best = max(row.get('top1', 0) for row in rows)
@@ -281,7 +294,7 @@ def print_variants(study):
 
 
 def print_search(study):
-    """Where each search stands; behind each of its numbers the losses at the next lower and the next higher value."""
+    """Where each search stands; in brackets the losses at the next lower and the next higher value."""
     def like(run, *free):  # finished runs that differ from it in nothing else
         return [row for row in done.values() if list(row['run']) == list(run)
                 and all(row['run'][k] == v for k, v in run.items() if k not in free)]
@@ -295,14 +308,15 @@ def print_search(study):
         for axis in axes:
             at = best.get(axis)
             line = {row['run'][axis]: row['val_loss'] for row in like(best, axis)} if axis in best else {}
-            sides = max((v for v in line if v < at), default=None), min((v for v in line if v > at), default=None)
+            sides = (max((v for v in line if v < at), default=None),
+                     min((v for v in line if v > at), default=None))
             between = ', '.join(f'{line[v]:.4f}' if v in line else 'edge' for v in sides)
             cells.append(f'{at:g} ({between})' if len(line) > 1 else f'{at:g}' if line else '')
         print('| ' + ' | '.join(cells) + ' |')
 
 
 def print_arms(study):
-    """Mean and spread over the seeds; the difference to L-DNT with AdamW, seed by seed; the paper's number."""
+    """Mean and spread over the seeds; the difference to L-DNT with AdamW by seed; the paper's number."""
     done, arms = read_all(), {}
     for run in STUDIES[study](done):
         if key(run) in done:
@@ -310,7 +324,8 @@ def print_arms(study):
     runs = {name: next(iter(arm.values()))['run'] for name, arm in arms.items()}
     varied = [k for k in ('learning_rate', 'warmup_iters', 'weight_decay', 'embed_lr')
               if len({run.get(k) for run in runs.values()}) > 1]
-    metrics = [m for m in ('val_loss', 'top1') if any(m in row for arm in arms.values() for row in arm.values())]
+    metrics = [m for m in ('val_loss', 'top1')
+               if any(m in row for arm in arms.values() for row in arm.values())]
     reference = arms.get('L-DNT AdamW', {})
     paper = ['paper, 124M'] * bool(set(arms) & set(searches.PAPER))
     head = ['arm', *varied, 'seeds', *metrics, *['minus L-DNT AdamW'] * bool(reference), *paper]
@@ -319,7 +334,8 @@ def print_arms(study):
         cells = [name, *(f'{runs[name][k]:g}' if k in runs[name] else '' for k in varied), str(len(arm))]
         cells += [mean_spread([row[m] for row in arm.values() if m in row]) for m in metrics]
         if reference:
-            cells.append(mean_spread([arm[s]['val_loss'] - reference[s]['val_loss'] for s in arm if s in reference], '+.4f'))
+            cells.append(mean_spread([arm[s]['val_loss'] - reference[s]['val_loss'] for s in arm
+                                      if s in reference], '+.4f'))
         print('| ' + ' | '.join(cells + [str(searches.PAPER.get(name, '')) for _ in paper]) + ' |')
 
 
@@ -333,11 +349,14 @@ def print_sizes(study):
               f'{mean_spread([y - x for x, y in zip(a, b)], "+.4f")} |')
 
 
-TABLES = {'tiny_grid': print_grid, 'stability': print_variants, 'weights': print_variants, 'decay': print_variants,
-          'sizes': print_sizes,
-          **{f'{name}_grid': print_search for name in searches.SEARCHES}, **dict.fromkeys(searches.SEARCHES, print_arms)}
+TABLES = {'tiny_grid': print_grid, 'stability': print_variants, 'weights': print_variants,
+          'decay': print_variants, 'sizes': print_sizes,
+          **{f'{name}_grid': print_search for name in searches.SEARCHES},
+          **dict.fromkeys(searches.SEARCHES, print_arms)}
 
 if __name__ == '__main__':
+    if {'-h', '--help'} & set(sys.argv):
+        configure(globals(), ['--help'])
     if len(sys.argv) < 2 or sys.argv[1] not in STUDIES:
         fail(f'which study? python -m experiments.reproduce [{"|".join(STUDIES)}]')
     configure(globals(), sys.argv[2:])

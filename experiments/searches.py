@@ -1,9 +1,10 @@
 """
-Studies that search before they compare: each arm at its own best of one grid, which a walk finds with few runs.
+Studies that search before they compare: each arm at its own best of one grid, which a walk finds with few
+runs.
 
-experiments.reproduce runs them: language (six arms), knobs (one more setting each), law (what mSGDW lacks by length,
-width and vocabulary), ablation (S1 to S5). Each run states all that varies. ITERS is what the whole thing costs: at 800
-some three hours of one core.
+experiments.reproduce runs them: language (six arms), knobs (one more setting each), law (what mSGDW lacks by
+length, width and vocabulary), ablation (S1 to S5). Each run states all that varies. ITERS is what the whole
+thing costs: at 800 some three hours of one core.
 """
 
 import os
@@ -12,8 +13,9 @@ from itertools import chain, product
 
 from configurator import fail
 
-ITERS = 800  # updates of 1,024 tokens in language and knobs; half in ablation; a quarter to four times as many in law
-# one text by its vocabularies: all studies are on the first, the law on all; experiments.vocabulary makes the others
+# updates of 1,024 tokens in language and knobs; half in ablation; a quarter to four times as many in law
+ITERS = 800
+# one text by its vocabularies: all studies are on the first, the law on all (experiments.vocabulary)
 DATA = {257: 'stdlib', 512: 'stdlib_512', 1024: 'stdlib_1024', 4096: 'stdlib_4096'}
 TEXT, *LARGER = DATA.values()
 SEEDS = (1, 2, 3)
@@ -32,9 +34,12 @@ ARMS = {
     'L-DNT mSGDW, embed_lr': {'config': 'dnt_tiny', 'embed_optimizer': 'auto'},
     'L-DNT hybrid': {'config': 'dnt_tiny', 'embed_optimizer': 'adamw'},
 }
-PAPER = {'GPT-2 AdamW': 2.867, 'GPT-2 mSGDW': 2.906, 'L-DNT AdamW': 2.863, 'L-DNT mSGDW': 2.849}  # table 1, 124M
-KNOBS = {  # what one more setting is worth, each with its own rates, weight_decay as it was; half the batch, same tokens
-    'L-DNT AdamW': [{'tied': False}, {'grad_clip': 0.25}, {'global_batch_size': 4, 'max_iters': 2 * ITERS}, {'beta2': 0.99}],
+# table 1, 124M
+PAPER = {'GPT-2 AdamW': 2.867, 'GPT-2 mSGDW': 2.906, 'L-DNT AdamW': 2.863, 'L-DNT mSGDW': 2.849}
+# what one more setting is worth, each with its own rates, weight_decay as it was; half the batch, same tokens
+KNOBS = {
+    'L-DNT AdamW': [{'tied': False}, {'grad_clip': 0.25}, {'global_batch_size': 4, 'max_iters': 2 * ITERS},
+                    {'beta2': 0.99}],
     'L-DNT mSGDW': [{'tied': False}, {'grad_clip': 0.25}, {'global_batch_size': 4, 'max_iters': 2 * ITERS},
                     {'momentum': 0.8}, {'momentum': 0.95}, {'momentum': 0.98}],
     'L-DNT mSGDW, embed_lr': [{'tied': False}, {'grad_clip': 0.25}, {'momentum': 0.95}],
@@ -59,11 +64,12 @@ def key(run):
 
 def walk(make, axes, starts, done, box=False, least=0.0):
     """
-    The next step of a search for the lowest validation loss on a grid: (the runs it needs, the best run so far).
+    The next step of a search for the lowest validation loss on a grid: (the runs it needs, the best run so
+    far).
 
-    axes are lists of values, starts lists of such values, and make(*values) is the run there. From the best start it
-    goes along one axis as long as that lowers the loss by more than least, then along the next (box: to the best of
-    all around), until it stands still on all of them; then no runs are left.
+    axes are lists of values, starts lists of such values, and make(*values) is the run there. From the best
+    start it goes along one axis as long as that lowers the loss by more than least, then along the next (box:
+    to the best of all around), until it stands still on all of them; then no runs are left.
     """
     def run(at):
         return make(*(values[i] for values, i in zip(axes, at)))
@@ -74,7 +80,8 @@ def walk(make, axes, starts, done, box=False, least=0.0):
     n = len(axes)
     rings = [[tuple(d * (k == axis) for k in range(n)) for d in (-1, 1)] for axis in range(n)]
     rings = [list(product((-1, 0, 1), repeat=n))] if box else rings
-    near, at, axis, still = [tuple(values.index(v) for values, v in zip(axes, start)) for start in starts], None, 0, 0
+    near, at, axis, still = [tuple(values.index(v) for values, v in zip(axes, start))
+                             for start in starts], None, 0, 0
     while True:
         missing = [run(to) for to in near if key(run(to)) not in done]
         if missing:
@@ -102,8 +109,8 @@ def kinds(arm):
 
 def search(variant, point, done, base=None):
     """
-    The walk of an arm at a point (data set, width, updates) over learning rate, warmup, decay and, where the arm has
-    one, embed_lr. From a base, a run that another search has found, over the learning rate alone.
+    The walk of an arm at a point (data set, width, updates) over learning rate, warmup, decay and, where the
+    arm has one, embed_lr. From a base, a run that another search has found, over the learning rate alone.
     """
     (dataset, width, iters), arm = point, ARMS[variant]
     kind, *of_embeddings = kinds(arm).values()
@@ -117,7 +124,8 @@ def search(variant, point, done, base=None):
     def make(lr, warmup, decay, *embed_lr):
         return {'variant': variant, **arm, 'dataset': dataset, 'n_embd': width, 'n_head': width // 32,
                 'max_iters': iters, 'eval_interval': 0, 'dtype': 'float32', 'learning_rate': lr,
-                'warmup_iters': round(warmup * iters), 'weight_decay': decay, **dict(zip(['embed_lr'], embed_lr))}
+                'warmup_iters': round(warmup * iters), 'weight_decay': decay,
+                **dict(zip(['embed_lr'], embed_lr))}
     return walk(make, axes, [start], done, least=LEAST)
 
 
@@ -138,15 +146,15 @@ def knob_searches(done):
             name = f'{arm}, ' + ' '.join(f'{k}={v}' for k, v in change.items() if k != 'max_iters')
             run = {**base, **change, 'variant': name}
             run['warmup_iters'] = base['warmup_iters'] * run['max_iters'] // base['max_iters']
-            yield walk(lambda *lr: {**run, **dict(zip(grids, lr))}, list(grids.values()), [[base[k] for k in grids]], done,
-                       least=LEAST)
+            yield walk(lambda *lr: {**run, **dict(zip(grids, lr))}, list(grids.values()),
+                       [[base[k] for k in grids]], done, least=LEAST)
 
 
 def law_points():
-    """(data set, width, updates): four lengths, two more widths, three more vocabularies; these at half the length."""
+    """(data set, width, updates): four lengths; at half the length two more widths, three vocabularies."""
     half = ITERS // 2
-    return [(TEXT, 32, n) for n in (ITERS // 4, half, ITERS, 2 * ITERS)] + [(TEXT, 64, half), (TEXT, 96, half)] \
-        + [(data, 32, half) for data in LARGER]
+    return [*((TEXT, 32, n) for n in (ITERS // 4, half, ITERS, 2 * ITERS)),
+            (TEXT, 64, half), (TEXT, 96, half), *((data, 32, half) for data in LARGER)]
 
 
 def fifth_point():
@@ -154,7 +162,7 @@ def fifth_point():
 
 
 def law_runs(variant, point, done):
-    """(what the search at a point still needs, the runs of the point: the best found, and that with two more seeds)."""
+    """(what the search at a point still needs, the point's runs: the best found, with two more seeds)."""
     todo, base = search(variant, (TEXT, 32, ITERS), done)
     if todo:
         fail('the law begins where language_grid ends: run that first')
@@ -170,14 +178,15 @@ def law(done, points=None):
 
 def law_fifth(done):
     if not os.path.exists(PREDICTION):
-        fail('nothing has been predicted: python -m experiments.law --predict=True, once the study law is finished')
+        fail('nothing has been predicted: python -m experiments.law --predict=True, once law is finished')
     return law(done, [fifth_point()])
 
 
 def size_runs(done):
     """
-    {width: {variant: runs}}: AdamW and hybrid at three widths and twice the length of language, three seeds. Width 32
-    is a point of the law; the others take the learning rate that the law found for them at a quarter of this length.
+    {width: {variant: runs}}: AdamW and hybrid at three widths and twice the length of language, three seeds.
+    Width 32 is a point of the law; the others take the learning rate that the law found for them at a quarter
+    of this length.
     """
     runs = {}
     for width, iters in ((32, 2 * ITERS), (64, ITERS // 2), (96, ITERS // 2)):
@@ -185,7 +194,8 @@ def size_runs(done):
         found = {variant: law_runs(variant, (TEXT, width, iters), done) for variant in SIZE_ARMS}
         if any(todo for todo, _ in found.values()):
             fail('sizes begins where law ends: run that first')
-        runs[width] = {variant: [{**run, 'max_iters': factor * run['max_iters'], 'warmup_iters': factor * run['warmup_iters']}
+        runs[width] = {variant: [{**run, 'max_iters': factor * run['max_iters'], 'warmup_iters': factor
+                                  * run['warmup_iters']}
                                  for run in of_arm] for variant, (_, of_arm) in found.items()}
     return runs
 
@@ -214,13 +224,14 @@ def ablation_searches(done):
 
 def ablation_cifar10_searches(done):
     for kind, arm in settings('vdnt_cifar10', 'vdnt_cifar10_adamw'):
-        rest = {'patch_size': 8, 'epochs': 0.5, 'warmup_epochs': 0.1}  # 16 patches of a picture, a quarter of the work
-        yield walk(lambda lr: {**arm, **rest, 'learning_rate': lr}, [IMAGE_RATES[kind]], [[IMAGE_START[kind]]], done,
-                   least=LEAST)
+        # 16 patches of a picture, a quarter of the work
+        rest = {'patch_size': 8, 'epochs': 0.5, 'warmup_epochs': 0.1}
+        yield walk(lambda lr: {**arm, **rest, 'learning_rate': lr}, [IMAGE_RATES[kind]],
+                   [[IMAGE_START[kind]]], done, least=LEAST)
 
 
 def grid_and_seeds(name, search_all):
-    """Two studies: the search of each arm, and what it found with all seeds, first all arms with the first."""
+    """Two studies: the search of each arm; what it found with all seeds, first all arms with the first."""
     def grid(done):
         return [run for todo, _ in search_all(done) for run in todo]
 
@@ -237,3 +248,6 @@ SEARCHES = {'language': language_searches, 'knobs': knob_searches, 'ablation': a
 STUDIES = {'law': law, 'law_fifth': law_fifth, 'sizes': sizes}
 for name, search_all in SEARCHES.items():
     STUDIES |= grid_and_seeds(name, search_all)
+
+if __name__ == '__main__':
+    print(__doc__.strip(), '\n\nRun them with: python -m experiments.reproduce NAME')

@@ -1,13 +1,13 @@
 """
 One text in smaller vocabularies: the gpt2 tokenizer cut off after its first merges.
 
-    python -m experiments.vocabulary --dataset=stdlib                     data/stdlib_512, stdlib_1024, stdlib_4096
+    python -m experiments.vocabulary --dataset=stdlib                     data/stdlib_512, _1024 and _4096
     python -m experiments.vocabulary --dataset=mytext --sizes=257,2048    any folder of gpt2 or byte tokens
 
-A BPE learns one merge after the other, and an id of gpt2 is the place of its merge: 256 bytes, then merges of what
-came before. So the ids below K - 1 are a tokenizer of their own, what BPE gives when it is stopped there; end-of-text
-is id K - 1. Documents are read back to bytes and tokenized anew. Every val_every-th goes to validation, or the splits
-stay as they are. meta.json counts bytes too: nats per token times tokens over bytes are nats per byte.
+A BPE learns one merge after the other, and an id of gpt2 is the place of its merge: 256 bytes, then merges of
+what came before. So the ids below K - 1 are a tokenizer of their own, what BPE gives when it is stopped
+there; end-of-text is id K - 1. Documents are read back to bytes and tokenized anew; the splits stay as they
+are. meta.json counts bytes too: nats per token times tokens over bytes are nats per byte.
 """
 
 import json
@@ -24,14 +24,14 @@ from training import data_folder
 dataset = 'stdlib'  # a folder under data/, or a path: train.bin, val.bin and meta.json of prepare_owt.py
 sizes = '512,1024,4096'  # vocabularies, end-of-text included: 257 to 50257
 out_dir = ''  # what the names of the new folders begin with; '': data/NAME
-val_every = 0  # 20: every 20th document is for validation, whatever it was; 0: the splits as they are
 overwrite = False  # replace what is there
 
 
 def cut(gpt2, size):
     """The tokenizer of the first size - 1 ids."""
     ranks = {token: rank for token, rank in gpt2['mergeable_ranks'].items() if rank < size - 1}
-    return tiktoken.Encoding(f'gpt2_{size}', pat_str=gpt2['pat_str'], mergeable_ranks=ranks, special_tokens={})
+    return tiktoken.Encoding(f'gpt2_{size}', pat_str=gpt2['pat_str'], mergeable_ranks=ranks,
+                             special_tokens={})
 
 
 def documents(path, meta, gpt2):
@@ -58,11 +58,11 @@ def write(folder, size, splits, meta, gpt2):
                     continue
                 f.write(np.array([*ids, size - 1], '<u2').tobytes())
                 tokens, n_bytes = tokens + len(ids) + 1, n_bytes + len(doc)
-        counts |= {f'{split}_tokens': tokens, f'{split}_bytes': n_bytes, f'{split}_documents': len(docs) - skipped,
-                   f'{split}_skipped': skipped}
+        counts |= {f'{split}_tokens': tokens, f'{split}_bytes': n_bytes,
+                   f'{split}_documents': len(docs) - skipped, f'{split}_skipped': skipped}
     with open(os.path.join(folder, 'meta.json'), 'w', encoding='utf-8') as f:
         json.dump({'tokenizer': 'gpt2', 'vocab_size': size, 'dtype': 'uint16', 'source': meta['source'],
-                   'val_every': val_every, **counts}, f, indent=2)
+                   **counts}, f, indent=2)
     return counts
 
 
@@ -81,23 +81,20 @@ if __name__ == '__main__':
             meta = json.load(f)
         wanted = [int(size) for size in sizes.split(',')]
         gpt2 = r50k_base()
-        splits = {split: documents(os.path.join(source, f'{split}.bin'), meta, gpt2) for split in ('train', 'val')}
+        splits = {split: documents(os.path.join(source, f'{split}.bin'), meta, gpt2)
+                  for split in ('train', 'val')}
     except OSError as e:
-        fail(f'cannot read {e.filename} ({e.strerror}): prepare the text with prepare_owt.py first, and put the file of the '
-             'tokenizer where README.md says')
+        fail(f'cannot read {e.filename} ({e.strerror}): prepare the text with prepare_owt.py first, and put '
+             'the file of the tokenizer where README.md says')
     except (ValueError, KeyError) as e:
-        fail(f'{source}/meta.json or sizes={sizes} is not as it should be ({e}): sizes are numbers with commas between them')
+        fail(f'{source}/meta.json or sizes={sizes} is not as it should be ({e}): sizes are numbers')
     if not all(257 <= size <= 50257 for size in wanted):
         fail(f'sizes={sizes}: a vocabulary has 257 to 50257 ids')
-    if val_every:
-        docs = splits['train'] + splits['val']
-        splits = {'train': [d for i, d in enumerate(docs) if i % val_every != val_every - 1],
-                  'val': docs[val_every - 1::val_every]}
     for size in wanted:
         folder = f'{out_dir or source.rstrip("/")}_{size}'
         if os.path.exists(os.path.join(folder, 'meta.json')) and not overwrite:
             fail(f'{folder} is there already: --overwrite=True replaces it')
         counts = write(folder, size, splits, meta, gpt2)
         print(f'{folder}: {counts["train_tokens"]:,} + {counts["val_tokens"]:,} tokens, '
-              f'{counts["train_bytes"] / counts["train_tokens"]:.2f} bytes each; left out {counts["train_skipped"]} + '
-              f'{counts["val_skipped"]} documents that are no UTF-8', flush=True)
+              f'{counts["train_bytes"] / counts["train_tokens"]:.2f} bytes each; left out '
+              f'{counts["train_skipped"]} + {counts["val_skipped"]} documents that are no UTF-8', flush=True)

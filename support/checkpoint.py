@@ -16,17 +16,9 @@ import torch
 
 from configurator import fail, replaced, stated
 from model import NORMS
-from support import normfree
-from support.checks import resolve_norms
+from support import normfree, pretrained
+from support.checks import resolve_norms, warn_of_warmup
 from support.distributed import all_sum, first_line, leave, on_master
-from support.pretrained import (
-    find_weights,
-    fresh_head,
-    load_pretrained,
-    resize_positions,
-    take_pixels,
-    unnamed_classes,
-)
 
 # -----------------------------------------------------------------------------
 # files
@@ -84,7 +76,7 @@ def load_checkpoint(path: str) -> dict:
     that other projects made. Ends with one sentence where it is none of these.
     """
     if os.path.isdir(path) or str(path).endswith('.safetensors'):
-        return load_pretrained(str(path))
+        return pretrained.load_pretrained(str(path))
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         missing = {'model', 'optimizer', 'iter', 'config', 'model_args', 'data'} - set(checkpoint)
@@ -106,11 +98,15 @@ class Run:
     the iteration of the last good checkpoint, 0 where there is none.
     """
 
-    def __init__(self, config, env, start_iter):
-        self.out_dir, self.env, self.start_iter, self.saved_iter = config['out_dir'], env, start_iter, start_iter
+    def __init__(self, config, env, start_iter, signals):
+        self.out_dir, self.env, self.signals = config['out_dir'], env, signals
+        self.start_iter = self.saved_iter = start_iter
         self.path = os.path.join(self.out_dir, 'log.jsonl')
         evaluated = on_master(lambda: self.open(config), env)
-        self.evaluated = all_sum([int(evaluated or 0)], env)[0] > 0
+        found, stops = all_sum([int(evaluated or 0), len(signals)], env)
+        self.evaluated = found > 0
+        if stops:  # before the first update
+            self.leave_stopped(start_iter)
 
     def open(self, config):
         try:
@@ -175,11 +171,12 @@ class Run:
         """End with one sentence where a number is not finite. All processes have the same numbers, so all stop."""
         if not all(map(math.isfinite, numbers.values())):
             what = ', '.join(f'{name.replace("_", " ")} {value}' for name, value in numbers.items())
-            good = f'is that of iteration {self.saved_iter} in {self.out_dir}' if self.saved_iter else 'does not exist'
-            fail(f'iteration {iter_num}: {what} at learning rate {lr:.3g}, so no step was made. The last good '
-                 f'checkpoint {good}. Try a lower learning_rate, a longer warmup, grad_clip=1.0 or --flash=False.')
+            good = f'The last good checkpoint is that of iteration {self.saved_iter} in {self.out_dir}.' \
+                if self.saved_iter else 'No checkpoint was saved.'
+            fail(f'iteration {iter_num}: {what} at learning rate {lr:.3g}, so no step was made. {good} Try a '
+                 'lower learning_rate, a longer warmup, grad_clip=1.0 or --flash=False.')
 
-    def leave_stopped(self, iter_num, signals):
+    def leave_stopped(self, iter_num):
         """Say what a run that a signal stopped has saved, and leave."""
         if iter_num > self.start_iter:
             saved = f'{self.out_dir}/ckpt.pt is saved. Continue with --init_from=resume.'
@@ -188,7 +185,7 @@ class Run:
         else:
             saved = 'No update was made, so nothing was saved.'
         self.env.say(f'stopped by a signal at iteration {iter_num}. {saved}')
-        leave(128 + (signals or [15])[0], self.env)
+        leave(128 + (self.signals or [15])[0], self.env)
 
 
 def git_commit():
@@ -211,6 +208,8 @@ def begin(config: dict, env) -> SimpleNamespace:
     """
     out_dir, init_from, only_reads = config['out_dir'], config['init_from'], reads_only(config)
     refuse_to_overwrite(out_dir, init_from, config['overwrite'], only_reads)
+    if 'warmup_iters' in config and not only_reads:  # that of pictures depends on the data set
+        warn_of_warmup(config['warmup_iters'], config['max_iters'], replaced.get('max_iters', 0), env)
     path = None
     if init_from == 'resume':
         path = latest_checkpoint(out_dir)
@@ -219,10 +218,10 @@ def begin(config: dict, env) -> SimpleNamespace:
             if not only_reads:  # with the weights that the config file names, if it does
                 init_from = replaced.get('init_from', 'resume')
     if init_from not in ('scratch', 'resume'):  # rank 0 downloads, the others find it in the cache
-        path = find_checkpoint(on_master(lambda: find_weights(init_from), env) or find_weights(init_from))
+        path = find_checkpoint(on_master(lambda: pretrained.find_weights(init_from), env) or pretrained.find_weights(init_from))
     if only_reads and not path:
-        fail('eval_only and predict need weights. Use --init_from=FILE_OR_FOLDER, or --init_from=resume where out_dir '
-             'has a checkpoint.')
+        fail(f'{"eval_only" if config["eval_only"] else "predict"} needs weights. Use --init_from=FILE_OR_FOLDER, '
+             'or --init_from=resume where out_dir has a checkpoint.')
     checkpoint = path and load_checkpoint(path)
     resume = init_from == 'resume' and bool(path) and not only_reads
     kind, script = ('classes', 'train_vit.py') if 'arch' in config else ('tokenizer', 'train_gpt.py')
@@ -275,14 +274,15 @@ def take_network(config, checkpoint, path, resume):
     config['setting'] = config['setting'] if 'setting' in replaced else then.get('setting', 'S1')
 
 
-def continue_gpt(start, network, config, model_args, meta):
+def continue_gpt(start, network, config, model_args, data):
     """Check the checkpoint of start against this run, say what changes, and choose vocabulary and positions."""
-    checkpoint, path = start.checkpoint, start.path
+    checkpoint, path, meta = start.checkpoint, start.path, data.meta
     known = checkpoint['model_args'].get('vocab_size', 0) if checkpoint else -(-meta['vocab_size'] // 64) * 64
     model_args['vocab_size'] = config['vocab_size'] or max(known, meta['vocab_size'])
     if model_args['vocab_size'] < meta['vocab_size']:
         fail(f'vocab_size={model_args["vocab_size"]} is less than the {meta["vocab_size"]} of the data set. '
              'Leave vocab_size at 0, or use another checkpoint or data set.')
+    data.vocab_size = model_args['vocab_size']
     if not checkpoint:
         return
     refuse_changes(path, checkpoint['data'], meta, ['tokenizer'])
@@ -302,21 +302,21 @@ def continue_vit(start, network, config, model_args, meta, total_iters):
     then, now, fixed = checkpoint['data']['classes'], meta['classes'], start.resume or reads_only(config)
     if fixed and not then:
         fail(f'{path} has no head, so it knows no classes. Fine-tune it on a data set first.')
-    if then not in (now, unnamed_classes(len(now))):
+    if then not in (now, pretrained.unnamed_classes(len(now))):
         for i, (a, b) in enumerate(zip(then, now)):
             if a != b and fixed:
                 fail(f'{path} was trained on other classes: its class {i} is {a!r}, that of the data set is {b!r}.')
         if not fixed:
             start.say(f'{path} knows {len(then)} classes, the data set has {len(now)} others: the head starts anew, at zero')
-            fresh_head(checkpoint, len(now))
+            pretrained.fresh_head(checkpoint, len(now))
     if not start.resume and 'pos_embed' in checkpoint['model']:
         old, new = (size // config['patch_size'] for size in (checkpoint['model_args']['image_size'], config['image_size']))
         if old != new:
             start.say(f'the positions of {path} are interpolated from {old} x {old} to {new} x {new} patches')
-            checkpoint['model']['pos_embed'] = resize_positions(checkpoint['model']['pos_embed'], new)
+            checkpoint['model']['pos_embed'] = pretrained.resize_positions(checkpoint['model']['pos_embed'], new)
         checkpoint['model_args']['image_size'] = config['image_size']
         if any(checkpoint['data'][k] != meta[k] for k in ('mean', 'std')):
-            take_pixels(checkpoint['model'], checkpoint['data'], meta)
+            pretrained.take_pixels(checkpoint['model'], checkpoint['data'], meta)
     continue_run(start, network, config, model_args, meta, ['layout', 'train_images', 'val_images', 'mean', 'std',
                                                             'val_from_train', 'seed'], total_iters, 'best_top1')
 

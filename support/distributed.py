@@ -24,16 +24,18 @@ from configurator import fail
 TORCHRUN = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 
 
-def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic: bool) -> SimpleNamespace:
+def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic: bool,
+          n_embd: int = 1024) -> SimpleNamespace:
     """
-    Join the other processes (under torchrun) and settle device, precision and compile, where 'auto' chooses.
+    Join the other processes (under torchrun) and settle device, precision and compile, where 'auto' chooses: bfloat16
+    for instance where the device has it in hardware, on a CPU from a width (n_embd) of 256 on.
     Returns a namespace: rank, world_size, master (rank 0), device, device_type, dtype (a name), autocast (a
     context), compile (a bool), say (print on rank 0).
     """
     rank, world_size, local_rank = join_torchrun()
     device = choose_device(str(device), world_size, local_rank)
     device_type = device.split(':')[0]
-    dtype = choose_dtype(str(dtype), device_type)
+    dtype = choose_dtype(str(dtype), device_type, n_embd)
     if compile not in ('auto', True, False):
         fail(f'compile={compile} is unknown. Use auto, True or False.')
     if compile == 'auto':
@@ -99,12 +101,14 @@ def choose_device(device, world_size, local_rank):
     return device
 
 
-def choose_dtype(dtype, device_type):
+def choose_dtype(dtype, device_type, n_embd):
     if device_type == 'cuda':
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # on a Mac, fp32 is the safe choice; --dtype=bfloat16 is there to try
+    else:
+        # on a Mac, fp32 is the safe choice; --dtype=bfloat16 is there to try. On a CPU, small matrices gain less than the
+        # casts cost
         avx512, amx = torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported
-        bf16 = device_type == 'cpu' and (avx512() or amx())
+        bf16 = device_type == 'cpu' and n_embd >= 256 and (avx512() or amx())
     if dtype == 'auto':
         dtype = 'bfloat16' if bf16 else 'float32'
     if dtype not in ('float32', 'bfloat16'):
@@ -126,12 +130,15 @@ def catch_signals() -> list[int]:
     pass on a CPU can take minutes.
     """
     caught, (read, write) = [], os.pipe()
+    wanted = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
     under_torchrun = 'TORCHELASTIC_RUN_ID' in os.environ
     first = 0.0
 
     def listen():
         nonlocal first
         while number := os.read(read, 1):
+            if number[0] not in wanted:  # such as SIGCHLD, which the DataLoader catches
+                continue
             # torchrun passes on a signal that the terminal or Slurm may have sent to us already
             if caught and not (under_torchrun and time.time() - first < 3):
                 os.write(2, b'\nquit without saving\n')
@@ -144,9 +151,8 @@ def catch_signals() -> list[int]:
 
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write)
-    for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, frame: None)
+    for number in wanted:
+        signal.signal(number, lambda number, frame: None)
     threading.Thread(target=listen, daemon=True).start()
     return caught
 

@@ -114,12 +114,14 @@ class Jpegs(Dataset):
     def __init__(self, images, split):
         self.path, self.config = os.path.join(images.folder, f'{split}_jpeg.bin'), images.config
         self.offsets, self.labels = images.splits[split]
+        self.file, self.owner = None, None
 
     def __getitem__(self, key):
         (epoch, index), config = key, self.config
-        with open(self.path, 'rb') as f:
-            f.seek(self.offsets[index])
-            blob = f.read(self.offsets[index + 1] - self.offsets[index])
+        if self.owner != os.getpid():  # each worker opens the file once for itself, because they share positions
+            self.file, self.owner = open(self.path, 'rb'), os.getpid()
+        self.file.seek(self.offsets[index])
+        blob = self.file.read(self.offsets[index + 1] - self.offsets[index])
         try:
             image = Image.open(io.BytesIO(blob)).convert('RGB')
         except Exception as e:  # Pillow raises nearly everything on broken files
@@ -160,7 +162,7 @@ def predict_files(path, model, data, mean, std):
     model.eval()
     for file, image, reason in pictures_in(path, data.meta, data.meta.get('stored_size', size)):
         if reason:
-            env.say(f'{file}: left out, {reason}') if os.path.isdir(path) else fail(f'{file} cannot be read ({reason}).')
+            env.say(f'{file}: left out, {reason}') if os.path.isdir(path) else fail(f'{file} cannot be read as a picture ({reason}).')
             continue
         image = image if data.arrays else augment.eval_crop(image, size)
         images = augment.normalize(data.resized(augment.to_tensor(image)[None].to(env.device)), mean, std)

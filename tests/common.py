@@ -15,8 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from configurator import configure
-
 ROOT = Path(__file__).resolve().parent.parent
 
 SIZE = ['--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=8', '--global_batch_size=4',
@@ -109,13 +107,6 @@ def runs_like_one(tokens, folder, **jobs):
         assert [r['iter'] for r in a] == [r['iter'] for r in b] == list(range(20))
         assert all(abs(x['loss'] - y['loss']) < 1e-5 for x, y in zip(a, b))
     return runs
-
-
-def load_config(path, script='train_gpt.py'):
-    """What a train script makes of a config file."""
-    names = {'__name__': 'config', '__file__': str(ROOT / script)}
-    exec((ROOT / script).read_text().split('config = configure(globals())')[0], names)
-    return configure(names, [str(path)])
 
 
 gpt2_is_here = pytest.mark.skipif(
