@@ -18,7 +18,7 @@ from support.normfree import build
 
 # -----------------------------------------------------------------------------
 out_dir = 'out/gpt'  # the run; its best.pt is used, or ckpt.pt where there is none
-init_from = 'resume'  # the run in out_dir, or other weights: a file or folder, gpt2 (-medium, -large, -xl), a Hub id
+init_from = 'resume'  # the run in out_dir, or weights: a file, a folder, gpt2, a Hub id
 checkpoint = ''  # a checkpoint file instead of out_dir
 export = ''  # a new folder: write the weights there as model.safetensors and config.json, and leave
 prompt = ''  # what the text begins with, FILE:name reads a file; empty: the start of a document

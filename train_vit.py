@@ -34,7 +34,7 @@ from support.report import Report, progress
 # -----------------------------------------------------------------------------
 # config: the paper's V-DNT-Large with mSGDW. 'here:' marks a choice on which the paper is silent
 out_dir = 'out/vit'  # config.json, log.jsonl and the checkpoints of this run
-init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir, if any), or weights: a file, run, or ViT of timm
+init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: a file, a folder, a Hub id
 overwrite = False  # True: throw away the run that out_dir holds
 eval_only = False  # True: print loss, top-1 and top-5 of eval_split and leave; nothing is written
 eval_split = 'val'  # what eval_only reads: val, or test where the data set has one

@@ -72,11 +72,11 @@ def find_checkpoint(path):
 
 def load_checkpoint(path: str) -> dict:
     """
-    The dict of a checkpoint file, on the CPU, not read before it is used. A folder or a safetensors file holds weights
-    that other projects made. Ends with one sentence where it is none of these.
+    The dict of a checkpoint file, on the CPU, not read before it is used. A folder or a safetensors file holds
+    weights that other projects made. Ends with one sentence where it is none of these.
     """
     if os.path.isdir(path) or str(path).endswith('.safetensors'):
-        return pretrained.load_pretrained(str(path))
+        return pretrained.load(str(path))
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         missing = {'model', 'optimizer', 'iter', 'config', 'model_args', 'data'} - set(checkpoint)
@@ -203,8 +203,8 @@ def begin(config: dict, env) -> SimpleNamespace:
     Where this run begins: path and checkpoint (a dict; None from scratch) that init_from names, resume (whether it
     continues that run), iter, best (its best metric) and say. The weights are not loaded yet.
 
-    The network comes from the checkpoint: config gets its values. What the command line states must agree with them;
-    where a run resumes, what a config file states must agree too.
+    The network comes from the checkpoint: config gets its values. What the command line states must agree with
+    them; where a run resumes, what a config file states must agree too.
     """
     out_dir, init_from, only_reads = config['out_dir'], config['init_from'], reads_only(config)
     refuse_to_overwrite(out_dir, init_from, config['overwrite'], only_reads)
@@ -218,7 +218,8 @@ def begin(config: dict, env) -> SimpleNamespace:
             if not only_reads:  # with the weights that the config file names, if it does
                 init_from = replaced.get('init_from', 'resume')
     if init_from not in ('scratch', 'resume'):  # rank 0 downloads, the others find it in the cache
-        path = find_checkpoint(on_master(lambda: pretrained.find_weights(init_from), env) or pretrained.find_weights(init_from))
+        on_master(lambda: pretrained.find_weights(init_from), env)
+        path = find_checkpoint(pretrained.find_weights(init_from))
     if only_reads and not path:
         fail(f'{"eval_only" if config["eval_only"] else "predict"} needs weights. Use --init_from=FILE_OR_FOLDER, '
              'or --init_from=resume where out_dir has a checkpoint.')
@@ -250,12 +251,13 @@ FREE = {'dropout', 'drop_path', 'flash', 'init', 'loss_chunk', 'recompute_blocks
 
 
 def take_network(config, checkpoint, path, resume):
-    """Set the keys of config that describe the network to those of the checkpoint, but those that are stated."""
+    """Set the keys of config that describe the network, but for stated ones, to those of the checkpoint."""
     args, then = checkpoint['model_args'], checkpoint.get('config', {})
     network = {k: v for k, v in ({'arch': then.get('arch', 'vit')} | args).items() if k in config and k not in FREE}
     if resume:  # continue_run compares what is stated
-        named = {*stated, *(NORMS if 'setting' in stated else ())}
-        config.update((k, v) for k, v in ({'setting': then.get('setting', 'S1')} | network).items() if k not in named)
+        named = stated.union(NORMS if 'setting' in stated else ())
+        network['setting'] = then.get('setting', 'S1')
+        config.update((k, v) for k, v in network.items() if k not in named)
         return
     if 'setting' in replaced:
         norms = resolve_norms(config)
@@ -294,7 +296,7 @@ def continue_gpt(start, network, config, model_args, data):
 
 
 def continue_vit(start, network, config, model_args, meta, total_iters):
-    """Check the checkpoint of start against this run, say what changes, and fit head, positions and pixels."""
+    """Check the checkpoint of start against this run, say what changes, fit head, positions and pixels."""
     checkpoint, path = start.checkpoint, start.path
     if not checkpoint:
         return
@@ -305,18 +307,21 @@ def continue_vit(start, network, config, model_args, meta, total_iters):
     if then not in (now, pretrained.unnamed_classes(len(now))):
         for i, (a, b) in enumerate(zip(then, now)):
             if a != b and fixed:
-                fail(f'{path} was trained on other classes: its class {i} is {a!r}, that of the data set is {b!r}.')
+                fail(f'{path} was trained on other classes: its class {i} is {a!r}, that of the data set is '
+                     f'{b!r}.')
         if not fixed:
-            start.say(f'{path} knows {len(then)} classes, the data set has {len(now)} others: the head starts anew, at zero')
+            start.say(f'{path} has a head for {len(then)} classes, the data set has {len(now)} others: the head '
+                      'starts again at zero')
             pretrained.fresh_head(checkpoint, len(now))
     if not start.resume and 'pos_embed' in checkpoint['model']:
-        old, new = (size // config['patch_size'] for size in (checkpoint['model_args']['image_size'], config['image_size']))
+        model, args, patch = checkpoint['model'], checkpoint['model_args'], config['patch_size']
+        old, new = args['image_size'] // patch, config['image_size'] // patch
         if old != new:
             start.say(f'the positions of {path} are interpolated from {old} x {old} to {new} x {new} patches')
-            checkpoint['model']['pos_embed'] = pretrained.resize_positions(checkpoint['model']['pos_embed'], new)
-        checkpoint['model_args']['image_size'] = config['image_size']
+            model['pos_embed'] = pretrained.resize_positions(model['pos_embed'], new)
+        args['image_size'] = config['image_size']
         if any(checkpoint['data'][k] != meta[k] for k in ('mean', 'std')):
-            pretrained.take_pixels(checkpoint['model'], checkpoint['data'], meta)
+            pretrained.take_pixels(model, checkpoint['data'], meta)
     continue_run(start, network, config, model_args, meta, ['layout', 'train_images', 'val_images', 'mean', 'std',
                                                             'val_from_train', 'seed'], total_iters, 'best_top1')
 

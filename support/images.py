@@ -74,7 +74,8 @@ class Images:
                      f'not image_size={size} each way and RGB: set image_size and a patch_size that divides it')
             if stored < size:
                 if self.config['shift'] >= stored:
-                    fail(f'shift={self.config["shift"]} is too far for pictures of {stored} x {stored}: use a smaller one')
+                    fail(f'shift={self.config["shift"]} is too far for pictures of {stored} x {stored}: use a '
+                         'smaller one')
                 if 'stored_size' not in self.meta:
                     self.env.say(f'the pictures of {folder}, {stored} x {stored}, are resized to image_size={size}')
                 self.meta['stored_size'] = stored  # predict makes a photo as small first
@@ -83,7 +84,7 @@ class Images:
         return pictures, torch.from_numpy(labels)
 
     def resized(self, images):
-        """Small pictures, uint8 (B, 3, H, W) on any device, at image_size: bicubic, as Pillow and torchvision do it."""
+        """Small pictures, uint8 (B, 3, H, W), at image_size: bicubic, as Pillow and torchvision do it."""
         size = self.config['image_size']
         if images.size(-1) == size:
             return images
