@@ -77,7 +77,9 @@ def make_norm(config, on, ndim):
         return nn.Identity()
     if config.norm not in ('rms', 'layer'):
         raise ValueError(f"norm={config.norm!r} is unknown: use 'rms' or 'layer'")
-    return RMSNorm(ndim) if config.norm == 'rms' else LayerNorm(ndim, config.bias)
+    norm = RMSNorm(ndim) if config.norm == 'rms' else LayerNorm(ndim, config.bias)
+    norm.eps = norm.eps if config.norm_eps is None else config.norm_eps
+    return norm
 
 # -----------------------------------------------------------------------------
 # the block
@@ -120,17 +122,20 @@ class Attention(nn.Module):
 
 
 class FFN(nn.Module):
-    """W_2 gelu(W_1 x) with the exact GELU, four times as wide inside."""
+    """W_2 gelu(W_1 x), four times as wide inside."""
 
     def __init__(self, config):
         super().__init__()
+        if config.gelu not in ('exact', 'tanh'):
+            raise ValueError(f"gelu={config.gelu!r} is unknown: use 'exact' or 'tanh'")
         C = config.n_embd
+        self.approximate = 'none' if config.gelu == 'exact' else 'tanh'
         self.c_fc = nn.Linear(C, 4 * C, bias=config.bias)  # W_1
         self.c_proj = nn.Linear(4 * C, C, bias=config.bias)  # W_2
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate)))
 
 
 class DropPath(nn.Module):
@@ -193,6 +198,8 @@ class NetworkConfig:
     bias: bool = False  # in the linear layers of the blocks and in LayerNorm
     qkv_bias: bool = True  # False: no bias on q, k and v, even where bias is True
     norm: str = 'rms'  # 'rms' or 'layer'
+    norm_eps: float | None = None  # None: 1e-6 for RMSNorm, 1e-5 for LayerNorm
+    gelu: str = 'exact'  # or 'tanh', its approximation, with which OpenAI trained GPT-2
     init: str = 'xavier'  # or 'torch': PyTorch's default for linear layers
     init_scale: float = 1.0  # multiplies the initial matrices of the blocks
     embed_std: float | None = None  # initial deviation of the embeddings; None: the value in the network's docstring
