@@ -118,6 +118,7 @@ def script(*flags, **env):
     # nothing that a name is told apart from
     ('val.txt', 'train'), ('train.txt', 'train'), ('train-1.txt more.txt', 'train train'),
     ('data/train-0.txt data/val-0.txt', 'train val'),  # a folder around everything
+    ('train/a.txt train/dev.txt', 'train train'),
     ('data/part.txt data/val.txt README.md prepare.py', 'train val train train'),
     ('en/train.txt en/val.txt fr/train.txt fr/dev.txt README.md', 'train val train val -'),
     ('val.txt test.txt', 'val test'),
@@ -437,6 +438,19 @@ def test_a_full_disk():
     assert not Path('out').exists()
 
 
+def test_a_full_disk_below_datasets():
+    error = RuntimeError('An error occurred while generating the dataset')
+    error.__cause__ = OSError(28, 'No space left on device')
+    sentence = prepare_owt.hub_reason('me/set', error, 'download')
+    assert sentence.startswith('There is no space left on the disk') and 'HF_HOME' in sentence
+
+
+def test_copies_of_a_killed_run_go_away():
+    write('a.txt', gzip.compress(b'some text'))
+    write('out/.copies.tmp/0', 'old')
+    assert ''.join(sum(prepare('a.txt'), [])) == 'some text'  # prepare() looks that none is left
+
+
 def test_empty_inputs():
     write('empty.txt', '')
     write('empties/a.jsonl', '')
@@ -516,5 +530,6 @@ def test_a_text_is_prepared_under_its_name():
 def test_help_states_the_rule_of_splits():
     out, _, code = script('--help')
     assert code == 0 and RULE in out and len(RULE.splitlines()) == 3
-    keys = [line.split(' = ')[0].strip() for line in out.partition('keys, as')[2].splitlines() if ' = ' in line]
+    lines = out.partition('keys, as')[2].splitlines()
+    keys = [line.split(' = ')[0].strip() for line in lines if ' = ' in line]
     assert set(keys) == {*DEFAULTS, 'dataset', 'tokenizer', 'num_proc'}
