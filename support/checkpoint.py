@@ -332,7 +332,8 @@ def continue_run(start, network, config, model_args, meta, data_keys, total_iter
     # fields that are no keys (gelu, norm_eps) come with the weights
     model_args |= {k: v for k, v in checkpoint['model_args'].items() if k not in model_args}
     same = [k for k in model_args if k not in FREE]
-    refuse_changes(path, asdict(network()) | checkpoint['model_args'], model_args, same)
+    defaults = asdict(network()) | {'weight_standardization': 'none', 'weight_gain': True}
+    refuse_changes(path, defaults | checkpoint['model_args'], model_args, same)
     if not start.resume:
         start.say(f'weights of {path}' + ', with a fresh optimizer' * (not reads_only(config)))
         return
