@@ -84,7 +84,7 @@ def test_quotes_are_verbatim(page):
 
 def test_walkthrough_quotes_the_lines_that_it_explains():
     quotes = ''.join(body for tag, body in fenced(WALK) if tag == 'py')
-    for part in ('self.mid_norm(self.attn(self.pre_norm(x)))', 'def sgdw(', 'def get_lr(', 'default_rng((seed'):
+    for part in ('self.mid_norm(self.attn(', 'def sgdw(', 'def get_lr(', 'default_rng((seed'):
         assert part in quotes
 
 # -----------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def keys(script):
 
 
 def commands(text):
-    """Each command line of a page, in words, without comments; a shell function is replaced by what it stands for."""
+    """The commands of a page, each as its words, without comments. Shell functions are written out."""
     shell = '\n'.join(body for tag, body in fenced(text) if tag in ('sh', 'bash'))
     shell += '\n' + '\n'.join(re.findall(r'(?m)^    (python .*)$', prose(text)))
     shell += '\n' + '\n'.join(re.findall(r'`((?:python3?|torchrun) [^`]+)`', prose(text)))
@@ -165,12 +165,12 @@ def test_names_and_links_exist(page):
         assert target.exists(), link
         if anchor:
             heads = re.findall(r'(?m)^#+ (.*)$', target.read_text(encoding='utf-8'))
-            assert anchor in {re.sub(r'[^\w -]', '', head.lower()).replace(' ', '-') for head in heads}, anchor
+            assert anchor in [re.sub(r'[^\w -]', '', h.lower()).replace(' ', '-') for h in heads], anchor
 
 
 @each_page
 def test_numbers_are_in_the_results(page):
-    """A number of three decimals or more is one of results/, of a config's comment or of the table in model.py."""
+    """Three decimals or more: a number of results/, of the page's own blocks, of a config or of model.py."""
     sources = [*(ROOT / 'results').glob('*.md'), *(ROOT / 'config').glob('*.py'), ROOT / 'model.py']
     known = '\n'.join([path.read_text(encoding='utf-8') for path in sources] +
                       [body for _, body in fenced(DOCS[page])])
