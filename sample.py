@@ -3,21 +3,24 @@ Text out of a checkpoint.
 
     python sample.py --out_dir=out/dnt_tiny
     python sample.py --out_dir=out/dnt_tiny --prompt='def main(' --num_samples=3 --temperature=0.5
+    python sample.py --init_from=gpt2 --prompt='Hello'         GPT-2 from the Hugging Face Hub
+    python sample.py --out_dir=out/dnt_tiny --export=folder    the weights, as safetensors
 """
-
-import os
 
 import torch
 
 from configurator import configure, fail
 from model import GPT, GPTConfig
-from support.checkpoint import load_checkpoint
+from support import pretrained
+from support.checkpoint import find_checkpoint, load_checkpoint
 from support.distributed import start
 from support.normfree import build
 
 # -----------------------------------------------------------------------------
 out_dir = 'out/gpt'  # the run; its best.pt is used, or ckpt.pt where there is none
+init_from = 'resume'  # the run in out_dir, or weights: a file, a folder, gpt2, a Hub id
 checkpoint = ''  # a checkpoint file instead of out_dir
+export = ''  # a new folder: write the weights there as model.safetensors and config.json, and leave
 prompt = ''  # what the text begins with, FILE:name reads a file; empty: the start of a document
 num_samples = 1  # texts to write
 max_new_tokens = 500  # length of each, in tokens
@@ -35,12 +38,15 @@ for key, value in (('num_samples', num_samples), ('max_new_tokens', max_new_toke
 if temperature < 0 or top_k < 0:
     fail('temperature and top_k cannot be negative')
 env = start(device, dtype, False, seed, False)
-best, latest = (os.path.join(out_dir, f) for f in ('best.pt', 'ckpt.pt'))
-saved = load_checkpoint(checkpoint or (best if os.path.exists(best) else latest))
+source = checkpoint or find_checkpoint(out_dir if init_from == 'resume' else pretrained.find_weights(init_from))
+saved = load_checkpoint(source)
+if export:
+    print(f'{source}: written to {export} as {pretrained.export(saved, export)}')
+    raise SystemExit
 if 'tokenizer' not in saved['data']:
-    fail(f'{out_dir} holds no run of train_gpt.py')
+    fail(f'{source} is not a checkpoint of train_gpt.py')
 if saved['data']['tokenizer'] == 'gpt2' and saved['data']['vocab_size'] != 50257:
-    fail(f'{out_dir} was trained on a part of the gpt2 vocabulary (experiments/vocabulary.py), which is not written out here')
+    fail(f'{source} was trained on a part of the gpt2 vocabulary (experiments/vocabulary.py), which is not written out here')
 model = build(GPT, GPTConfig, saved['model_args'])
 model.load_state_dict(saved['model'])
 model.eval().to(env.device)

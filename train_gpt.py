@@ -30,7 +30,7 @@ from support.tokens import Tokens
 # -----------------------------------------------------------------------------
 # config: the paper's L-DNT-Small with mSGDW (tables 3 and 5)
 out_dir = 'out/gpt'  # config.json, log.jsonl and the checkpoints of this run
-init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir, if any), or weights: a file, a run, GPT-2
+init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: file, folder, gpt2, Hub id
 overwrite = False  # True: throw away the run that out_dir holds
 eval_only = False  # True: print the validation loss and leave; nothing is written
 eval_interval = 1000  # iterations between evaluations, 0: only at the end

@@ -34,7 +34,7 @@ from support.report import Report, progress
 # -----------------------------------------------------------------------------
 # config: the paper's V-DNT-Large with mSGDW. 'here:' marks a choice on which the paper is silent
 out_dir = 'out/vit'  # config.json, log.jsonl and the checkpoints of this run
-init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir, if any), or weights: a file, a run, timm's
+init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: a file, a folder, a Hub id
 overwrite = False  # True: throw away the run that out_dir holds
 eval_only = False  # True: print loss, top-1 and top-5 of eval_split and leave; nothing is written
 eval_split = 'val'  # what eval_only reads: val, or test where the data set has one
@@ -48,7 +48,7 @@ dataset = 'imagenet'  # a folder under data/, or a path
 global_batch_size = 1024  # images per update, over all processes (table 4)
 micro_batch_size = 64  # upper bound of images per process and forward; the accumulation follows
 num_workers = -1  # processes that read JPEGs for each training process; -1: its share of the cores
-image_size = 224  # table 4. JPEGs are cropped to it, arrays must have it
+image_size = 224  # table 4. JPEGs are cropped to it, smaller arrays are resized to it
 crop_scale = 0.08  # here: least area of the random crop of a JPEG, timm's; its shape 3/4 to 4/3, bicubic
 shift = 4  # arrays in place of a crop: by at most so many pixels each way, the border reflected
 randaugment = 9.0  # magnitude (table 4: 9, 0.5), 0: none; only for JPEGs
@@ -160,7 +160,7 @@ def train_batches(start_iter):
     for n, (images, labels) in enumerate(small() if data.arrays else data.jpegs('train', keys())):
         images, labels = (t.to(env.device, non_blocking=beside) for t in (images, labels))
         rng = np.random.default_rng((seed, 2, start_iter + n // accum))  # one draw for the whole global batch
-        images = augment.normalize(images, mean, std)
+        images = augment.normalize(data.resized(images), mean, std)
         partners, lam = labels, 1.0
         if mixes:
             images, partners, lam = augment.mix(images, labels, rng, mixup, cutmix)
@@ -180,7 +180,7 @@ def eval_batches(split):
     keys = [[(None, index) for index in chunk] for chunk in chunks]
     for images, labels in small() if data.arrays else data.jpegs(split, keys):
         images, labels = (t.to(env.device, non_blocking=beside) for t in (images, labels))
-        yield augment.normalize(images, mean, std), labels
+        yield augment.normalize(data.resized(images), mean, std), labels
 
 # -----------------------------------------------------------------------------
 # model: raw_model is evaluated and saved; model is the same network, wrapped for training
