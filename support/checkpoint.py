@@ -98,6 +98,7 @@ class Run:
         self.path = os.path.join(self.out_dir, 'log.jsonl')
         evaluated = on_master(lambda: self.open(config), env)
         self.evaluated = all_sum([int(evaluated or 0)], env)[0] > 0
+        env.saves = True  # from here on, a signal to stop saves first
 
     def open(self, config):
         try:
