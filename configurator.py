@@ -38,6 +38,7 @@ RENAMED = {
 
 
 replaced = {}  # the keys that the command line states, each with the value that it had before
+stated = set()  # the keys that a config file or the command line states
 
 
 def configure(script, argv=None):
@@ -48,6 +49,7 @@ def configure(script, argv=None):
     """
     keep_printing()
     replaced.clear()
+    stated.clear()
     defaults = {k: v for k, v in script.items() if not k.startswith('_') and isinstance(v, (int, float, str))}
     config = dict(defaults)
     for arg in sys.argv[1:] if argv is None else argv:
@@ -60,10 +62,12 @@ def configure(script, argv=None):
             value = checked(key, literal(text, defaults.get(key)), defaults, arg)
             replaced.setdefault(key, config[key])
             config[key] = value
+            stated.add(key)
         elif arg.endswith('.py'):
             for key, value in read_file(arg).items():
                 if key in defaults or isinstance(value, (int, float, str, os.PathLike)):
                     config[key] = checked(key, value, defaults, arg)
+                    stated.add(key)
         elif '=' in arg:
             fail(f'{arg} is not an option. Did you mean --{arg.lstrip("-")}?')
         else:
@@ -177,7 +181,7 @@ def fail(message, any_rank=False):
     some ranks know of the error, so each of them prints it.
     """
     rank, local_rank = os.environ.get('RANK', '0'), os.environ.get('LOCAL_RANK', '0')
-    if local_rank != '0' and not any_rank:
+    if local_rank != '0' and 'TORCHELASTIC_RUN_ID' in os.environ and not any_rank:
         time.sleep(3)
         raise SystemExit(1)
     raise SystemExit(message if rank == '0' else f'rank {rank}: {message}')

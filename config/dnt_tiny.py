@@ -32,5 +32,3 @@ max_iters = 4500
 eval_interval = 1500
 ckpt_interval = 500
 log_interval = 50
-
-dtype = 'float32'  # on a CPU, casts to bfloat16 cost more than such small matrices win

@@ -44,5 +44,3 @@ grad_clip = 1.0  # allows a higher learning rate in all four
 eval_interval = 1406
 ckpt_interval = 703
 log_interval = 50
-
-dtype = 'float32'  # on a CPU, casts to bfloat16 cost more than such small matrices win

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 
 import torch
 
-from configurator import fail, replaced
-from support import normfree
+from configurator import fail, replaced, stated
+from model import NORMS
+from support import normfree, pretrained
 from support.checks import resolve_norms, warn_of_warmup
 from support.distributed import all_sum, first_line, leave, on_master
-from support.pretrained import load_gpt2
 
 # -----------------------------------------------------------------------------
 # files
@@ -71,7 +71,12 @@ def find_checkpoint(path):
 
 
 def load_checkpoint(path: str) -> dict:
-    """The dict of a checkpoint file, on the CPU, not read before it is used. Ends with one sentence where it is none."""
+    """
+    The dict of a checkpoint file, on the CPU, not read before it is used. A folder or a safetensors file holds
+    weights that other projects made. Ends with one sentence where it is none of these.
+    """
+    if os.path.isdir(path) or str(path).endswith('.safetensors'):
+        return pretrained.load(str(path))
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         missing = {'model', 'optimizer', 'iter', 'config', 'model_args', 'data'} - set(checkpoint)
@@ -98,10 +103,8 @@ class Run:
         self.start_iter = self.saved_iter = start_iter
         self.path = os.path.join(self.out_dir, 'log.jsonl')
         evaluated = on_master(lambda: self.open(config), env)
-        found, stops = all_sum([int(evaluated or 0), len(signals)], env)
-        self.evaluated = found > 0
-        if stops:  # before the first update
-            self.leave_stopped(start_iter)
+        self.evaluated = all_sum([int(evaluated or 0)], env)[0] > 0
+        env.saves = True  # from here on, a signal to stop saves first
 
     def open(self, config):
         try:
@@ -166,9 +169,10 @@ class Run:
         """End with one sentence where a number is not finite. All processes have the same numbers, so all stop."""
         if not all(map(math.isfinite, numbers.values())):
             what = ', '.join(f'{name.replace("_", " ")} {value}' for name, value in numbers.items())
-            good = f'is that of iteration {self.saved_iter} in {self.out_dir}' if self.saved_iter else 'does not exist'
-            fail(f'iteration {iter_num}: {what} at learning rate {lr:.3g}, so no step was made. The last good '
-                 f'checkpoint {good}. Try a lower learning_rate, a longer warmup, grad_clip=1.0 or --flash=False.')
+            good = f'The last good checkpoint is that of iteration {self.saved_iter} in {self.out_dir}.' \
+                if self.saved_iter else 'No checkpoint was saved.'
+            fail(f'iteration {iter_num}: {what} at learning rate {lr:.3g}, so no step was made. {good} Try a '
+                 'lower learning_rate, a longer warmup, grad_clip=1.0 or --flash=False.')
 
     def leave_stopped(self, iter_num):
         """Say what a run that a signal stopped has saved, and leave."""
@@ -197,8 +201,8 @@ def begin(config: dict, env) -> SimpleNamespace:
     Where this run begins: path and checkpoint (a dict; None from scratch) that init_from names, resume (whether it
     continues that run), iter, best (its best metric) and say. The weights are not loaded yet.
 
-    A run that resumes must state the same network. Any other use of a checkpoint takes the network from it: config
-    gets the values of the checkpoint, but for keys that the command line states; they must agree.
+    The network comes from the checkpoint: config gets its values. What the command line states must agree with
+    them; where a run resumes, what a config file states must agree too.
     """
     out_dir, init_from, only_reads = config['out_dir'], config['init_from'], reads_only(config)
     refuse_to_overwrite(out_dir, init_from, config['overwrite'], only_reads)
@@ -209,18 +213,21 @@ def begin(config: dict, env) -> SimpleNamespace:
         path = latest_checkpoint(out_dir)
         if not path:
             env.say(f'{out_dir} has no checkpoint yet: starting at iteration 0')
-    elif init_from != 'scratch':
-        path = find_checkpoint(init_from)
+            if not only_reads:  # with the weights that the config file names, if it does
+                init_from = replaced.get('init_from', 'resume')
+    if init_from not in ('scratch', 'resume'):  # rank 0 downloads, the others find it in the cache
+        on_master(lambda: pretrained.find_weights(init_from), env)
+        path = find_checkpoint(pretrained.find_weights(init_from))
     if only_reads and not path:
-        fail('eval_only and predict need weights. Use --init_from=FILE_OR_FOLDER, or --init_from=resume where out_dir '
-             'has a checkpoint.')
-    checkpoint = path and (load_gpt2(path) if os.path.isdir(path) else load_checkpoint(path))
+        fail(f'{"eval_only" if config["eval_only"] else "predict"} needs weights. Use --init_from=FILE_OR_FOLDER, '
+             'or --init_from=resume where out_dir has a checkpoint.')
+    checkpoint = path and load_checkpoint(path)
     resume = init_from == 'resume' and bool(path) and not only_reads
     kind, script = ('classes', 'train_vit.py') if 'arch' in config else ('tokenizer', 'train_gpt.py')
     if checkpoint and kind not in checkpoint['data']:
         fail(f'{path} is not a checkpoint of {script}. Use another file.')
-    if checkpoint and not resume:
-        take_network(config, checkpoint, path)
+    if checkpoint:
+        take_network(config, checkpoint, path, resume)
     return SimpleNamespace(path=path, checkpoint=checkpoint, resume=resume, say=env.say, iter=0, best=None)
 
 
@@ -241,14 +248,21 @@ def refuse_to_overwrite(out_dir, init_from, overwrite, only_reads):
 FREE = {'dropout', 'drop_path', 'flash', 'init', 'loss_chunk', 'recompute_blocks'}
 
 
-def take_network(config, checkpoint, path):
-    """Set the keys of config that describe the network to those of the checkpoint."""
+def take_network(config, checkpoint, path, resume):
+    """Set the keys of config that describe the network, but for stated ones, to those of the checkpoint."""
     args, then = checkpoint['model_args'], checkpoint.get('config', {})
     network = {k: v for k, v in ({'arch': then.get('arch', 'vit')} | args).items() if k in config and k not in FREE}
+    if resume:  # continue_run compares what is stated
+        named = stated.union(NORMS if 'setting' in stated else ())
+        network['setting'] = then.get('setting', 'S1')
+        config.update((k, v) for k, v in network.items() if k not in named)
+        return
     if 'setting' in replaced:
         norms = resolve_norms(config)
         if any(norms[k] != args[k] for k in norms):
             fail(f'{path} was trained with setting={then.get("setting")}, not {config["setting"]}. Leave --setting out.')
+    if 'image_size' in replaced:  # the positions of a ViT are interpolated
+        network.pop('image_size', None)
     length = network.pop('block_size', None)
     if length:  # a shorter context is fine: the last positions are dropped
         if 'block_size' in replaced and config['block_size'] > length:
@@ -280,14 +294,32 @@ def continue_gpt(start, network, config, model_args, data):
 
 
 def continue_vit(start, network, config, model_args, meta, total_iters):
-    """Check the checkpoint of start against this run, and say what changes."""
-    if not start.checkpoint:
+    """Check the checkpoint of start against this run, say what changes, fit head, positions and pixels."""
+    checkpoint, path = start.checkpoint, start.path
+    if not checkpoint:
         return
-    refuse_changes(start.path, start.checkpoint['config'], config, ['arch'])
-    for i, (then, now) in enumerate(zip(start.checkpoint['data']['classes'], meta['classes'])):
-        if then != now:
-            fail(f'{start.path} was trained on other classes: its class {i} is {then!r}, that of the data set is '
-                 f'{now!r}.')
+    refuse_changes(path, checkpoint['config'], config, ['arch'])
+    then, now, fixed = checkpoint['data']['classes'], meta['classes'], start.resume or reads_only(config)
+    if fixed and not then:
+        fail(f'{path} has no head, so it knows no classes. Fine-tune it on a data set first.')
+    if then not in (now, pretrained.unnamed_classes(len(now))):
+        for i, (a, b) in enumerate(zip(then, now)):
+            if a != b and fixed:
+                fail(f'{path} was trained on other classes: its class {i} is {a!r}, that of the data set is '
+                     f'{b!r}.')
+        if not fixed:
+            start.say(f'{path} has a head for {len(then)} classes, the data set has {len(now)} others: the head '
+                      'starts again at zero')
+            pretrained.fresh_head(checkpoint, len(now))
+    if not start.resume and 'pos_embed' in checkpoint['model']:
+        model, args, patch = checkpoint['model'], checkpoint['model_args'], config['patch_size']
+        old, new = args['image_size'] // patch, config['image_size'] // patch
+        if old != new:
+            start.say(f'the positions of {path} are interpolated from {old} x {old} to {new} x {new} patches')
+            model['pos_embed'] = pretrained.resize_positions(model['pos_embed'], new)
+        args['image_size'] = config['image_size']
+        if any(checkpoint['data'][k] != meta[k] for k in ('mean', 'std')):
+            pretrained.take_pixels(model, checkpoint['data'], meta)
     continue_run(start, network, config, model_args, meta, ['layout', 'train_images', 'val_images', 'mean', 'std',
                                                             'val_from_train', 'seed'], total_iters, 'best_top1')
 
@@ -295,8 +327,11 @@ def continue_vit(start, network, config, model_args, meta, total_iters):
 def continue_run(start, network, config, model_args, meta, data_keys, total_iters, best):
     """Set iter and best of a run that resumes. Any other run takes the weights alone."""
     checkpoint, path = start.checkpoint, start.path
+    # fields that are no keys (gelu, norm_eps) come with the weights
+    model_args |= {k: v for k, v in checkpoint['model_args'].items() if k not in model_args}
     same = [k for k in model_args if k not in FREE]
-    refuse_changes(path, asdict(network()) | checkpoint['model_args'], model_args, same)
+    defaults = asdict(network()) | {'weight_standardization': 'none', 'weight_gain': True}
+    refuse_changes(path, defaults | checkpoint['model_args'], model_args, same)
     if not start.resume:
         start.say(f'weights of {path}' + ', with a fresh optimizer' * (not reads_only(config)))
         return

@@ -92,11 +92,9 @@ def check_vit(config):
     check_range(config, 0.0001, 1, 'crop_scale')
     check_range(config, 0, math.inf, 'max_iters', 'epochs', 'warmup_epochs', 'mixup', 'cutmix')
     check_share(config, 'drop_path', 'label_smoothing')
-    arch, image_size, patch_size = config['arch'], config['image_size'], config['patch_size']
+    arch = config['arch']
     if arch not in ('vit', 'nfnet'):
         fail(f'arch={arch} is unknown: use vit or nfnet')
-    if arch == 'vit' and image_size % patch_size:
-        fail(f'patch_size={patch_size} does not divide image_size={image_size}')
     if arch == 'vit' and config['batch_norm']:
         fail('batch_norm only works with --arch=nfnet. For a ViT, choose the norms with --setting.')
     if config['num_workers'] > 0 and sys.platform != 'linux':  # without fork, a worker would run the script again
@@ -108,6 +106,8 @@ def check_vit(config):
 def check_images(config, data):
     """(updates per epoch, updates in all, updates of warmup); the first two are 0 where nothing is trained."""
     iters_per_epoch = total_iters = 0
+    if config['arch'] == 'vit' and config['image_size'] % config['patch_size']:
+        fail(f'patch_size={config["patch_size"]} does not divide image_size={config["image_size"]}')
     if 'train' in data.splits:
         global_batch_size, images = config['global_batch_size'], data.size('train')
         iters_per_epoch = images // global_batch_size

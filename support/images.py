@@ -10,12 +10,12 @@ import sys
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from configurator import fail
 from support import augment
-from support.distributed import ignore_signals_of_the_run
 from support.pictures import pictures_in
 from support.tokens import data_folder
 
@@ -67,12 +67,28 @@ class Images:
             fail(f'{split}_labels.npy has labels from {labels.min()} to {labels.max()}, but meta.json knows '
                  f'{classes} classes (0 to {classes - 1}): prepare the data set again')
         if self.arrays:
-            if pictures.shape[1:] != (size, size, 3):
+            stored = pictures.shape[1]
+            if pictures.shape[1:] != (stored, stored, 3) or stored > size:
                 fail(f'the pictures of {folder} are {pictures.shape[2]} x {pictures.shape[1]} x {pictures.shape[3]}, '
                      f'not image_size={size} each way and RGB: set image_size and a patch_size that divides it')
+            if stored < size:
+                if self.config['shift'] >= stored:
+                    fail(f'shift={self.config["shift"]} is too far for pictures of {stored} x {stored}: use a '
+                         'smaller one')
+                if 'stored_size' not in self.meta:
+                    self.env.say(f'the pictures of {folder}, {stored} x {stored}, are resized to image_size={size}')
+                self.meta['stored_size'] = stored  # predict makes a photo as small first
             pictures = torch.from_numpy(pictures)  # on a CPU it stays a memmap, shared by all processes
             pictures = pictures.to(self.env.device) if self.env.device_type != 'cpu' else pictures
         return pictures, torch.from_numpy(labels)
+
+    def resized(self, images):
+        """Small pictures, uint8 (B, 3, H, W), at image_size: bicubic, as Pillow and torchvision do it."""
+        size = self.config['image_size']
+        if images.size(-1) == size:
+            return images
+        images = F.interpolate(images.float(), (size, size), mode='bicubic', antialias=True)
+        return images.round().clamp(0, 255).to(torch.uint8)
 
     def jpegs(self, split, batches):
         """The batches (lists of (epoch, index)), decoded ahead by worker processes: (images, labels) in their order."""
@@ -85,7 +101,7 @@ class Images:
         loader = DataLoader(Jpegs(self, split), batch_sampler=batches, num_workers=workers,
                             pin_memory=self.env.device_type == 'cuda',
                             multiprocessing_context='fork' if workers else None,
-                            worker_init_fn=ignore_signals_of_the_run)
+                            worker_init_fn=lambda worker: os.setpgrp())
         try:
             yield from loader
         except ValueError as e:  # a worker's comes with its traceback, the sentence at the end
@@ -98,12 +114,14 @@ class Jpegs(Dataset):
     def __init__(self, images, split):
         self.path, self.config = os.path.join(images.folder, f'{split}_jpeg.bin'), images.config
         self.offsets, self.labels = images.splits[split]
+        self.file, self.owner = None, None
 
     def __getitem__(self, key):
         (epoch, index), config = key, self.config
-        with open(self.path, 'rb') as f:
-            f.seek(self.offsets[index])
-            blob = f.read(self.offsets[index + 1] - self.offsets[index])
+        if self.owner != os.getpid():  # each worker opens the file once for itself, because they share positions
+            self.file, self.owner = open(self.path, 'rb'), os.getpid()
+        self.file.seek(self.offsets[index])
+        blob = self.file.read(self.offsets[index + 1] - self.offsets[index])
         try:
             image = Image.open(io.BytesIO(blob)).convert('RGB')
         except Exception as e:  # Pillow raises nearly everything on broken files
@@ -142,12 +160,12 @@ def predict_files(path, model, data, mean, std):
     """Print the five likeliest classes of a picture, or of each picture in a folder, with their probabilities."""
     size, classes, env, told = data.config['image_size'], data.meta['classes'], data.env, False
     model.eval()
-    for file, image, reason in pictures_in(path, data.meta, size):
+    for file, image, reason in pictures_in(path, data.meta, data.meta.get('stored_size', size)):
         if reason:
-            env.say(f'{file}: left out, {reason}') if os.path.isdir(path) else fail(f'{file} cannot be read ({reason}).')
+            env.say(f'{file}: left out, {reason}') if os.path.isdir(path) else fail(f'{file} cannot be read as a picture ({reason}).')
             continue
         image = image if data.arrays else augment.eval_crop(image, size)
-        images = augment.normalize(augment.to_tensor(image)[None].to(env.device), mean, std)
+        images = augment.normalize(data.resized(augment.to_tensor(image)[None].to(env.device)), mean, std)
         with env.autocast:
             top = model(images)[0].float().softmax(-1).topk(min(5, len(classes)))
         env.say(f'{file}: ' + ', '.join(f'{classes[i]} {p:.1%}' for p, i in zip(top.values.tolist(), top.indices)))

@@ -9,17 +9,18 @@ import numpy as np
 import torch
 
 from configurator import fail
+from support.splits import prepared_name
 
 
 def data_folder(dataset: str) -> str:
     """
-    The folder of a prepared data set: data/NAME, or the path itself. A path comes before a name, and a folder that
-    holds a prepared data set comes before one that holds the raw texts or pictures.
+    The folder of a prepared data set: data/NAME, the path itself, or where prepare_owt.py puts this argument. A path
+    comes before a name, and a folder that holds a prepared data set comes before one with raw texts or pictures.
     """
     folders = [os.path.join('data', dataset), dataset]
     if os.path.dirname(dataset):
         folders.reverse()
-    for folder in folders:
+    for folder in [*folders, os.path.join('data', prepared_name(dataset))]:
         if any(os.path.exists(os.path.join(folder, file)) for file in ('meta.json', 'train.bin')):
             return folder
     return dataset if os.path.isdir(dataset) else folders[0]

@@ -15,8 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from configurator import configure
-
 ROOT = Path(__file__).resolve().parent.parent
 
 SIZE = ['--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=8', '--global_batch_size=4',
@@ -111,13 +109,6 @@ def runs_like_one(tokens, folder, **jobs):
     return runs
 
 
-def load_config(path, script='train_gpt.py'):
-    """What a train script makes of a config file."""
-    names = {'__name__': 'config', '__file__': str(ROOT / script)}
-    exec((ROOT / script).read_text().split('config = configure(globals())')[0], names)
-    return configure(names, [str(path)])
-
-
 gpt2_is_here = pytest.mark.skipif(
     not Path(os.environ.get('TIKTOKEN_CACHE_DIR', ''), '0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4').is_file(),
     reason="gpt2's file is not here and there is no network: set TIKTOKEN_CACHE_DIR to where it is")
@@ -188,8 +179,8 @@ def smooth_picture(w, h, seed=0):
     return noise_picture(4, 4, seed).resize((w, h), Image.Resampling.BICUBIC)
 
 
-IMAGE_DEFAULTS = dict(dataset='', out_dir='', val_from_train=0, seed=0, resize_short=256, quality=95,
-                      image_column='', label_column='', num_proc=1, overwrite=False)
+IMAGE_DEFAULTS = dict(dataset='', out_dir='', val_from_train=0, val_fraction=0.0, seed=0, resize_short=256,
+                      quality=95, image_column='', label_column='', num_proc=1, overwrite=False)
 
 
 def prepare_images(out, dataset, code=0, env=None, **keys):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from model import SETTINGS
+from model import SETTINGS, GPTConfig
 from support.checkpoint import continue_run
 from support.checks import name_norms, split_batch
 from support.tokens import data_folder
@@ -57,8 +57,9 @@ def test_a_run_says_what_is_not_as_its_name_or_its_checkpoint_says():
 
     def resume(config):
         start = SimpleNamespace(resume=True, path='ckpt.pt', say=said.append,
-                                checkpoint={'config': then, 'data': {}, 'iter': 3, 'best_val_loss': 1.0})
-        continue_run(start, config, {}, [], 10, 'best_val_loss')
+                                checkpoint={'config': then, 'model_args': {}, 'data': {}, 'iter': 3,
+                                            'best_val_loss': 1.0})
+        continue_run(start, GPTConfig, config, {}, {}, [], 10, 'best_val_loss')
         assert (start.iter, start.best) == (3, 1.0)
         return said[-1]
 

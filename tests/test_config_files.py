@@ -12,6 +12,7 @@ import torch
 
 from configurator import configure
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
+from support.normfree import build
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {path.stem: path for path in sorted((ROOT / 'config').glob('[!_]*.py'))}
@@ -128,7 +129,7 @@ def test_config_has_the_numbers_of_its_row(name):
         assert (c['learning_rate'], c['weight_decay'], c['warmup_iters']) == rates[name]
         assert (c['n_layer'], c['n_head'], c['n_embd'], c['block_size'], c['global_batch_size'],
                 c['max_iters'], c['min_lr'], c['dataset'], c['dtype']) == \
-            (4, 2, 64, 128, 8, 4500, 0, 'stdlib', 'float32')
+            (4, 2, 64, 128, 8, 4500, 0, 'stdlib', 'auto')
 
 
 TABLE_3_AND_4 = {  # width, heads, depth, patch, drop path, rate and decay of mSGDW, parameters, table 1
@@ -169,7 +170,7 @@ def test_vision_config_has_the_numbers_of_its_row(name):
         assert {k for k in c if c[k] != first[k]} <= own
         assert (c['learning_rate'], c['weight_decay']) == ((0.05, 1e-3) if sgdw else (1e-3, 0.1))
         assert (c['epochs'], c['warmup_epochs'], c['min_lr'], c['global_batch_size'], c['dtype']) == \
-            (6, 1, 0, 32, 'float32')
+            (6, 1, 0, 32, 'auto')
 
 
 @pytest.mark.parametrize('name,image,patch,batch,interval', [
@@ -188,6 +189,18 @@ def test_configs_of_the_second_report(name, image, patch, batch, interval):
     else:
         assert (c['setting'], c['norm'], c['patch_size'], c['drop_path'], c['dropout']) == \
             ('S1', 'layer', patch, 0, 0)
+
+
+def test_counts_of_the_second_report():
+    """Its ViT-S: 21.33M with LayerNorm, 21.31M without, 21.34M standardized, at 10 classes."""
+    for setting, covers, count in (('S1', 'none', 21328522), ('NoNorm', 'none', 21309322),
+                                   ('NoNorm', 'all', 21336970)):
+        c = resolve('nft_cifar10')
+        keys = ('norm', 'bias', 'qkv_bias', 'n_layer', 'n_head', 'n_embd', 'image_size', 'patch_size')
+        with torch.device('meta'):
+            model = build(ViT, ViTConfig, SETTINGS[setting] | {k: c[k] for k in keys} | dict(
+                n_classes=10, weight_standardization=covers))
+        assert sum(p.numel() for p in model.parameters()) == count
 
 
 # -----------------------------------------------------------------------------
@@ -296,6 +309,14 @@ def test_a_config_starts_from_another_in_any_folder(tmp_path):
     (tmp_path / 'mine.py').write_text('from config.gpt2_tiny import *\nn_layer *= 2\nout_dir = "out/mine"')
     c = configure(defaults('train_gpt.py'), [str(tmp_path / 'mine.py')])
     assert c == {**resolve('gpt2_tiny'), 'n_layer': 8, 'out_dir': 'out/mine'}
+
+
+def test_help_lists_every_key_with_its_comment():
+    out = subprocess.run([sys.executable, 'train_gpt.py', '--help'], cwd=ROOT, capture_output=True, text=True,
+                         check=True).stdout
+    listed = dict(re.findall(r'^  (\w+) = (\S+)', out, re.M))
+    assert listed == {key: repr(value) for key, value in defaults('train_gpt.py').items()}
+    assert re.search(r'^  warmup_iters = 0 +linear warmup$', out, re.M)
 
 
 BATCH_SIZE = ('batch_size is not a key here. Use global_batch_size (sequences or images per update, over all '

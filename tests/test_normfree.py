@@ -80,7 +80,7 @@ def test_deviations_of_tfixup():
                 most = layer.weight[0].numel() ** -0.5
                 assert 0.98 * most < layer.weight.abs().max() <= most
                 assert abs(layer.weight.std() / most * 3 ** 0.5 - 1) < 0.02
-    with pytest.raises(ValueError, match='init=orthogonal is unknown'):
+    with pytest.raises(ValueError, match="init='orthogonal' is unknown"):
         GPT(GPTConfig(n_layer=1, n_embd=16, n_head=2, init='orthogonal'))
 
 

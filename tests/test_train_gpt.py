@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
-from support.checkpoint import load_gpt2
+from support.normfree import build
+from support.pretrained import load_gpt2
 from test_model import IDX
 from tests.common import final, finish, in_parallel, python, rows, runs_like_one, train, write_tokens
 
@@ -26,7 +27,7 @@ def test_log_and_checkpoint_are_as_promised(straight, tokens):
     assert ckpt['iter'] == 20
     assert json.loads((straight / 'config.json').read_text())['learning_rate'] == 0.1
     # the last val row is the loss of the saved weights over the fixed windows, each counted once
-    model = GPT(GPTConfig(**ckpt['model_args'])).eval()
+    model = build(GPT, GPTConfig, ckpt['model_args']).eval()
     model.load_state_dict(ckpt['model'])
     val = torch.from_numpy(np.fromfile(tokens / 'val.bin', np.uint16).astype(np.int64))
     starts = range(0, 392, 8)  # 49 windows in 400 tokens
@@ -43,7 +44,7 @@ def test_batches_are_windows_of_the_data_and_change_with_iteration_and_seed(tmp_
     in_parallel([lambda name=name, seed=seed: train(
         tmp_path / 'tokens', tmp_path / name, '--learning_rate=0', '--min_lr=0', '--weight_decay=0',
         f'--seed={seed}', '--global_batch_size=1', '--setting=S1') for name, seed in (('a', 5), ('b', 6))])
-    model = GPT(GPTConfig(**final(tmp_path / 'a')['model_args']))
+    model = build(GPT, GPTConfig, final(tmp_path / 'a')['model_args'])
     model.load_state_dict(final(tmp_path / 'a')['model'])
     ids = torch.from_numpy(np.fromfile(tmp_path / 'tokens/train.bin', np.uint16).astype(np.int64))
     every = [model(ids[None, i:i + 8], ids[None, i + 1:i + 9])[1].item() for i in range(n - 8)]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from model import ViT, ViTConfig
+from support.normfree import build
 from test_model import np_softmax
 from tests.common import (
     assert_same_run,
@@ -38,7 +39,7 @@ def test_vision_log_and_checkpoint_are_as_promised(seen, arrays):
     assert ckpt['iter'] == 15
     assert ckpt['data']['classes'] == list('abcdef')
     # the last val row: the saved weights on every image of val once, against the plain labels
-    model = ViT(ViTConfig(**ckpt['model_args'])).eval()
+    model = build(ViT, ViTConfig, ckpt['model_args']).eval()
     model.load_state_dict(ckpt['model'])
     images, labels, meta = load_images(arrays, 'val')
     images = (torch.tensor(np.array(images)).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.3
@@ -61,7 +62,7 @@ def test_each_image_once_an_epoch(tmp_path, layout):
     train_vit(data, tmp_path / 'out', '--learning_rate=0', '--min_lr=0', '--mixup=0', '--cutmix=0',
               '--label_smoothing=0', '--drop_path=0', '--global_batch_size=2', '--micro_batch_size=1',
               '--epochs=3', '--randaugment=0')
-    model = ViT(ViTConfig(**final(tmp_path / 'out')['model_args'])).eval()
+    model = build(ViT, ViTConfig, final(tmp_path / 'out')['model_args']).eval()
     model.load_state_dict(final(tmp_path / 'out')['model'])
     images, labels, _ = load_images(data, 'train')
     if layout == 'jpeg':
@@ -88,7 +89,7 @@ def test_each_jpeg_is_itself(tmp_path):
     # the positions of S1 are small
     train_vit(data, tmp_path / 'out', '--max_iters=1', '--num_workers=1', '--randaugment=0', '--setting=S1',
               '--seed=5')
-    model = ViT(ViTConfig(**final(tmp_path / 'out')['model_args'])).eval()
+    model = build(ViT, ViTConfig, final(tmp_path / 'out')['model_args']).eval()
     model.load_state_dict(final(tmp_path / 'out')['model'])
     blobs, labels, _ = load_images(data, 'val')
     colours = [np.array(Image.open(io.BytesIO(blob)))[5, 5] for blob in blobs]
@@ -196,7 +197,7 @@ def test_predict_and_test_split(seen, arrays, tmp_path):
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) <= 100.3
     ckpt = final(seen)
-    model = ViT(ViTConfig(**ckpt['model_args'])).eval()
+    model = build(ViT, ViTConfig, ckpt['model_args']).eval()
     model.load_state_dict(ckpt['model'])
     # its middle
     photo = Image.open(tmp_path / 'photos/a.jpg').crop((10, 0, 40,
