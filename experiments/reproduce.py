@@ -34,6 +34,7 @@ import subprocess
 import sys
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import datetime
+from itertools import combinations
 
 from configurator import configure, fail
 from experiments import searches
@@ -279,13 +280,17 @@ def verdict(mean, half):
     return 'open' if abs(mean) <= half else 'better' if mean < 0 else 'worse'
 
 
-def difference(a, b):
-    """'mean ± half of the 95 % interval, verdict' of a minus b, losses by seed, taken seed by seed."""
+def difference(a, b, points=False):
+    """
+    'mean ± half of the 95 % interval, verdict' of a minus b, which are losses by seed, seed by seed. points:
+    they are accuracies, and the difference is in percentage points, without a verdict.
+    """
     both = [a[s] - b[s] for s in a if s in b]
     if len(both) < 2 or not all(map(math.isfinite, both)):
         return ''
     mean, half = interval(both)
-    return f'{mean:+.4f} ± {half:.4f}, {verdict(mean, half)}'
+    return f'{100 * mean:+.1f} ± {100 * half:.1f} points' if points else \
+        f'{mean:+.4f} ± {half:.4f}, {verdict(mean, half)}'
 
 # -----------------------------------------------------------------------------
 # tables
@@ -306,6 +311,12 @@ def print_table(study):
         cells = [f'`{run[k]}`' if k == 'config' else str(run.get(k, '')) for k in varied] + [str(len(rows))]
         cells += [mean_spread([row.get(m, math.inf) for row in rows]) for m in metrics]
         print('| ' + ' | '.join(cells) + ' |')
+    seeds = {run['config']: {row['run'].get('seed'): row.get(metrics[-1], math.inf) for row in rows}
+             for run, rows in zip(runs, groups) if len(rows) > 1}
+    if len(seeds) > 1:
+        print(f'\n| {metrics[-1]}, seed by seed | minus | 95 % interval |\n|---|---|---|')
+    for a, b in combinations(seeds, 2):
+        print(f'| `{a}` | `{b}` | {difference(seeds[a], seeds[b], points="top1" in metrics[-1])} |')
 
 
 def print_grid(study):
@@ -364,7 +375,7 @@ def print_search(study):
 
 
 def print_arms(study):
-    """Mean and spread over the seeds; the difference to L-DNT with AdamW; the paper's number."""
+    """Mean and spread over the seeds; the difference to AdamW; the paper's number."""
     done, arms = read_all(), {}
     for run in STUDIES[study](done):
         if key(run) in done:
@@ -374,17 +385,17 @@ def print_arms(study):
               if len({run.get(k) for run in runs.values()}) > 1]
     metrics = [m for m in ('val_loss', 'top1')
                if any(m in row for arm in arms.values() for row in arm.values())]
-    reference = arms.get('L-DNT AdamW', {})
+    # compare with L-DNT AdamW; in an ablation with AdamW of the same setting
+    of = {name: 'L-DNT AdamW' if 'L-DNT AdamW' in arms else name.replace('mSGDW', 'AdamW') for name in arms}
     paper = ['paper, 124M'] * bool(set(arms) & set(searches.PAPER))
-    minus = ['minus L-DNT AdamW, 95 % interval'] * bool(reference)
-    head = ['arm', *varied, 'seeds', *metrics, *minus, *paper]
+    minus = 'minus ' + ('L-DNT AdamW' if 'L-DNT AdamW' in arms else 'AdamW') + ', 95 % interval'
+    head = ['arm', *varied, 'seeds', *metrics, minus, *paper]
     print('| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|')
     for name, arm in arms.items():
         cells = [name, *(f'{runs[name][k]:g}' if k in runs[name] else '' for k in varied), str(len(arm))]
         cells += [mean_spread([row[m] for row in arm.values() if m in row]) for m in metrics]
-        if reference:
-            ours, others = ({s: row['val_loss'] for s, row in of.items()} for of in (arm, reference))
-            cells.append(difference(ours, others) if arm is not reference else '')
+        ours, others = ({s: row['val_loss'] for s, row in a.items()} for a in (arm, arms.get(of[name], {})))
+        cells.append(difference(ours, others) if of[name] != name else '')
         print('| ' + ' | '.join(cells + [str(searches.PAPER.get(name, '')) for _ in paper]) + ' |')
 
 
