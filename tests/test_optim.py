@@ -76,7 +76,8 @@ def test_embeddings_are_groups_of_their_own():
 
 @pytest.mark.parametrize('words,make,changes', [
     ('this network has no embeddings. Use --embed_lr=0.$', small_nfnet, dict(embed_lr=0.1)),
-    ('embed_optimizer to auto .the same as optimizer., adamw or rownorm.$', tiny, dict(embed_lr=0.1, embed_optimizer='sgdw'))])
+    ('Set --embed_optimizer to auto .the same as optimizer., adamw or rownorm.$', tiny,
+     dict(embed_lr=0.1, embed_optimizer='sgdw'))])
 def test_embedding_optimizer_refuses_in_words(words, make, changes):
     with pytest.raises(SystemExit, match=words):
         make_optimizer(make(), CONFIG | changes)
