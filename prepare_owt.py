@@ -57,7 +57,6 @@ num_proc = 0             # processes that tokenize; 0 is one on every core
 overwrite = False        # replace what out_dir holds; it stays until the new one is complete
 if __name__ == '__main__':  # a spawned worker imports this file too
     __doc__ += f'\n{_RULE}\n'  # --help prints it
-    sys.stdout.reconfigure(errors='backslashreplace')  # a name that the terminal cannot show
     config = configure(globals())
 
 VOCAB = {'gpt2': 50257, 'byte': 257}  # end-of-text is the last id of both
@@ -451,9 +450,10 @@ def jobs_of_rows(rows, config):
 
 
 def write_bins(out, jobs, total, workers, given):
-    """The ids of the jobs, in their order, into {train,val}.bin.tmp -> counts for meta.json"""
+    """The ids of the jobs, in their order, into {train,val}.bin.tmp -> counts and content for meta.json"""
     counts = {f'{split}_{what}': 0 for what in ('tokens', 'documents') for split in ('train', 'val')}
     window, pending, empty = 4 * workers, deque(), 0  # no more jobs than the window are in memory
+    digests = {split: hashlib.blake2b(digest_size=16) for split in ('train', 'val')}
     with (open(out / 'train.bin.tmp', 'wb') as train, open(out / 'val.bin.tmp', 'wb') as val,
           tqdm(total=total, unit=' documents', mininterval=1) as bar,
           ProcessPoolExecutor(workers, initializer=start_worker, initargs=given) as pool):
@@ -464,6 +464,7 @@ def write_bins(out, jobs, total, workers, given):
                 split, keys, result = pending.popleft()
                 ids, n_empty = result.result()
                 (train if split == 'train' else val).write(ids)
+                digests[split].update(ids)
                 counts[f'{split}_tokens'] += len(ids)
                 counts[f'{split}_documents'] += len(keys)
                 empty += n_empty
@@ -475,7 +476,9 @@ def write_bins(out, jobs, total, workers, given):
         raise BadData('There is no text to train on: all documents are empty. See --text_column.')
     if empty:
         print(f'{empty:,} documents are empty. Each becomes a single end-of-text, as in nanoGPT.')
-    return counts
+    # what a run compares when it resumes: the same tokens may come from another path
+    content = hashlib.blake2b(b''.join(d.digest() for d in digests.values()), digest_size=16).hexdigest()
+    return counts | {'content': content}
 
 
 def write_set(out, source, tokenizer, encode, config):

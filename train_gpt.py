@@ -95,7 +95,7 @@ config = configure(globals())
 # start: processes, device, precision, and the checkpoint that init_from names
 check_gpt(config)
 env = start(device, dtype, compile, seed, deterministic, n_embd)
-signals = catch_signals()
+signals = catch_signals(env)
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size)
 run_start = begin(config, env)
 globals().update(config)  # weights of another run bring their network along: n_layer, block_size, ...
@@ -169,9 +169,8 @@ def evaluate():
 
 if eval_only:
     val_loss = evaluate()
-    if val_loss is not None:
-        env.say(f'val loss {val_loss} nats per token')
-    leave(0 if val_loss is not None else 128 + (signals or [15])[0], env)
+    env.say(f'val loss {val_loss} nats per token')
+    leave(0, env)
 
 # -----------------------------------------------------------------------------
 # loop
@@ -193,8 +192,8 @@ def due(interval):
 
 
 def save(latest, better):
-    names = ['ckpt.pt'] * bool(latest) + ['best.pt'] * better
-    names += [f'ckpt_{iter_num:06d}.pt'] * bool(latest and due(keep_interval))
+    names = ['best.pt'] * better + [f'ckpt_{iter_num:06d}.pt'] * bool(latest and due(keep_interval))
+    names += ['ckpt.pt'] * bool(latest)  # the last one: a run resumes from it, and the others are there then
     if names:
         run.save(names, model=raw_model.state_dict(), optimizer=opt.state_dict(), iter=iter_num,
                  best_val_loss=best_val_loss, model_args=model_args, data=data.meta, config=config)

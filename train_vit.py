@@ -109,7 +109,7 @@ config = configure(globals())
 # start: processes, device, precision, and the checkpoint that init_from names
 check_vit(config)
 env = start(device, dtype, compile, seed, deterministic, n_embd)
-signals = catch_signals()
+signals = catch_signals(env)
 torch.backends.cudnn.benchmark = arch == 'nfnet' and not deterministic  # cuDNN tries its convolutions once
 mixes = mixup > 0 or cutmix > 0
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size, 2 if mixes else 1)
@@ -238,11 +238,10 @@ if predict:
     predict_files(predict, raw_model, data, mean, std)
     leave(0, env)
 if eval_only:
-    result = evaluate(eval_split)
-    if result is not None:
-        env.say(f'{eval_split} loss {result[0]:.4f} | top-1 {result[1]:.4f} | top-5 {result[2]:.4f} | '
-                f'{data.size(eval_split):,} images')
-    leave(0 if result else 128 + (signals or [15])[0], env)
+    val_loss, top1, top5 = evaluate(eval_split)
+    env.say(f'{eval_split} loss {val_loss:.4f} | top-1 {top1:.4f} | top-5 {top5:.4f} | '
+            f'{data.size(eval_split):,} images')
+    leave(0, env)
 
 # -----------------------------------------------------------------------------
 # loop
@@ -268,8 +267,8 @@ def due(interval):
 
 
 def save(latest, better):
-    names = ['ckpt.pt'] * bool(latest) + ['best.pt'] * better
-    names += [f'ckpt_{iter_num:06d}.pt'] * bool(latest and due(keep_interval))
+    names = ['best.pt'] * better + [f'ckpt_{iter_num:06d}.pt'] * bool(latest and due(keep_interval))
+    names += ['ckpt.pt'] * bool(latest)  # the last one: a run resumes from it, and the others are there then
     if names:
         run.save(names, model=raw_model.state_dict() | statistics.saved, optimizer=opt.state_dict(),
                  iter=iter_num, best_top1=best_top1, model_args=model_args, data=data.meta, config=config)

@@ -103,10 +103,8 @@ class Run:
         self.start_iter = self.saved_iter = start_iter
         self.path = os.path.join(self.out_dir, 'log.jsonl')
         evaluated = on_master(lambda: self.open(config), env)
-        found, stops = all_sum([int(evaluated or 0), len(signals)], env)
-        self.evaluated = found > 0
-        if stops:  # before the first update
-            self.leave_stopped(start_iter)
+        self.evaluated = all_sum([int(evaluated or 0)], env)[0] > 0
+        env.saves = True  # from here on, a signal to stop saves first
 
     def open(self, config):
         try:
@@ -332,7 +330,8 @@ def continue_run(start, network, config, model_args, meta, data_keys, total_iter
     # fields that are no keys (gelu, norm_eps) come with the weights
     model_args |= {k: v for k, v in checkpoint['model_args'].items() if k not in model_args}
     same = [k for k in model_args if k not in FREE]
-    refuse_changes(path, asdict(network()) | checkpoint['model_args'], model_args, same)
+    defaults = asdict(network()) | {'weight_standardization': 'none', 'weight_gain': True}
+    refuse_changes(path, defaults | checkpoint['model_args'], model_args, same)
     if not start.resume:
         start.say(f'weights of {path}' + ', with a fresh optimizer' * (not reads_only(config)))
         return

@@ -79,6 +79,7 @@ def splits_said(names):
 
 def words_of(name):
     """'TinyStories-train_v2' -> ('tiny', 'stories', 'train')"""
+    name = re.sub(r'-\d{5}-of-\d{5}-[0-9a-f]{16}$', '', name)  # the Hub's older shards end in a hash
     apart = re.sub('([a-z])([A-Z])', r'\1 \2', name)
     return tuple(word for word in re.findall(r'[^\W\d_]+', apart.lower()) if word not in FILLERS)
 

@@ -10,17 +10,19 @@ import numpy as np
 import torch
 
 from configurator import fail
+from support.splits import prepared_name
 
 
 def data_folder(dataset: str) -> str:
     """
-    The folder of a data set: data/NAME, or dataset itself as a path. A folder with a prepared data set comes
-    before one with raw texts or pictures. If both are prepared, a dataset with a slash is read as a path.
+    The folder of a data set: data/NAME, dataset itself as a path, or the folder where prepare_owt.py puts this
+    dataset. The first one with a prepared data set counts; a dataset with a slash is tried as a path first. If
+    none is prepared, dataset may be a folder of raw texts or pictures.
     """
     folders = [os.path.join('data', dataset), dataset]
     if os.path.dirname(dataset):
         folders.reverse()
-    for folder in folders:
+    for folder in [*folders, os.path.join('data', prepared_name(dataset))]:
         if any(os.path.exists(os.path.join(folder, file)) for file in ('meta.json', 'train.bin')):
             return folder
     return dataset if os.path.isdir(dataset) else folders[0]
@@ -55,7 +57,7 @@ class Tokens:
                  '--block_size or more text.')
 
     def windows(self, split: str, offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets on the device, int64 (len(offsets), block_size). offsets: where the rows begin."""
+        """Inputs and targets on the device, int64 (len(offsets), block_size). offsets: where rows begin."""
         # a new memmap each time, because one that stays open counts every page it ever read as our memory
         data = np.memmap(os.path.join(self.folder, f'{split}.bin'), mode='r',
                          dtype=np.dtype(self.meta['dtype']).newbyteorder('<'))

@@ -168,7 +168,7 @@ configs:
     ('me/two', ['one', 'two', 'ID:CONFIG']),
     ('me/two:three', ['one', 'two', 'ID:CONFIG']),
     ('me/test', ['no split train but test']),
-    ('me/half', ['download of me/half broke off', 'same line'])])
+    ('me/half', ['download of me/half broke off', 'same command'])])
 def test_prepare_says_why_the_hub_refuses(tmp_path, hub, plain, dataset, words):
     pytest.importorskip('datasets')
     hub.plain = plain
@@ -191,7 +191,7 @@ def test_prepare_says_that_there_is_no_network(tmp_path):
     for process in [start_prepare(tmp_path, *flags) for flags in (['--dataset=me/any'], [])]:
         sentence = end_prepare(process, code=1)
         assert 'cannot be reached' in sentence
-        assert 'check the network' in sentence
+        assert 'Check the network' in sentence
     assert not (tmp_path / 'data').exists()
 
 

@@ -1,0 +1,495 @@
+"""
+Weights of other projects: random tiny models in their formats, against references that are written here from their
+definitions and import nothing of model.py.
+"""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
+from support import pretrained
+from support.checkpoint import load_checkpoint
+from support.images import Images
+from support.normfree import build
+from tests.common import (
+    assert_same_run,
+    final,
+    finish,
+    gpt2_is_here,
+    in_parallel,
+    load_images,
+    python,
+    rows,
+    train,
+    train_vit,
+    write_images,
+    write_tokens,
+)
+
+# -----------------------------------------------------------------------------
+# GPT-2 as Hugging Face defines it
+
+HF = {'model_type': 'gpt2', 'n_layer': 2, 'n_head': 2, 'n_embd': 16, 'n_positions': 12, 'n_inner': None,
+      'vocab_size': 64, 'activation_function': 'gelu_new', 'layer_norm_epsilon': 1e-5, 'scale_attn_weights': True,
+      'reorder_and_upcast_attn': False, 'resid_pdrop': 0.1}
+
+
+def write_gpt2(folder, prefix='transformer.', shards=1, without=(), head=False, **keys):
+    """A random GPT-2; without: keys that its config.json lacks. -> (the config, the tensors)"""
+    hf, rng = HF | keys, torch.Generator().manual_seed(0)
+    C, V = hf['n_embd'], hf['vocab_size']
+    shapes = {'wte.weight': (V, C), 'wpe.weight': (hf['n_positions'], C), 'ln_f.weight': (C,), 'ln_f.bias': (C,)}
+    for i in range(hf['n_layer']):
+        for name, shape in (('attn.c_attn', (C, 3 * C)), ('attn.c_proj', (C, C)), ('mlp.c_fc', (C, 4 * C)),
+                            ('mlp.c_proj', (4 * C, C))):
+            shapes |= {f'h.{i}.{name}.weight': shape, f'h.{i}.{name}.bias': shape[1:]}
+        shapes |= {f'h.{i}.ln_{j}.{k}': (C,) for j in (1, 2) for k in ('weight', 'bias')}
+        shapes[f'h.{i}.attn.bias'] = (1, 1, 12, 12)  # the causal mask that old files carry
+    tensors = {prefix + k: torch.randn(shape, generator=rng) * 0.5 for k, shape in shapes.items()}
+    if head:
+        tensors['lm_head.weight'] = torch.randn((V, C), generator=rng)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'config.json').write_text(json.dumps({k: v for k, v in hf.items() if k not in without}))
+    names = sorted(tensors)
+    if shards == 1:
+        save_file(tensors, folder / 'model.safetensors')
+    else:
+        files = {name: f'model-{i % shards + 1:05}-of-{shards:05}.safetensors' for i, name in enumerate(names)}
+        for file in set(files.values()):
+            save_file({k: t for k, t in tensors.items() if files[k] == file}, folder / file)
+        (folder / 'model.safetensors.index.json').write_text(json.dumps({'metadata': {}, 'weight_map': files}))
+    return hf, tensors
+
+
+def gelu(x, name):
+    if name == 'gelu':
+        return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
+
+
+def layer_norm(x, weight, bias, eps):
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + eps).sqrt() * weight + bias
+
+
+def gpt2_logits(hf, tensors, idx):
+    """Of idx (B, T), in float64. Matrices are (in, out)."""
+    w = {k.removeprefix('transformer.'): t.double() for k, t in tensors.items()}
+    B, T, H, C = *idx.shape, hf['n_head'], hf['n_embd']
+
+    def ln(x, name):
+        return layer_norm(x, w[f'{name}.weight'], w[f'{name}.bias'], hf['layer_norm_epsilon'])
+
+    def conv1d(x, name):
+        return x @ w[f'{name}.weight'] + w[f'{name}.bias']
+
+    x = w['wte.weight'][idx] + w['wpe.weight'][:T]
+    for h in (f'h.{i}' for i in range(hf['n_layer'])):
+        q, k, v = conv1d(ln(x, f'{h}.ln_1'), f'{h}.attn.c_attn').split(C, dim=2)
+        q, k, v = (t.view(B, T, H, C // H).transpose(1, 2) for t in (q, k, v))
+        scores = q @ k.transpose(2, 3) / math.sqrt(C // H)
+        scores = scores.masked_fill(torch.ones(T, T).triu(1) > 0, -torch.inf)
+        x = x + conv1d((scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, C), f'{h}.attn.c_proj')
+        x = x + conv1d(gelu(conv1d(ln(x, f'{h}.ln_2'), f'{h}.mlp.c_fc'), hf['activation_function']),
+                       f'{h}.mlp.c_proj')
+    head = w['wte.weight'] if hf.get('tie_word_embeddings', True) else w['lm_head.weight']
+    return ln(x, 'ln_f') @ head.T
+
+
+def network_of(checkpoint):
+    kind = (ViT, ViTConfig) if 'n_classes' in checkpoint['model_args'] else (GPT, GPTConfig)
+    model = build(*kind, checkpoint['model_args'])
+    model.load_state_dict(checkpoint['model'])
+    return model.eval().double()
+
+
+def assert_equal(logits, expected):
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    assert expected.std() > 0.1
+
+
+IDX = torch.randint(64, (3, 11), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize('keys', [
+    {}, {'prefix': ''}, {'shards': 3}, {'activation_function': 'gelu'}, {'activation_function': 'gelu_pytorch_tanh'},
+    {'layer_norm_epsilon': 0.1}, {'tie_word_embeddings': False, 'head': True}, {'head': True}, {'n_inner': 64},
+    {'n_ctx': 12, 'without': ['n_positions']}, {'without': ['model_type']}, {'reorder_and_upcast_attn': True},
+    {'without': ['activation_function', 'layer_norm_epsilon']}], ids=str)
+def test_gpt2_computes_what_hugging_face_defines(tmp_path, keys):
+    hf, tensors = write_gpt2(tmp_path, **keys)
+    checkpoint = load_checkpoint(str(tmp_path))
+    assert checkpoint['data'] == {'tokenizer': 'gpt2', 'vocab_size': 64}
+    with torch.no_grad():
+        assert_equal(network_of(checkpoint)(IDX)[0], gpt2_logits(hf, tensors, IDX))
+
+
+def test_what_is_not_exact_would_be_seen(tmp_path):
+    """The other GELU and the other eps are far from 1e-5."""
+    hf, tensors = write_gpt2(tmp_path)
+    expected = gpt2_logits(hf, tensors, IDX)
+    for key, value in (('activation_function', 'gelu'), ('layer_norm_epsilon', 1e-4)):
+        assert (gpt2_logits(hf | {key: value}, tensors, IDX) - expected).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize('keys,words', [
+    ({'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx=True, not False'),
+    ({'scale_attn_weights': False}, 'scale_attn_weights=False, not True'),
+    ({'add_cross_attention': True}, 'add_cross_attention=True, not False'),
+    ({'activation_function': 'relu'}, "activation_function='relu', not ['gelu'"),
+    ({'n_inner': 32}, 'n_inner=32, not 64'),
+    ({'model_type': 'llama'}, "model_type='llama', not 'gpt2'"),
+    ({'without': ['n_head']}, 'no config.json with n_head'),
+    ({'without': ['n_positions']}, 'no config.json with n_ctx'),
+    ({'tie_word_embeddings': False}, '1 of its tensors are missing, for example lm_head.weight'),
+    ({'n_layer': 3}, 'is not a complete GPT-2')], ids=str)
+def test_a_gpt2_that_is_not_plain_is_refused_by_key(tmp_path, keys, words):
+    write_gpt2(tmp_path, **keys)
+    if keys.get('n_layer'):  # two layers in the file
+        write_gpt2(tmp_path / 'two')
+        shutil.copy(tmp_path / 'two/model.safetensors', tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        load_checkpoint(str(tmp_path))
+    assert words in stop.value.code
+    assert '\n' not in stop.value.code
+
+
+@pytest.mark.parametrize('lost,words', [
+    (['config.json'], 'nor a config.json'), (['model.safetensors.index.json'], 'nor a model.safetensors'),
+    (['model-00002-of-00003.safetensors'], 'model-00002-of-00003.safetensors'), ([], 'cannot be read (Safetensor')])
+def test_a_folder_that_is_not_complete_says_what_is_missing(tmp_path, lost, words):
+    write_gpt2(tmp_path, shards=3)
+    for name in lost:
+        (tmp_path / name).unlink()
+    if not lost:
+        (tmp_path / 'model-00001-of-00003.safetensors').write_bytes(b'cut short')
+    with pytest.raises(SystemExit) as stop:
+        load_checkpoint(str(tmp_path))
+    assert words in stop.value.code
+    assert '\n' not in stop.value.code
+
+
+@pytest.fixture(scope='module')
+def text(tmp_path_factory):
+    return write_tokens(tmp_path_factory.mktemp('text'), tokenizer='gpt2', vocab=64)
+
+
+def finetune(text, out, *extra, code=0):
+    return finish(python('train_gpt.py', 'config/finetune_gpt2.py', f'--dataset={text}', f'--out_dir={out}',
+                         '--device=cpu', '--dtype=float32', '--global_batch_size=4', '--warmup_iters=0',
+                         '--learning_rate=3e-3', '--log_interval=1', '--max_iters=10', '--eval_interval=10',
+                         '--keep_interval=5', '--ckpt_interval=5', *extra), code)
+
+
+def test_gpt2_is_fine_tuned_and_resumes_without_a_flag_for_its_shape(text, tmp_path):
+    hf, tensors = write_gpt2(tmp_path / 'gpt2')
+    said, _ = finetune(text, tmp_path / 'run', f'--init_from={tmp_path}/gpt2')
+    assert 'with a fresh optimizer' in said
+    log = rows(tmp_path / 'run')
+    # before the first update, the loss over the whole windows of val is that of the reference
+    val = torch.from_numpy(np.fromfile(text / 'val.bin', '<u2').astype(np.int64))
+    windows = val[:len(val) // 12 * 12 + 1]
+    x, y = windows[:-1].view(-1, 12), windows[1:].view(-1, 12)
+    first, last = [r['loss'] for r in log if r['split'] == 'val']
+    expected = F.cross_entropy(gpt2_logits(hf, tensors, x).flatten(0, 1), y.flatten()).item()
+    assert abs(first - expected) < 1e-5
+    assert last < first - 0.1
+    assert [r['iter'] for r in log if r['split'] == 'train'] == list(range(10))
+    assert final(tmp_path / 'run')['model_args']['gelu'] == 'tanh'
+    # half of it, then resumed by the same line
+    half = tmp_path / 'half'
+    half.mkdir()
+    shutil.copy(tmp_path / 'run/ckpt_000005.pt', half)
+    (half / 'log.jsonl').write_text((tmp_path / 'run/log.jsonl').read_text())
+    shutil.copy(tmp_path / 'run/best.pt', half)
+    finetune(text, half, '--init_from=resume')
+    assert_same_run(tmp_path / 'run', half)
+    # what a resumed run states must still agree
+    _, said = finetune(text, half, '--init_from=resume', '--n_embd=32', code=1)
+    assert 'was made with n_embd=16, now it is 32' in said
+
+
+def test_resume_without_a_checkpoint_starts_from_the_weights_of_the_config(text, tmp_path):
+    write_gpt2(tmp_path / 'gpt2')
+    (tmp_path / 'mine.py').write_text(f'init_from = {str(tmp_path / "gpt2")!r}\n')
+    said, _ = finetune(text, tmp_path / 'run', f'{tmp_path}/mine.py', '--init_from=resume', '--max_iters=1')
+    assert 'has no checkpoint yet' in said
+    assert f'weights of {tmp_path}/gpt2' in said
+    assert final(tmp_path / 'run')['model_args']['n_embd'] == 16
+
+
+def test_gpt2_with_another_tokenizer_is_refused(tokens, tmp_path):
+    write_gpt2(tmp_path / 'gpt2', vocab_size=257)
+    _, said = train(tokens, tmp_path / 'run', f'--init_from={tmp_path}/gpt2', code=1)
+    assert 'was made with tokenizer=gpt2, now it is byte' in said
+
+
+@gpt2_is_here
+def test_sample_continues_a_prompt_with_gpt2(tmp_path):
+    import tiktoken
+    hf, tensors = write_gpt2(tmp_path / 'gpt2', vocab_size=50257)
+    out, _ = finish(python('sample.py', f'--init_from={tmp_path}/gpt2', '--prompt=Hello world', '--device=cpu',
+                           '--dtype=float32', '--temperature=0', '--max_new_tokens=5'))
+    gpt2 = tiktoken.get_encoding('r50k_base')
+    ids = [50256, *gpt2.encode('Hello world')]
+    for _ in range(5):
+        ids.append(gpt2_logits(hf, tensors, torch.tensor([ids]))[0, -1].argmax().item())
+    assert gpt2.decode(ids[1:]) in out
+
+
+# -----------------------------------------------------------------------------
+# ViT as timm defines it
+
+def write_timm(folder, n_classes=6, qkv_bias=True, size=16, patch=4, width=64, layers=2, config=True, extra=(), **keys):
+    """A random plain ViT in timm's format. -> its tensors"""
+    rng, C, n = torch.Generator().manual_seed(0), width, (size // patch) ** 2
+    shapes = {'cls_token': (1, 1, C), 'pos_embed': (1, 1 + n, C), 'patch_embed.proj.weight': (C, 3, patch, patch),
+              'patch_embed.proj.bias': (C,), 'norm.weight': (C,), 'norm.bias': (C,)}
+    for i in range(layers):
+        for name, shape in (('norm1', (C,)), ('norm2', (C,)), ('attn.qkv', (3 * C, C)), ('attn.proj', (C, C)),
+                            ('mlp.fc1', (4 * C, C)), ('mlp.fc2', (C, 4 * C))):
+            shapes |= {f'blocks.{i}.{name}.weight': shape, f'blocks.{i}.{name}.bias': shape[:1]}
+        if not qkv_bias:
+            del shapes[f'blocks.{i}.attn.qkv.bias']
+    if n_classes:
+        shapes |= {'head.weight': (n_classes, C), 'head.bias': (n_classes,)}
+    shapes |= {name: (C,) for name in extra}
+    tensors = {k: torch.randn(shape, generator=rng) * 0.15 for k, shape in shapes.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / 'model.safetensors')
+    if config:
+        about = {'architecture': 'vit_tiny_patch16_224', 'num_classes': n_classes, 'num_features': C,
+                 'global_pool': 'token', 'pretrained_cfg': {'mean': [0.5] * 3, 'std': [0.5] * 3}, **keys}
+        (folder / 'config.json').write_text(json.dumps(about))
+    return tensors
+
+
+def bicubic(old, new):
+    """The matrix (new, old) of a resize: Keys' kernel with a = -0.5, widened where it shrinks (antialias)."""
+    scale = max(1.0, old / new)
+    x = np.abs((np.arange(new)[:, None] + 0.5) * old / new - (np.arange(old) + 0.5)) / scale
+    k = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0))
+    return torch.from_numpy(k / k.sum(1, keepdims=True))
+
+
+def vit_logits(tensors, images, heads=1):
+    """Of images (B, 3, H, H) that are normalized as timm does it, in float64. The positions follow their size."""
+    w = {k: t.double() for k, t in tensors.items()}
+    C, P = w['cls_token'].size(-1), w['patch_embed.proj.weight'].size(-1)
+    B, grid = len(images), images.size(-1) // P
+
+    def linear(x, name):
+        return x @ w[f'{name}.weight'].T + w.get(f'{name}.bias', 0)
+
+    def ln(x, name):
+        return layer_norm(x, w[f'{name}.weight'], w[f'{name}.bias'], 1e-6)
+
+    patches = images.double().view(B, 3, grid, P, grid, P).permute(0, 2, 4, 1, 3, 5).reshape(B, grid * grid, -1)
+    x = patches @ w['patch_embed.proj.weight'].flatten(1).T + w['patch_embed.proj.bias']
+    old = math.isqrt(w['pos_embed'].size(1) - 1)
+    m = bicubic(old, grid)
+    square = torch.einsum('ai,bj,ijc->abc', m, m, w['pos_embed'][0, 1:].view(old, old, C))
+    x = torch.cat((w['cls_token'].expand(B, 1, C) + w['pos_embed'][:, :1], x + square.reshape(1, -1, C)), dim=1)
+    for b in sorted({k.split('.')[1] for k in w if k.startswith('blocks')}):
+        b = f'blocks.{b}'
+        q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in linear(ln(x, f'{b}.norm1'),
+                                                                              f'{b}.attn.qkv').chunk(3, dim=2))
+        scores = (q @ k.transpose(2, 3) / math.sqrt(C // heads)).softmax(-1)
+        x = x + linear((scores @ v).transpose(1, 2).flatten(2), f'{b}.attn.proj')
+        x = x + linear(gelu(linear(ln(x, f'{b}.norm2'), f'{b}.mlp.fc1'), 'gelu'), f'{b}.mlp.fc2')
+    return linear(ln(x, 'norm')[:, 0], 'head')
+
+
+PICTURES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize('keys', [{}, {'qkv_bias': False}, {'config': False}, {'width': 128},
+                                  {'model_args': {'num_heads': 4}}, {'layers': 11}], ids=str)
+def test_a_vit_of_timm_computes_what_timm_defines(tmp_path, keys):
+    tensors = write_timm(tmp_path, **keys)
+    heads = keys.get('model_args', {}).get('num_heads', keys.get('width', 64) // 64)
+    checkpoint = load_checkpoint(str(tmp_path / 'model.safetensors'))
+    assert checkpoint['model_args']['norm_eps'] == 1e-6
+    with torch.no_grad():
+        assert_equal(network_of(checkpoint)(PICTURES.double()), vit_logits(tensors, PICTURES, heads))
+
+
+@pytest.mark.parametrize('grid', [3, 4, 7])
+def test_positions_are_interpolated_as_timm_does_it(grid):
+    old = torch.randn(1, 17, 8, generator=torch.Generator().manual_seed(0))
+    new, m = pretrained.resize_positions(old, grid), bicubic(4, grid)
+    expected = torch.einsum('ai,bj,ijc->abc', m, m, old[0, 1:].view(4, 4, 8).double())
+    torch.testing.assert_close(new[0, 1:].double(), expected.reshape(-1, 8), atol=1e-5, rtol=0)
+    assert torch.equal(new[:, 0], old[:, 0])
+
+
+@pytest.mark.parametrize('keys,words', [
+    ({'extra': ['dist_token']}, 'it has a tensor dist_token'),
+    ({'extra': ['blocks.0.ls1.gamma']}, 'it has a tensor blocks.0.ls1.gamma'),
+    ({'extra': ['blocks.0.attn.q_norm.weight']}, 'it has a tensor blocks.0.attn.q_norm.weight'),
+    ({'extra': ['fc_norm.weight']}, 'it has a tensor fc_norm.weight'),
+    ({'extra': ['norm_pre.weight']}, 'it has a tensor norm_pre.weight'),
+    ({'global_pool': 'avg'}, "global_pool='avg'"),
+    ({'model_args': {'global_pool': 'avg', 'fc_norm': False}}, "global_pool='avg'"),
+    ({'model_args': {'act_layer': 'quick_gelu'}}, "act_layer='quick_gelu'"),
+    ({'architecture': 'resnet50'}, "architecture='resnet50'"),
+    ({'architecture': 'vit_base_patch16_clip_224'}, "architecture='vit_base_patch16_clip_224'"),
+    ({'width': 32}, 'the number of heads is unknown for a width of 32'),
+    ({'layers': 0}, 'it has no tensor blocks.0.attn.proj.bias')], ids=str)
+def test_a_vit_that_is_not_plain_is_refused_by_key(tmp_path, keys, words):
+    write_timm(tmp_path, **keys)
+    with pytest.raises(SystemExit) as stop:
+        load_checkpoint(str(tmp_path))
+    assert f'{tmp_path} is not a plain ViT: ' in stop.value.code
+    assert words in stop.value.code
+    assert '\n' not in stop.value.code
+
+
+TUNE = ['config/finetune_vit.py', '--device=cpu', '--dtype=float32', '--global_batch_size=4', '--max_iters=10',
+        '--warmup_epochs=0', '--log_interval=1', '--eval_interval=10', '--keep_interval=5', '--ckpt_interval=5',
+        '--shift=0']
+
+
+def tune(data, out, *extra, code=0):
+    return finish(python('train_vit.py', *TUNE, f'--dataset={data}', f'--out_dir={out}', *extra), code)
+
+
+def reference_loss(tensors, arrays, size, split='val'):
+    """Of pictures that are resized, rounded to bytes and normalized as timm does it."""
+    images, labels, _ = load_images(arrays, split)
+    images, m = torch.tensor(np.array(images)).permute(0, 3, 1, 2).double(), bicubic(images.shape[1], size)
+    images = torch.einsum('ai,bj,ncij->ncab', m, m, images).round().clamp(0, 255)
+    logits = vit_logits(tensors, images / 255 * 2 - 1)
+    return F.cross_entropy(logits, torch.from_numpy(labels)).item()
+
+
+def test_a_vit_of_timm_is_evaluated_at_any_size_of_pictures(arrays, tmp_path):
+    """8 x 8 pictures at 16 pixels and at 24; the mean and std of the data set are not those of timm."""
+    tensors = write_timm(tmp_path / 'timm')
+    for size, flags in ((16, []), (24, ['--image_size=24'])):
+        said, _ = tune(arrays, tmp_path / 'no', f'--init_from={tmp_path}/timm', '--eval_only=True', *flags)
+        assert f'8 x 8, are resized to image_size={size}' in said
+        assert (f'interpolated from 4 x 4 to {size // 4} x {size // 4} patches' in said) == (size != 16)
+        assert f'val loss {reference_loss(tensors, arrays, size):.4f}' in said
+
+
+def test_a_vit_of_timm_gets_a_new_head_learns_resumes_and_predicts(arrays, tmp_path):
+    write_timm(tmp_path / 'timm', n_classes=1000)
+    said, _ = tune(arrays, tmp_path / 'run', f'--init_from={tmp_path}/timm')
+    assert 'a head for 1000 classes, the data set has 6 others: the head starts again at zero' in said
+    log = rows(tmp_path / 'run')
+    first, last = [r['loss'] for r in log if r['split'] == 'val']
+    assert abs(first - math.log(6)) < 1e-6
+    losses = [r['loss'] for r in log if r['split'] == 'train']
+    assert len(losses) == 10
+    assert np.mean(losses[5:]) < np.mean(losses[:5])
+    half = tmp_path / 'half'
+    half.mkdir()
+    for name in ('ckpt_000005.pt', 'best.pt', 'log.jsonl'):
+        shutil.copy(tmp_path / 'run' / name, half)
+    tune(arrays, half, '--init_from=resume')
+    assert_same_run(tmp_path / 'run', half)
+    # a picture of the training set is predicted as training saw it: at 8 x 8, then at 16
+    images, _, _ = load_images(arrays, 'train')
+    Image.fromarray(images[0]).save(tmp_path / 'a.png')
+    said, _ = tune(arrays, tmp_path / 'run', '--init_from=resume', f'--predict={tmp_path}/a.png')
+    model, m = network_of(final(tmp_path / 'run', 'best.pt')), bicubic(8, 16)
+    pixels = torch.einsum('ai,bj,ijc->cab', m, m, torch.tensor(images[0]).double()).round().clamp(0, 255)
+    p, best = model((pixels[None] / 255 - 0.5) / 0.3)[0].softmax(-1).max(-1)
+    ckpt = network_of(final(tmp_path / 'run'))
+    q, last = ckpt((pixels[None] / 255 - 0.5) / 0.3)[0].softmax(-1).max(-1)
+    assert any(f'a.png: {"abcdef"[i]} {x:.1%}' in said for i, x in ((best, p), (last, q)))
+
+
+def test_a_vit_without_a_head_is_for_fine_tuning_only(arrays, tmp_path):
+    write_timm(tmp_path / 'timm', n_classes=0)
+    tune(arrays, tmp_path / 'run', f'--init_from={tmp_path}/timm', '--max_iters=1')
+    _, said = tune(arrays, tmp_path / 'no', f'--init_from={tmp_path}/timm', '--eval_only=True', code=1)
+    assert 'has no head, so it knows no classes. Fine-tune it' in said
+
+
+def test_our_own_vit_gets_a_new_head_for_other_classes(seen, arrays, tmp_path):
+    data = write_images(tmp_path / 'data')
+    meta = json.loads((data / 'meta.json').read_text())
+    (data / 'meta.json').write_text(json.dumps(meta | {'classes': list('abcxefg')}))
+    said, _ = train_vit(data, tmp_path / 'run', f'--init_from={seen}/ckpt.pt', '--learning_rate=0',
+                        '--min_lr=0')
+    assert 'a head for 6 classes, the data set has 7 others' in said
+    assert abs(rows(tmp_path / 'run')[0]['loss'] - math.log(7)) < 1e-6
+    then, now = final(seen)['model'], final(tmp_path / 'run')['model']
+    assert all(torch.equal(then[k], now[k]) for k in then if not k.startswith('head'))
+    _, said = train_vit(data, tmp_path / 'no', f'--init_from={seen}/ckpt.pt', '--eval_only=True', code=1)
+    assert "was trained on other classes: its class 3 is 'd', that of the data set is 'x'" in said
+
+
+@pytest.mark.parametrize('size', [16, 20, 224])
+def test_small_pictures_are_resized_as_pillow_does_it(arrays, size):
+    class Env:
+        device, device_type, said = 'cpu', 'cpu', []
+        say = said.append
+    data = Images(str(arrays), {'image_size': size, 'shift': 4, 'eval_only': False}, Env)
+    data.open('train', 'val')
+    assert len(Env.said) == 1
+    pictures = data.splits['train'][0] // 2 + 64  # Pillow rounds and cuts off after each of its two passes
+    ours = data.resized(pictures.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy().astype(int)
+    theirs = np.stack([Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC) for p in pictures.numpy()])
+    assert np.abs(ours - theirs).max() <= 1
+
+
+# -----------------------------------------------------------------------------
+# weights out
+
+@pytest.mark.parametrize('args', [{}, {'bias': True, 'gelu': 'tanh', 'norm_eps': 0.01}, {'tied': False},
+                                  {'bias': True, 'qkv_bias': False}], ids=str)
+def test_an_s1_model_is_exported_as_a_gpt2_of_hugging_face(tmp_path, args):
+    args = dict(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=64, norm='layer', **SETTINGS['S1']) | args
+    model = GPT(GPTConfig(**args))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.3)
+    saved = {'model': model.state_dict(), 'model_args': args, 'config': {'setting': 'S1'},
+             'data': {'tokenizer': 'byte', 'vocab_size': 64}}
+    assert 'Hugging Face' in pretrained.export(saved, str(tmp_path / 'out'))
+    hf, tensors = json.loads((tmp_path / 'out/config.json').read_text()), load_file(tmp_path / 'out/model.safetensors')
+    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['config.json', 'model.safetensors']
+    assert (hf['model_type'], hf['architectures']) == ('gpt2', ['GPT2LMHeadModel'])
+    assert hf['activation_function'] == {'exact': 'gelu', 'tanh': 'gelu_new'}[args.get('gelu', 'exact')]
+    assert hf['layer_norm_epsilon'] == args.get('norm_eps', 1e-5)
+    with torch.no_grad():
+        logits = model.double()(IDX)[0]
+        assert_equal(logits, gpt2_logits(hf, tensors, IDX))
+        again = load_checkpoint(str(tmp_path / 'out'))
+        assert_equal(network_of(again)(IDX)[0], logits)
+    assert again['data'] == saved['data']  # a byte model stays one
+
+
+def test_runs_are_exported_by_sample_and_read_again(straight, seen, tokens, arrays, tmp_path):
+    def export(run, name):
+        return finish(python('sample.py', f'--out_dir={run}', f'--export={tmp_path}/{name}', '--device=cpu'))[0]
+
+    said = in_parallel([lambda: export(straight, 'text'), lambda: export(seen, 'vision')])
+    assert all('our own names' in s for s in said)
+    for run, name in ((straight, 'text'), (seen, 'vision')):
+        best, again = final(run, 'best.pt'), load_checkpoint(str(tmp_path / name))
+        assert again['model'].keys() == best['model'].keys()
+        assert all(torch.equal(t, best['model'][k]) for k, t in again['model'].items())
+        assert again['model_args'] == best['model_args']
+    out, _ = train(tokens, tmp_path / 'no', f'--init_from={tmp_path}/text', '--eval_only=True')
+    best = final(straight, 'best.pt')
+    assert f'val loss {best["best_val_loss"]}' in out
+    out, _ = train_vit(arrays, tmp_path / 'no', f'--init_from={tmp_path}/vision', '--eval_only=True')
+    assert f'top-1 {final(seen, "best.pt")["best_top1"]:.4f}' in out
+    texts = in_parallel([lambda f=f: finish(python('sample.py', f, '--device=cpu', '--max_new_tokens=20'))[0]
+                         for f in (f'--out_dir={straight}', f'--init_from={tmp_path}/text')])
+    assert texts[0] == texts[1]
+    before = (straight / 'config.json').read_text()  # a folder with files is left alone
+    _, said = finish(python('sample.py', f'--out_dir={straight}', f'--export={straight}', '--device=cpu'), 1)
+    assert 'has files already. Use another folder' in said
+    assert (straight / 'config.json').read_text() == before
