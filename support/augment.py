@@ -1,7 +1,7 @@
 """
 The augmentation of table 4 as plain functions of a random generator: pictures in, pictures out.
 
-    python -m support.augment FOLDER [page.png]        draws a page of augmented pictures (augment.png)
+    python -m support.augment FOLDER [page.png]        draws augmented pictures (default: augment.png)
 
 The first functions take one picture, a PIL image in RGB. rng is np.random.default_rng((seed, epoch, index)),
 so a picture does not depend on the number of workers or on a resume. train_view() is the training recipe:
@@ -145,7 +145,7 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 # a batch
 
 def normalize(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
-    """uint8 (B, 3, H, W) to float32, by mean and std of the three channels (of 0 to 1) from meta.json."""
+    """uint8 (B, 3, H, W) to float32, by meta.json's mean and std per channel (on the scale of 0 to 1)."""
     mean, std = (torch.as_tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1)
                  for v in (mean, std))
     return (images.float() / 255 - mean) / std
@@ -159,8 +159,8 @@ def small_offsets(rng: np.random.Generator, n: int, pad: int = 4) -> torch.Tenso
 def pad_crop_flip(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """
     Shift each of images (B, C, H, W) by its row of small_offsets(), (B, 3), and mirror it where flip is 1.
-    Any dtype works. The border is reflected: no test picture has a black one, and it would change mean and
-    std.
+    Any dtype works. The border is reflected, because a black one would change mean and std and would be a
+    feature that no test picture has.
     """
     B, C, H, W = images.shape
     offsets = offsets.to(images.device, non_blocking=images.is_cuda)

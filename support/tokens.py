@@ -15,9 +15,9 @@ from support.splits import prepared_name
 
 def data_folder(dataset: str) -> str:
     """
-    The folder of a data set: data/NAME, dataset itself as a path, or the folder where prepare_owt.py puts this
-    dataset. The first one with a prepared data set counts; a dataset with a slash is tried as a path first. If
-    none is prepared, dataset may be a folder of raw texts or pictures.
+    The folder of a data set: data/NAME, dataset itself as a path, or the folder where prepare_owt.py puts it.
+    The first of them that holds a prepared data set is used. A dataset with a slash is tried as a path first.
+    If none is prepared, dataset may be a folder of raw texts or pictures.
     """
     folders = [os.path.join('data', dataset), dataset]
     if os.path.dirname(dataset):
