@@ -297,7 +297,7 @@ def vit_logits(tensors, images, heads=1):
     m = bicubic(old, grid)
     square = torch.einsum('ai,bj,ijc->abc', m, m, w['pos_embed'][0, 1:].view(old, old, C))
     x = torch.cat((w['cls_token'].expand(B, 1, C) + w['pos_embed'][:, :1], x + square.reshape(1, -1, C)), dim=1)
-    for b in sorted({k.split('.')[1] for k in w if k.startswith('blocks')}):
+    for b in sorted({int(k.split('.')[1]) for k in w if k.startswith('blocks')}):
         b = f'blocks.{b}'
         q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in linear(ln(x, f'{b}.norm1'),
                                                                               f'{b}.attn.qkv').chunk(3, dim=2))
