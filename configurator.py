@@ -181,7 +181,7 @@ def fail(message, any_rank=False):
     some ranks know of the error, so each of them prints it.
     """
     rank, local_rank = os.environ.get('RANK', '0'), os.environ.get('LOCAL_RANK', '0')
-    if local_rank != '0' and not any_rank:
+    if local_rank != '0' and 'TORCHELASTIC_RUN_ID' in os.environ and not any_rank:
         time.sleep(3)
         raise SystemExit(1)
     raise SystemExit(message if rank == '0' else f'rank {rank}: {message}')

@@ -1,9 +1,8 @@
 """
-The networks: GPT-2 and L-DNT in one class, ViT and V-DNT in another, every normalization a flag.
+The networks: GPT-2 and L-DNT in one class, ViT and V-DNT in another. Every norm is a flag.
 
 Paper: "DNT: a Deeply Normalized Transformer that can be trained by Momentum SGD", arXiv:2507.17501.
-
-One block, norms by position (figure 3; each norm is there or an nn.Identity, so forward has no branches):
+One block, norms by position (figure 3). A norm that is off is an nn.Identity, so forward has no branches:
 
     x = input_norm(wte(idx) + wpe(pos))
     x = post_norm(x + mid_norm(attention(pre_norm(x))))      attention normalizes q and k when qk_norm
@@ -21,7 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-# which norm sits where: figure 7 of the paper and its section 4.4 for S1 to S5. PostLN is Vaswani et al. (2017).
+# which norm sits where: figure 7 and section 4.4 of the paper for S1 to S5. PostLN: Vaswani et al. (2017)
 NORMS = ('input_norm', 'pre_norm', 'ffn_pre_norm', 'mid_norm', 'qk_norm', 'post_norm', 'final_norm')
 SETTINGS = {name: {norm: bool(flag) for norm, flag in zip(NORMS, row)} for name, row in {
     #          input  pre ffn_pre  mid   qk  post final
@@ -39,9 +38,9 @@ SETTINGS = {name: {norm: bool(flag) for norm, flag in zip(NORMS, row)} for name,
 
 class RMSNorm(nn.Module):
     """
-    gamma * x / sqrt(mean(x^2) + eps) over the last axis, as in torch. The paper adds eps to the sum of the squares,
-    gamma * sqrt(d) x / sqrt(|x|^2 + eps), so its eps is d times smaller beside the mean. At rows of RMS 1e-3, ours
-    halves |y|^2, and the paper's hardly changes it.
+    gamma * x / sqrt(mean(x^2) + eps) over the last axis, as in torch. The paper adds its eps to the sum of
+    the squares, gamma * sqrt(d) x / sqrt(|x|^2 + eps). At rows of RMS 1e-3, ours halves |y|^2; the paper's
+    does not.
     """
 
     def __init__(self, ndim, eps=1e-6):
@@ -50,55 +49,45 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        # autocast treats rms_norm differently on CPU, on CUDA before torch 2.12 and after it. outside of it, with
-        # the gain in x's dtype, there is one behaviour: x's dtype in and out, fp32 inside, one fused kernel on CUDA
+        # autocast treats rms_norm differently on CPU, on CUDA before torch 2.12 and after it. Without
+        # autocast, and with the gain in x's dtype, it is the same everywhere: x's dtype in and out, fp32
+        # inside
         with torch.autocast(x.device.type, enabled=False):
             return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-class LayerNorm(nn.Module):
-    """gamma * (x - mean) / sqrt(var + eps) + beta over the last axis; beta is left out without bias."""
-
-    def __init__(self, ndim, bias, eps=1e-5):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(ndim))
-        self.bias = nn.Parameter(torch.zeros(ndim)) if bias else None
-        self.eps = eps
+class LayerNorm(nn.LayerNorm):
+    """gamma * (x - mean) / sqrt(var + eps) + beta over the last axis, without beta if bias is False."""
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):  # as in RMSNorm: x's dtype in and out, fp32 inside
+        with torch.autocast(x.device.type, enabled=False):  # as in RMSNorm
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), bias, self.eps)
 
 
 def make_norm(config, on, ndim):
-    """The norm of config.norm over ndim channels where the flag is on, nothing where it is off."""
+    """The norm of config.norm over ndim channels where the flag is on, an identity where it is off."""
     if not on:
         return nn.Identity()
-    if config.norm not in ('rms', 'layer'):
-        raise ValueError(f"norm={config.norm!r} is unknown: use 'rms' or 'layer'")
-    norm = RMSNorm(ndim) if config.norm == 'rms' else LayerNorm(ndim, config.bias)
-    norm.eps = norm.eps if config.norm_eps is None else config.norm_eps
-    return norm
+    eps = {} if config.norm_eps is None else {'eps': config.norm_eps}
+    return RMSNorm(ndim, **eps) if config.norm == 'rms' else LayerNorm(ndim, bias=config.bias, **eps)
 
 # -----------------------------------------------------------------------------
 # the block
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(D)) v per head, causal or not; q and k normalized per head when qk_norm (eq. 9, 10)."""
+    """softmax(q k^T / sqrt(D)) v per head, causal or not. qk_norm normalizes q and k (equations 9, 10)."""
 
     def __init__(self, config):
         super().__init__()
         if config.n_embd % config.n_head:
             raise ValueError(f'n_embd={config.n_embd} does not divide into n_head={config.n_head} heads')
-        self.n_head = config.n_head
-        self.dropout = config.dropout
-        self.causal = config.causal
-        self.flash = config.flash
-        C = config.n_embd
+        C, self.n_head, self.dropout = config.n_embd, config.n_head, config.dropout
+        self.causal, self.flash = config.causal, config.flash
         self.c_attn = nn.Linear(C, 3 * C, bias=config.bias and config.qkv_bias)  # W_q, W_k and W_v, stacked
         self.c_proj = nn.Linear(C, C, bias=config.bias)  # W_o
-        # over the D channels of a head, one gain for all queries and one for all keys. the logit keeps its 1/sqrt(D)
+        # over the D channels of a head: one gain for all queries, one for all keys. The logit keeps its
+        # 1/sqrt(D)
         self.q_norm = make_norm(config, config.qk_norm, C // config.n_head)
         self.k_norm = make_norm(config, config.qk_norm, C // config.n_head)
         self.resid_dropout = nn.Dropout(config.dropout)
@@ -106,16 +95,17 @@ class Attention(nn.Module):
     def forward(self, x):
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)  # each (B, T, H, D)
-        q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+        q, k, v = (t.transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))  # (B, H, T, D)
         dropout = self.dropout if self.training else 0.0
-        if x.device.type == 'mps':  # its attention may read transposed inputs wrongly (pytorch#181133)
+        if x.device.type == 'mps':  # attention may read transposed inputs wrongly there (pytorch#181133)
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         if self.flash:
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)
-        else:  # the same by hand: to read, and to test against
+        else:  # the same, written out
             att = (q @ k.transpose(-2, -1)) / math.sqrt(q.size(-1))  # (B, H, T, T)
             if self.causal:
-                att = att.masked_fill(torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1), float('-inf'))
+                future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
+                att = att.masked_fill(future, float('-inf'))
             y = F.dropout(att.softmax(-1), dropout) @ v  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
@@ -126,8 +116,6 @@ class FFN(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        if config.gelu not in ('exact', 'tanh'):
-            raise ValueError(f"gelu={config.gelu!r} is unknown: use 'exact' or 'tanh'")
         C = config.n_embd
         self.approximate = 'none' if config.gelu == 'exact' else 'tanh'
         self.c_fc = nn.Linear(C, 4 * C, bias=config.bias)  # W_1
@@ -139,7 +127,7 @@ class FFN(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv:1603.09382): drops x of a sample with probability p, scales what is kept by 1 / (1 - p)."""
+    """Stochastic depth (arXiv:1603.09382): drop samples with probability p, divide the others by 1 - p."""
 
     def __init__(self, p):
         super().__init__()
@@ -148,7 +136,7 @@ class DropPath(nn.Module):
     def forward(self, x):
         if not self.training:
             return x
-        keep = torch.rand(x.size(0), *[1] * (x.dim() - 1), device=x.device) >= self.p  # (B, 1, ...): a sample or nothing
+        keep = torch.rand(x.size(0), *[1] * (x.dim() - 1), device=x.device) >= self.p  # (B, 1, ...)
         return x * keep.to(x.dtype) / (1 - self.p)
 
 
@@ -175,16 +163,16 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, init, scale):
-        """Apply init to each matrix, then multiply it by scale. W_q, W_k and W_v count as three matrices. Biases are 0."""
+        """Fill each matrix by init, times scale. W_q, W_k and W_v count as three matrices. Biases are 0."""
         for linear in (self.attn.c_attn, self.attn.c_proj, self.ffn.c_fc, self.ffn.c_proj):
-            for w in linear.weight.chunk(3 if linear is self.attn.c_attn else 1):  # views: this fills the weight itself
+            for w in linear.weight.chunk(3 if linear is self.attn.c_attn else 1):  # views of the weight
                 init(w).mul_(scale)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
 
 def torch_default_(w):
-    """What nn.Linear and nn.Conv2d do on their own: uniform within 1 / sqrt(fan_in), deviation 1 / sqrt(3 fan_in)."""
+    """PyTorch's own for linear layers: uniform within 1 / sqrt(fan_in), deviation 1 / sqrt(3 fan_in)."""
     return nn.init.kaiming_uniform_(w, a=math.sqrt(5))
 
 
@@ -202,9 +190,9 @@ class NetworkConfig:
     gelu: str = 'exact'  # or 'tanh', its approximation, with which OpenAI trained GPT-2
     init: str = 'xavier'  # or 'torch': PyTorch's default for linear layers
     init_scale: float = 1.0  # multiplies the initial matrices of the blocks
-    embed_std: float | None = None  # initial deviation of the embeddings; None: the value in the network's docstring
+    embed_std: float | None = None  # initial deviation of the embeddings. None: see GPT and ViT
     flash: bool = True  # False: attention written out, to read and to test against
-    recompute_blocks: bool = False  # True: keep only the inputs of the blocks; backward runs each block again
+    recompute_blocks: bool = False  # True: keep only the inputs of blocks; backward runs each block again
     input_norm: bool = True
     pre_norm: bool = True
     ffn_pre_norm: bool = False
@@ -213,10 +201,10 @@ class NetworkConfig:
     post_norm: bool = False
     final_norm: bool = True
 
-    def matrix_init(self, xavier):
-        if self.init not in ('xavier', 'torch'):
-            raise ValueError(f"init={self.init!r} is unknown: use 'xavier' or 'torch'")
-        return torch_default_ if self.init == 'torch' else xavier
+    def __post_init__(self):
+        for key, a, b in (('norm', 'rms', 'layer'), ('gelu', 'exact', 'tanh'), ('init', 'xavier', 'torch')):
+            if getattr(self, key) not in (a, b):
+                raise ValueError(f'{key}={getattr(self, key)!r} is unknown: use {a!r} or {b!r}')
 
 # -----------------------------------------------------------------------------
 # language
@@ -233,14 +221,14 @@ class GPTConfig(NetworkConfig):
 
 class GPT(nn.Module):
     """
-    GPT-2 and L-DNT. forward(idx, targets) gives (logits, loss): idx (B, T) of ids, logits (B, T, V), loss the mean
-    cross entropy in nats per token, None without targets. With targets the logits take no gradient, and with loss_chunk
-    they are None.
+    GPT-2 and L-DNT. forward(idx, targets) gives (logits, loss): ids (B, T) to logits (B, T, V) and the mean
+    cross entropy in nats per token (None without targets). With targets, the logits take no gradient; with
+    loss_chunk, they are None. Raises ValueError where T > block_size.
 
-    paper: equation 2 has InputNorm after the embedding, and figure 3 shows neither where the position is added nor a
-    norm before the head. here: the position goes in before InputNorm, and final_norm is kept as in GPT-2.
+    paper: equation 2 has InputNorm after the embedding; figure 3 shows no position and no norm before the
+    head. here: the position is added before InputNorm, and final_norm stays, as in GPT-2.
 
-    Standard deviation of each weight at the start (table 5: 'Xavier'), once, on purpose:
+    Standard deviation of each weight at the start (table 5: 'Xavier'):
 
         | weight               | shape   | std                  | at C = 768 |
         |----------------------|---------|----------------------|------------|
@@ -251,12 +239,12 @@ class GPT(nn.Module):
         | wpe                  | (T, C)  | 0.02                 | 0.02       |
         | biases 0, gains 1    |         |                      |            |
 
-    paper: Xavier for all. here: W_q, W_k and W_v are three matrices to Xavier though they are stored as one (it would
-    be 0.0255), and the embeddings are lookup tables, which have no fan-in: Xavier on (50304, 768) gives wte 0.0063 and
-    wpe 0.033, and after InputNorm the network sees 97 % position and 3 % token. GPT-2's 0.02 gives both the same share.
+    paper: Xavier for all. here: W_q, W_k and W_v are three matrices to Xavier, though they are stored as one
+    (that would give 0.0255). Embeddings are lookup tables without a fan-in: Xavier would give wte 0.0063 and
+    wpe 0.033, and after InputNorm the network would see 97 % position. GPT-2's 0.02 gives both one share.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
@@ -273,15 +261,16 @@ class GPT(nn.Module):
     @torch.no_grad()
     def init_weights(self):
         config = self.config
+        init = torch_default_ if config.init == 'torch' else nn.init.xavier_normal_
         std = 0.02 if config.embed_std is None else config.embed_std
         for block in self.blocks:
-            block.init_weights(config.matrix_init(nn.init.xavier_normal_), config.init_scale)
+            block.init_weights(init, config.init_scale)
         nn.init.normal_(self.wte.weight, std=std)
         nn.init.normal_(self.wpe.weight, std=std)
         if not config.tied:
             nn.init.normal_(self.lm_head.weight, std=0.02)
 
-    def features(self, idx):
+    def features(self, idx: torch.Tensor) -> torch.Tensor:
         """Token ids (B, T) to what the head reads, (B, T, C)."""
         T = idx.size(1)
         if T > self.config.block_size:
@@ -293,39 +282,37 @@ class GPT(nn.Module):
         return self.final_norm(x)
 
     def chunked_loss(self, x, targets):
-        """The same loss of x (N, C), targets (N,), loss_chunk at a time: backward makes each chunk's logits again."""
+        """The loss of x (N, C) and targets (N,) by chunks. Backward computes their logits again."""
         def loss(x, targets):
             return F.cross_entropy(self.lm_head(x).float(), targets, reduction='sum')
         chunks = zip(x.split(self.config.loss_chunk), targets.split(self.config.loss_chunk))
         return sum(checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks) / (targets >= 0).sum()
 
-    def forward(self, idx, targets=None):
+    def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None):
         if targets is not None and self.config.loss_chunk:
             return None, self.chunked_loss(self.features(idx).flatten(0, 1), targets.flatten())
         logits = self.lm_head(self.features(idx))  # (B, T, V)
         if targets is None:
             return logits, None
         loss = F.cross_entropy(logits.float().view(-1, logits.size(-1)), targets.reshape(-1))
-        return logits.detach(), loss  # else a compiled backward makes zeros of the logits' size, for nobody used them
+        return logits.detach(), loss  # otherwise a compiled backward makes a gradient of zeros for the logits
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, n_tokens=None):
+    def generate(self, idx: torch.Tensor, max_new_tokens: int, temperature: float = 1.0,
+                 top_k: int | None = None, n_tokens: int | None = None) -> torch.Tensor:
         """
-        Continue idx (B, T) by max_new_tokens sampled ids and return all of them. temperature 0 takes the likeliest id;
-        top_k keeps that many; n_tokens keeps ids below it (a padded vocabulary has ids that no tokenizer knows).
+        Continue idx (B, T) by max_new_tokens sampled ids; returns all ids. temperature 0 takes the likeliest
+        id. top_k samples among that many. n_tokens: only ids below it (a padded vocabulary has unused ids).
         """
         for _ in range(max_new_tokens):
             x = self.features(idx[:, -self.config.block_size:])
-            logits = self.lm_head(x[:, -1]).float()[:, :n_tokens]  # (B, V)
-            if temperature == 0:
-                idx_next = logits.argmax(-1, keepdim=True)
-            else:
-                logits = logits / temperature
-                if top_k is not None:
-                    kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
-                    logits = logits.masked_fill(logits < kth, float('-inf'))
-                idx_next = torch.multinomial(logits.softmax(-1), num_samples=1)  # (B, 1)
-            idx = torch.cat((idx, idx_next), dim=1)
+            logits = self.lm_head(x[:, -1]).float()[:, :n_tokens] / (temperature or 1.0)  # (B, V)
+            if top_k is not None:
+                kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
+                logits = logits.masked_fill(logits < kth, float('-inf'))
+            likeliest = logits.argmax(-1, keepdim=True)
+            drawn = torch.multinomial(logits.softmax(-1), num_samples=1) if temperature else likeliest
+            idx = torch.cat((idx, drawn), dim=1)
         return idx
 
 # -----------------------------------------------------------------------------
@@ -347,9 +334,8 @@ class ViTConfig(NetworkConfig):
 
 def truncated_xavier_(w):
     """
-    Table 4's 'Truncated Xavier', of which the paper says no more: here a normal distribution cut at two of its standard
-    deviations, widened so that what is left has Xavier's, sqrt(2 / (fan_in + fan_out)). fan_in of a patch embedding
-    (C, 3, P, P) is 3 P P, its fan_out C.
+    Table 4 says 'Truncated Xavier' and no more. here: a normal distribution, cut at two of its deviations and
+    widened so that the rest has Xavier's, sqrt(2 / (fan_in + fan_out)).
     """
     std = math.sqrt(2 / (w[0].numel() + w.size(0))) / 0.87962566  # the deviation of N(0, 1) within [-2, 2]
     return nn.init.trunc_normal_(w, std=std, a=-2 * std, b=2 * std)
@@ -357,13 +343,16 @@ def truncated_xavier_(w):
 
 class ViT(nn.Module):
     """
-    ViT and V-DNT (Dosovitskiy et al., arXiv:2010.11929): forward(images) gives logits; images (B, 3, image_size,
-    image_size), logits (B, n_classes). Class token, learned positions, InputNorm behind them, the blocks of GPT
-    without the causal mask, the head on the class token. Matrices start as truncated Xavier, the class token and
-    the positions with deviation 0.02, with InputNorm 0.5, biases with 0.
+    ViT and V-DNT (Dosovitskiy et al., arXiv:2010.11929): images (B, 3, image_size, image_size) to logits
+    (B, n_classes). Class token, learned positions, InputNorm, the blocks of GPT without the causal mask, the
+    head on the class token. timm's ViT has LayerNorm eps 1e-6, ours 1e-5 (norm_eps).
+
+    Matrices start as truncated Xavier, biases at 0, class token and positions at deviation 0.02, with
+    InputNorm 0.5. There, tokens shorter than the patches (RMS 0.8 to 1) would get gradients that dominate the
+    norm, and clipping would shrink every other update.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ViTConfig):
         super().__init__()
         if config.image_size % config.patch_size:
             raise ValueError(f'patch_size={config.patch_size} does not divide image_size={config.image_size}')
@@ -382,25 +371,25 @@ class ViT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        config, init = self.config, self.config.matrix_init(truncated_xavier_)
+        config = self.config
+        init = torch_default_ if config.init == 'torch' else truncated_xavier_
         for block in self.blocks:
             block.init_weights(init, config.init_scale)
         for layer in (self.patch_embed, self.head):
             init(layer.weight)
             nn.init.zeros_(layer.bias)
-        # InputNorm makes all tokens equally long, so short ones get long gradients: at 0.02, beside patches of RMS 0.8 to 1,
-        # class token and positions would dominate the gradient norm, and clipping would shrink every other update
         std = (0.5 if config.input_norm else 0.02) if config.embed_std is None else config.embed_std
         nn.init.normal_(self.cls_token, std=std)
         nn.init.normal_(self.pos_embed, std=std)
 
     def no_weight_decay(self):
-        """Names that a rule by shape would decay: they are not matrices."""
+        """Parameters that a rule by shape would decay, though they are not matrices."""
         return {'cls_token', 'pos_embed'}
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.patch_embed(images).flatten(2).transpose(1, 2)  # (B, n, C), patches row by row
-        x = torch.cat((self.cls_token.expand(x.size(0), -1, -1).to(x.dtype), x), dim=1)  # (B, T, C), T = 1 + n
+        cls_token = self.cls_token.expand(x.size(0), -1, -1).to(x.dtype)
+        x = torch.cat((cls_token, x), dim=1)  # (B, T, C), T = 1 + n
         x = self.dropout(self.input_norm(x + self.pos_embed))
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.config.recompute_blocks else block(x)

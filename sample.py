@@ -7,18 +7,21 @@ Text out of a checkpoint.
     python sample.py --out_dir=out/dnt_tiny --export=folder    the weights, as safetensors
 """
 
+import codecs
+import signal
+
 import torch
 
 from configurator import configure, fail
 from model import GPT, GPTConfig
 from support import pretrained
 from support.checkpoint import find_checkpoint, load_checkpoint
-from support.distributed import start
+from support.distributed import catch_signals, start
 from support.normfree import build
 
 # -----------------------------------------------------------------------------
-out_dir = 'out/gpt'  # the run; its best.pt is used, or ckpt.pt where there is none
-init_from = 'resume'  # the run in out_dir, or weights: a file, a folder, gpt2, a Hub id
+out_dir = 'out/gpt'  # a run (its best.pt is used, or ckpt.pt where there is none) or a checkpoint file
+init_from = 'resume'  # 'resume' (the run in out_dir), or weights: a file, a folder, gpt2, a Hub id
 checkpoint = ''  # a checkpoint file instead of out_dir
 export = ''  # a new folder: write the weights there as model.safetensors and config.json, and leave
 prompt = ''  # what the text begins with, FILE:name reads a file; empty: the start of a document
@@ -34,45 +37,56 @@ configure(globals())
 # -----------------------------------------------------------------------------
 for key, value in (('num_samples', num_samples), ('max_new_tokens', max_new_tokens)):
     if value < 1:
-        fail(f'{key}={value} is out of range: use at least 1')
+        fail(f'{key}={value} is out of range. Use 1 or more.')
 if temperature < 0 or top_k < 0:
-    fail('temperature and top_k cannot be negative')
+    fail(f'temperature={temperature} and top_k={top_k} must not be negative. Use 0 or more.')
 env = start(device, dtype, False, seed, False)
-source = checkpoint or find_checkpoint(out_dir if init_from == 'resume' else pretrained.find_weights(init_from))
-saved = load_checkpoint(source)
+catch_signals(env)
+path = checkpoint or (out_dir if init_from == 'resume' else pretrained.find_weights(init_from))
+path = find_checkpoint(path)
+saved = load_checkpoint(path)
 if export:
-    print(f'{source}: written to {export} as {pretrained.export(saved, export)}')
+    print(f'{path}: written to {export} as {pretrained.export(saved, export)}')
     raise SystemExit
 if 'tokenizer' not in saved['data']:
-    fail(f'{source} is not a checkpoint of train_gpt.py')
+    fail(f'{path} is not a checkpoint of train_gpt.py. Use another file.')
 if saved['data']['tokenizer'] == 'gpt2' and saved['data']['vocab_size'] != 50257:
-    fail(f'{source} was trained on a part of the gpt2 vocabulary (experiments/vocabulary.py), which is not written out here')
+    fail(f'{path} was trained on a part of the gpt2 vocabulary (experiments/vocabulary.py), whose ids sample.py '
+         'cannot decode. Use another checkpoint.')
 model = build(GPT, GPTConfig, saved['model_args'])
 model.load_state_dict(saved['model'])
 model.eval().to(env.device)
 
 if saved['data']['tokenizer'] == 'byte':
-    eot, encode = 256, lambda text: list(text.encode('utf-8'))
-    decode = lambda ids: bytes(i for i in ids if i < 256).decode('utf-8', errors='replace')
+    # a prompt that is not valid UTF-8 keeps its bytes
+    eot, encode = 256, lambda text: list(text.encode('utf-8', 'surrogateescape'))
+    to_bytes = lambda i: bytes([i])
 else:
     import tiktoken
     try:
         gpt2 = tiktoken.get_encoding('r50k_base')  # the ids of gpt2, in one file instead of two
     except Exception as e:
-        fail(f'the file of the gpt2 tokenizer cannot be fetched ({type(e).__name__}): put r50k_base.tiktoken under the '
-             'name 0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4 into a folder and set TIKTOKEN_CACHE_DIR to it')
-    eot, encode, decode = 50256, gpt2.encode_ordinary, lambda ids: gpt2.decode([i for i in ids if i != 50256])
+        fail(f'The file of the gpt2 tokenizer cannot be fetched ({type(e).__name__}). Put r50k_base.tiktoken under '
+             'the name 0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4 into a folder and set TIKTOKEN_CACHE_DIR to it.')
+    eot, encode, to_bytes = 50256, gpt2.encode_ordinary, gpt2.decode_single_token_bytes
 
 if prompt.startswith('FILE:'):
     try:
-        with open(prompt[5:], encoding='utf-8') as f:
+        with open(prompt[5:], encoding='utf-8', errors='surrogateescape') as f:
             prompt = f.read()
-    except (OSError, UnicodeDecodeError) as e:
-        fail(f'cannot read the prompt {prompt[5:]}: {e}')
+    except OSError as e:
+        fail(f'Cannot read the prompt file {prompt[5:]} ({e.strerror}).')
 context = torch.tensor([[eot] + encode(prompt)], device=env.device)  # every document begins behind an end-of-text
 
-for i in range(num_samples):
-    with env.autocast:
-        ids = model.generate(context, max_new_tokens, temperature, top_k or None, saved['data']['vocab_size'])[0].tolist()
-    end = ids.index(eot, context.size(1)) if eot in ids[context.size(1):] else len(ids)  # a document that ended stays so
-    print(decode(ids[:end]), '-' * 80, sep='\n')
+if hasattr(signal, 'SIGPIPE'):
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # when nobody reads any more (`| head`), end quietly
+for _ in range(num_samples):
+    ids, text = context, codecs.getincrementaldecoder('utf-8')('replace')  # a character may take several tokens
+    print(text.decode(b''.join(map(to_bytes, context[0, 1:].tolist()))), end='', flush=True)
+    for _ in range(max_new_tokens):
+        with env.autocast:
+            ids = model.generate(ids, 1, temperature, top_k or None, saved['data']['vocab_size'])
+        if ids[0, -1] == eot:  # the document ends here
+            break
+        print(text.decode(to_bytes(ids[0, -1].item())), end='', flush=True)
+    print(text.decode(b'', final=True), '-' * 80, sep='\n')

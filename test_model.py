@@ -339,14 +339,16 @@ def test_generate():
         model(torch.zeros(1, 13, dtype=torch.long))
 
 
-@pytest.mark.parametrize('network,config,words', [
-    (GPT, GPTConfig(n_layer=1, n_embd=12, norm='batch'), "norm='batch' is unknown: use 'rms' or 'layer'"),
-    (GPT, GPTConfig(n_layer=1, n_embd=64, n_head=5), 'n_embd=64 does not divide into n_head=5 heads'),
-    (ViT, ViTConfig(image_size=32, patch_size=5), 'patch_size=5 does not divide image_size=32')],
-    ids=['norm', 'n_head', 'patch_size'])
-def test_the_networks_refuse_in_words(network, config, words):
+@pytest.mark.parametrize('network,config,sizes,words', [
+    (GPT, GPTConfig, dict(norm='batch'), "norm='batch' is unknown: use 'rms' or 'layer'"),
+    (GPT, GPTConfig, dict(gelu='fast'), "gelu='fast' is unknown: use 'exact' or 'tanh'"),
+    (GPT, GPTConfig, dict(init='zero'), "init='zero' is unknown: use 'xavier' or 'torch'"),
+    (GPT, GPTConfig, dict(n_embd=64, n_head=5), 'n_embd=64 does not divide into n_head=5 heads'),
+    (ViT, ViTConfig, dict(image_size=32, patch_size=5), 'patch_size=5 does not divide image_size=32')],
+    ids=['norm', 'gelu', 'init', 'n_head', 'patch_size'])
+def test_the_networks_refuse_in_words(network, config, sizes, words):
     with pytest.raises(ValueError, match=words):
-        network(config)
+        network(config(n_layer=1, **sizes))
 
 
 # -----------------------------------------------------------------------------

@@ -1,14 +1,14 @@
 """
 Train a GPT-2 or an L-DNT on memmapped tokens.
 
-    python train_gpt.py config/dnt_tiny.py                                       one process: CPU, Mac or a GPU
-    torchrun --standalone --nproc_per_node=8 train_gpt.py config/dnt_small.py    one machine with 8 GPUs
-    python train_gpt.py config/dnt_tiny.py --learning_rate=0.3 --out_dir=out/x   any key, on the command line
-    python train_gpt.py config/dnt_tiny.py --init_from=resume                    continue a run that was stopped
+    python train_gpt.py config/dnt_tiny.py                                       # a CPU, a Mac or one GPU
+    torchrun --standalone --nproc_per_node=8 train_gpt.py config/dnt_small.py    # one machine with 8 GPUs
+    python train_gpt.py config/dnt_tiny.py --learning_rate=0.3 --out_dir=out/x   # any key on the command line
+    python train_gpt.py config/dnt_tiny.py --init_from=resume                    # continue a stopped run
 
-Read this file from top to bottom: config, start, data, model, optimizer, schedule, evaluate, loop. support/ holds
-what protects a run: checks of files and values, devices, checkpoints. A run writes to out_dir config.json, log.jsonl
-(one object per line), ckpt.pt (the latest state) and best.pt (the lowest validation loss).
+Read this file from top to bottom: config, start, data, model, optimizer, schedule, evaluate, loop. support/
+holds what protects a run: checks of files and values, devices, checkpoints. A run writes to out_dir:
+config.json, log.jsonl (one object per line), ckpt.pt (the latest state), best.pt (lowest validation loss).
 """
 
 import math
@@ -30,7 +30,7 @@ from support.tokens import Tokens
 # -----------------------------------------------------------------------------
 # config: the paper's L-DNT-Small with mSGDW (tables 3 and 5)
 out_dir = 'out/gpt'  # config.json, log.jsonl and the checkpoints of this run
-init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: a file, a folder, gpt2, a Hub id
+init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: file, folder, gpt2, Hub id
 overwrite = False  # True: throw away the run that out_dir holds
 eval_only = False  # True: print the validation loss and leave; nothing is written
 eval_interval = 1000  # iterations between evaluations, 0: only at the end
@@ -60,8 +60,8 @@ bias = False  # biases in linear layers and LayerNorm
 qkv_bias = True  # False: none on q, k and v, whatever bias says
 dropout = 0.0  # 0 is good for pretraining
 tied = True  # the head is the token embedding
-flash = True  # False: attention written out by hand
-recompute_blocks = False  # True: backward runs each block again in place of keeping it all: a third more work
+flash = True  # False: attention written out, to read
+recompute_blocks = False  # True: saves memory, backward runs each block again: a third more work
 weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report)
 weight_gain = True  # a gain for each standardized unit of W_o, W_1, W_2
 init = 'xavier'  # or 'torch' (PyTorch's default), or 'tfixup' (second report)
@@ -72,7 +72,7 @@ optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (to
 learning_rate = 1.0  # peak
 min_lr = 6e-5  # where the cosine ends
 embed_lr = 0.0  # peak for wte, wpe and an untied head, min_lr in the same ratio; 0: learning_rate
-embed_optimizer = 'auto'  # for these: 'auto' (as optimizer), 'adamw', 'rownorm' (mSGDW with one scale per row)
+embed_optimizer = 'auto'  # for these: 'auto' (as optimizer), 'adamw', 'rownorm' (mSGDW, each row scaled)
 embed_weight_decay = -1.0  # for these; -1: weight_decay
 warmup_iters = 0  # linear warmup
 max_iters = 200000  # updates
@@ -95,10 +95,10 @@ config = configure(globals())
 # start: processes, device, precision, and the checkpoint that init_from names
 check_gpt(config)
 env = start(device, dtype, compile, seed, deterministic, n_embd)
-signals = catch_signals()
+signals = catch_signals(env)
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size)
 run_start = begin(config, env)
-globals().update(config)  # weights that are only read or fine-tuned bring their network: n_layer, block_size, ...
+globals().update(config)  # weights of another run bring their network along: n_layer, block_size, ...
 
 # -----------------------------------------------------------------------------
 # data: train.bin and val.bin hold token ids, one document after another
@@ -107,8 +107,8 @@ data = Tokens(dataset, block_size, env)
 
 def get_batch(iter_num, micro_step):
     """
-    One micro batch of this process: inputs and targets, each (micro, block_size). The batch of an iteration depends on
-    (seed, iter_num) and the position in it alone.
+    One micro batch of this process: inputs and targets, each (micro, block_size). The batch of an iteration
+    depends on (seed, iter_num) and the position in it alone.
     """
     last = data.train_tokens - block_size - 1
     offsets = np.random.default_rng((seed, iter_num)).integers(0, last, size=global_batch_size, endpoint=True)
@@ -149,7 +149,7 @@ def get_lr(iter_num):
 
 @torch.no_grad()
 def evaluate():
-    """Mean loss in nats per token over the same windows of val.bin each time; None if a signal to stop came."""
+    """Mean loss in nats per token, over the same windows each time; None if a signal to stop came."""
     count = (data.val_tokens - 1) // block_size  # whole windows, side by side
     wanted = min(count, max(1, eval_tokens // block_size)) if eval_tokens else count
     mine = (np.arange(wanted) * count // wanted * block_size)[env.rank::env.world_size]
@@ -169,9 +169,8 @@ def evaluate():
 
 if eval_only:
     val_loss = evaluate()
-    if val_loss is not None:
-        env.say(f'val loss {val_loss} nats per token')
-    leave(0 if val_loss is not None else 128 + (signals or [15])[0], env)
+    env.say(f'val loss {val_loss} nats per token')
+    leave(0, env)
 
 # -----------------------------------------------------------------------------
 # loop
@@ -183,7 +182,7 @@ env.say(f'{n_params / 1e6:.2f}M parameters, setting {name_norms(setting, model_a
 X, Y = get_batch(start_iter, 0)
 rehearse(lambda: model(X, Y)[1], opt, start_iter, env, f'{micro} sequences of {block_size} tokens')
 run = Run(config, env, start_iter, signals)
-# forward and backward, per token: 6 FLOPs per weight, 12 L C T for attention (PaLM, arXiv:2204.02311, appendix B)
+# forward and backward per token: 6 FLOPs per weight, 12 L C T for attention (PaLM, arXiv:2204.02311, app. B)
 flops_per_token = 6 * (n_params - raw_model.wpe.weight.numel()) + 12 * n_layer * n_embd * block_size
 report = Report(run, env, max_iters, eval_interval, 'tokens', global_batch_size * block_size, flops_per_token)
 
@@ -193,8 +192,8 @@ def due(interval):
 
 
 def save(latest, better):
-    names = ['ckpt.pt'] * bool(latest) + ['best.pt'] * better
-    names += [f'ckpt_{iter_num:06d}.pt'] * bool(latest and due(keep_interval))
+    names = ['best.pt'] * better + [f'ckpt_{iter_num:06d}.pt'] * bool(latest and due(keep_interval))
+    names += ['ckpt.pt'] * bool(latest)  # the last one: a run resumes from it, and the others are there then
     if names:
         run.save(names, model=raw_model.state_dict(), optimizer=opt.state_dict(), iter=iter_num,
                  best_val_loss=best_val_loss, model_args=model_args, data=data.meta, config=config)
@@ -236,8 +235,8 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
             break
         X, Y = get_batch(*divmod(iter_num * accum + micro_step + 1, accum))  # read while the device works
 
-    # before the step, all processes agree on the loss and on whether to stop. Weights are saved only here, where
-    # their own loss and gradient are known to be finite
+    # before the step, all processes agree on the loss and on whether to stop. Weights are saved only here,
+    # where their own loss and gradient are known to be finite
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     loss_mean, norm, stops = agree(loss_sum, grad_norm, signals, env)
     run.stop_if_not_finite(iter_num, lr, loss=loss_mean, gradient_norm=norm)

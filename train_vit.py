@@ -1,14 +1,14 @@
 """
 Train a ViT or a V-DNT on the images that prepare_imagenet.py leaves: the twin of train_gpt.py.
 
-    python train_vit.py config/vdnt_cifar10.py                                   one process: CPU, Mac or a GPU
-    torchrun --standalone --nproc_per_node=8 train_vit.py config/vdnt_large.py   one machine with 8 GPUs
-    python train_vit.py config/vdnt_cifar10.py --init_from=resume                continue a run that was stopped
-    python train_vit.py --init_from=out/vdnt_cifar10 --predict=photo.jpg         its five likeliest classes
+    python train_vit.py config/vdnt_cifar10.py                                   # a CPU, a Mac or one GPU
+    torchrun --standalone --nproc_per_node=8 train_vit.py config/vdnt_large.py   # one machine with 8 GPUs
+    python train_vit.py config/vdnt_cifar10.py --init_from=resume                # continue a stopped run
+    python train_vit.py --init_from=out/vdnt_cifar10 --predict=photo.jpg         # its five likeliest classes
 
-Read this file from top to bottom: config, start, data, model, optimizer, schedule, evaluate, loop. support/ holds
-what protects a run: checks of files and values, devices, checkpoints. A run writes to out_dir config.json, log.jsonl
-(one object per line), ckpt.pt (the latest state) and best.pt (the highest top-1 on val).
+Read this file from top to bottom: config, start, data, model, optimizer, schedule, evaluate, loop. support/
+holds what protects a run: checks of files and values, devices, checkpoints. A run writes to out_dir:
+config.json, log.jsonl (one object per line), ckpt.pt (the latest state), best.pt (the highest top-1 on val).
 """
 
 import math
@@ -75,8 +75,8 @@ bias = True  # biases in linear layers and LayerNorm
 qkv_bias = True  # False: none on q, k and v
 dropout = 0.0  # here: none
 drop_path = 0.1  # table 4: 0.1 for Large, 0.5 for Huge. here: of the last block, linear from 0 (as in timm)
-flash = True  # False: attention written out by hand
-recompute_blocks = False  # True: backward runs each block again in place of keeping it all: a third more work
+flash = True  # False: attention written out, to read
+recompute_blocks = False  # True: saves memory, backward runs each block again: a third more work
 weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report)
 weight_gain = True  # a gain for each standardized unit of W_o, W_1, W_2
 init = 'xavier'  # truncated (table 4), or 'torch' (PyTorch's default), or 'tfixup' (second report)
@@ -85,9 +85,9 @@ optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (to
 learning_rate = 0.5  # peak (table 4)
 min_lr = 1e-8  # where the cosine ends (table 4)
 embed_lr = 0.0  # peak for patch embedding, class token, positions, min_lr in the same ratio; 0: learning_rate
-embed_optimizer = 'auto'  # for these: 'auto' (as optimizer), 'adamw', 'rownorm' (mSGDW with one scale per row)
+embed_optimizer = 'auto'  # for these: 'auto' (as optimizer), 'adamw', 'rownorm' (mSGDW, each row scaled)
 embed_weight_decay = -1.0  # for these; -1: weight_decay
-epochs = 150.0  # table 4. each image once per epoch; a rest smaller than a batch waits for the next epoch
+epochs = 150.0  # table 4. Each image once per epoch; images left over when the batches are full are skipped
 max_iters = 0  # updates, in place of epochs; 0: all epochs
 warmup_epochs = 60.0  # table 4. here: linear, then a cosine from the peak (as in nanoGPT, not as in timm)
 weight_decay = 2e-4  # on matrices (table 4); not on biases, gains, class token and positions
@@ -109,22 +109,22 @@ config = configure(globals())
 # start: processes, device, precision, and the checkpoint that init_from names
 check_vit(config)
 env = start(device, dtype, compile, seed, deterministic, n_embd)
-signals = catch_signals()
+signals = catch_signals(env)
 torch.backends.cudnn.benchmark = arch == 'nfnet' and not deterministic  # cuDNN tries its convolutions once
 mixes = mixup > 0 or cutmix > 0
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size, 2 if mixes else 1)
 run_start = begin(config, env)
-globals().update(config)  # weights that are only read or fine-tuned bring their network: n_layer, patch_size, ...
+globals().update(config)  # weights of another run bring their network along: n_layer, patch_size, ...
 
 # -----------------------------------------------------------------------------
-# data: {train,val,test}_labels.npy with _images.npy (small pictures of one size) or _jpeg.bin and _offsets.npy
+# data: {train,val,test}_labels.npy with _images.npy (small pictures) or _jpeg.bin and _offsets.npy
 data = Images(dataset, config, env, run_start.checkpoint['data'] if predict else None)
 if not predict:
     data.open(*[eval_split] if eval_only else ['train', 'val'])
 iters_per_epoch, total_iters, warmup_iters = check_images(config, data)
 mean, std = (torch.tensor(data.meta[k], device=env.device) for k in ('mean', 'std'))
 std.clamp_(min=1 / 255)  # a channel may be constant
-beside = env.device_type == 'cuda'  # copy while the GPU works; on MPS it may read freed memory (pytorch#189690)
+beside = env.device_type == 'cuda'  # copy while the GPU works. MPS may read freed memory (pytorch#189690)
 
 
 @lru_cache(1)
@@ -238,19 +238,19 @@ if predict:
     predict_files(predict, raw_model, data, mean, std)
     leave(0, env)
 if eval_only:
-    result = evaluate(eval_split)
-    if result is not None:
-        env.say(f'{eval_split} loss {result[0]:.4f} | top-1 {result[1]:.4f} | top-5 {result[2]:.4f} | '
-                f'{data.size(eval_split):,} images')
-    leave(0 if result else 128 + (signals or [15])[0], env)
+    val_loss, top1, top5 = evaluate(eval_split)
+    env.say(f'{eval_split} loss {val_loss:.4f} | top-1 {top1:.4f} | top-5 {top5:.4f} | '
+            f'{data.size(eval_split):,} images')
+    leave(0, env)
 
 # -----------------------------------------------------------------------------
 # loop
 start_iter, best_top1 = run_start.iter, run_start.best if run_start.resume else -1.0
 what = f'setting {name_norms(setting, model_args)}' if arch == 'vit' else arch
 env.say(f'{n_params / 1e6:.2f}M parameters, {what}, {optimizer} | '
-        f'{data.size("train"):,} training images of {len(data.meta["classes"])} classes, {iters_per_epoch} updates '
-        f'an epoch of {global_batch_size} = {env.world_size} processes x {accum} x {micro} | '
+        f'{data.size("train"):,} training images of {len(data.meta["classes"])} classes, '
+        f'{iters_per_epoch} updates an epoch of {global_batch_size} = '
+        f'{env.world_size} processes x {accum} x {micro} | '
         f'{env.device}, {env.dtype}, compile {env.compile} | {out_dir}')
 statistics = BatchNormStatistics(raw_model)
 batches = train_batches(start_iter)
@@ -267,11 +267,11 @@ def due(interval):
 
 
 def save(latest, better):
-    names = ['ckpt.pt'] * bool(latest) + ['best.pt'] * better
-    names += [f'ckpt_{iter_num:06d}.pt'] * bool(latest and due(keep_interval))
+    names = ['best.pt'] * better + [f'ckpt_{iter_num:06d}.pt'] * bool(latest and due(keep_interval))
+    names += ['ckpt.pt'] * bool(latest)  # the last one: a run resumes from it, and the others are there then
     if names:
-        run.save(names, model=raw_model.state_dict() | statistics.saved, optimizer=opt.state_dict(), iter=iter_num,
-                 best_top1=best_top1, model_args=model_args, data=data.meta, config=config)
+        run.save(names, model=raw_model.state_dict() | statistics.saved, optimizer=opt.state_dict(),
+                 iter=iter_num, best_top1=best_top1, model_args=model_args, data=data.meta, config=config)
 
 
 lr = 0.0
@@ -297,7 +297,7 @@ for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates a
     lr = get_lr(iter_num)
     for group in opt.param_groups:
         group['lr'] = lr * group['lr_scale']
-    if dropout > 0 or drop_path > 0:  # the masks depend on (seed, iter_num, rank) alone, so a run repeats and resumes
+    if dropout > 0 or drop_path > 0:  # the masks depend on (seed, iter_num, rank) alone, as in train_gpt.py
         torch.manual_seed(int(np.random.SeedSequence((seed, iter_num, env.rank)).generate_state(1)[0]))
 
     # forward and backward over the micro batches of this process; DDP averages the gradients in the last one
@@ -313,8 +313,8 @@ for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates a
         with report.waiting():
             X, Y, partners, lam = next(batches, (X, Y, partners, lam))  # read while the device works
 
-    # before the step, all processes agree on the loss and on whether to stop. Weights are saved only here, where
-    # their own loss and gradient are known to be finite
+    # before the step, all processes agree on the loss and on whether to stop. Weights are saved only here,
+    # where their own loss and gradient are known to be finite
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     loss_mean, norm, stops = agree(loss_sum, grad_norm, signals, env)
     run.stop_if_not_finite(iter_num, lr, loss=loss_mean, gradient_norm=norm)

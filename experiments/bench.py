@@ -36,7 +36,10 @@ import torch.nn.functional as F
 from configurator import configure, fail
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from sgdw import SGDW
-from training import check_range, explain, param_groups, replace_text, start
+from support.checkpoint import replace_text
+from support.checks import check_range
+from support.distributed import explain, start
+from support.optim import param_groups
 
 only = 'memory,nanogpt,optimizer,step,vision,loader'  # sections
 sections = only.split(',')
@@ -345,7 +348,7 @@ def loader():
         return print(f'\nNot measured: the loader (--images={images} holds no JPEGs of prepare_imagenet.py)')
     from PIL import Image  # the other sections need no pictures
 
-    from augment import BICUBIC, to_tensor, train_view
+    from support.augment import BICUBIC, to_tensor, train_view
     offsets = np.load(os.path.join(images, 'train_offsets.npy'))
     with open(os.path.join(images, 'train_jpeg.bin'), 'rb') as f:
         jpegs = [f.read(end - begin) for begin, end in zip(offsets, offsets[1:101])]
@@ -359,8 +362,8 @@ def loader():
         side = min(image.size)
         return image.crop((0, 0, side, side)).resize((224, 224), BICUBIC)
     ways = {'decode': lambda jpeg, rng: decode(jpeg), 'decode, crop, resize (the limit)': limit,
-            'our loader without RandAugment': lambda jpeg,
-            rng: to_tensor(train_view(decode(jpeg), rng, 224, magnitude=0)),
+            'our loader without RandAugment':
+                lambda jpeg, rng: to_tensor(train_view(decode(jpeg), rng, 224, magnitude=0)),
             'our loader with RandAugment': lambda jpeg, rng: to_tensor(train_view(decode(jpeg), rng, 224))}
     speeds = {name: [] for name in ways}
     for turn in range(repeats):

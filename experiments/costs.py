@@ -19,9 +19,9 @@ import torch
 
 from configurator import configure, fail
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
-from training import PEAK_TFLOPS
+from support.report import PEAK_TFLOPS
 
-gpu = 'H100'  # a name in training.PEAK_TFLOPS
+gpu = 'H100'  # a name in PEAK_TFLOPS of support/report.py
 mfu = 0.4  # share of the peak that training reaches: an assumption, to be replaced by what yours reaches
 configure(globals())
 

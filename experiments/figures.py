@@ -28,9 +28,11 @@ import numpy as np
 import torch
 
 from configurator import configure, fail, read_file
-from experiments.lag import read_tokens, windows
-from experiments.reproduce import mean_spread
+from experiments.lag import CPU
+from experiments.reproduce import interval, mean_spread
 from model import GPT, NORMS, SETTINGS, GPTConfig
+from support import normfree
+from support.tokens import Tokens
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -64,8 +66,6 @@ LINES = {'mSGDW': ('-', 'o'), 'mSGDW + row norm': ((0, (9, 1)), 'D'), 'mSGDW, em
 BOOKKEEPING = ('seed', 'out_dir', 'init_from', 'overwrite', 'eval_only', 'ckpt_interval', 'keep_interval',
                'micro_batch_size', 'num_workers', 'device', 'compile', 'torch', 'git', 'gpu', 'world_size')
 CROSS = dict(marker='X', markersize=16, markeredgecolor='white', linestyle='')
-# t distribution, 1 to 9 degrees of freedom
-T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 # -----------------------------------------------------------------------------
 # files, names, styles, tables
@@ -261,13 +261,6 @@ def best_seeds(rows, factor):
                key=lambda values: statistics.fmean(values) * (-1 if 'top' in metric else 1))
 
 
-def interval(values):
-    """Half of the 95 % interval of the mean, by the t distribution; 0 for a single value."""
-    n = len(values) - 1
-    return 0 if not n else (T95[n - 1] if n <= len(T95) else 1.96
-                            + 2.7 / n) * statistics.stdev(values) / math.sqrt(n + 1)
-
-
 def seeds():
     """A row for each arm: a dot for each seed, and a bar at their mean with its 95 % interval."""
     rows, factor, label = read_study('config')
@@ -279,11 +272,11 @@ def seeds():
     table, names = [], sorted(arms)  # networks together
     for y, (name, style) in enumerate(zip(names, styles(names))):
         values, color = best_seeds(arms[name], factor), style['color']
-        mean, half = (statistics.fmean(values), interval(values)) if values else (0, 0)
-        table.append([name, len(values), mean_spread(values) if values else 'diverged', f'{half:.4f}' if half
-                      else ''])
+        mean, half = interval(values) if values else (0, math.inf)
+        table.append([name, len(values), mean_spread(values) if values else 'diverged',
+                      f'{half:.4f}' if half < math.inf else ''])
         if values:
-            ax.errorbar(mean, y, xerr=half or None, color=color, linewidth=2, capsize=6)
+            ax.errorbar(mean, y, xerr=half if half < math.inf else None, color=color, linewidth=2, capsize=6)
             ax.plot(mean, y, '|', color=color, markersize=24, markeredgewidth=4)
             ax.plot(values, [y] * len(values), style['marker'], color=color, markeredgecolor='white',
                     zorder=3)
@@ -404,7 +397,7 @@ def load_gpt(path):
     """(checkpoint, network) of a file."""
     try:
         saved = torch.load(path, map_location='cpu', weights_only=True)
-        model = GPT(GPTConfig(**saved['model_args']))
+        model = normfree.build(GPT, GPTConfig, saved['model_args'])
         model.load_state_dict(saved['model'])
     except Exception as e:  # a zip that is cut short, a pickle of classes, a file of something else, a ViT
         fail(f'{path} is not a whole checkpoint of train_gpt.py ({type(e).__name__}): give another run')
@@ -439,13 +432,13 @@ def heaviness(g):
 def measure_gradients(path):
     """Rows of results/gradients.jsonl, one for each weight: over all layers and batches, of g / RMS(g)."""
     saved, model = load_gpt(path)
-    config, (tokens, *_) = saved['config'], read_tokens(saved['config']['dataset'])
-    found = [[] for _ in WEIGHTS]
+    config = saved['config']
+    data, found = Tokens(config['dataset'], config['block_size'], CPU), [[] for _ in WEIGHTS]
     for i in range(batches):
-        T, rng = config['block_size'], np.random.default_rng((seed, i))
-        offsets = rng.integers(0, len(tokens) - T, batch_size or config['global_batch_size'])
+        offsets = np.random.default_rng((seed, i)).integers(0, data.train_tokens - config['block_size'],
+                                                            batch_size or config['global_batch_size'])
         model.zero_grad()
-        model(*windows(tokens, T, offsets))[1].backward()
+        model(*data.windows('train', offsets))[1].backward()
         for of_weight, layers in zip(found, zip(*map(gradients_of, model.blocks))):
             # each matrix by its own RMS
             g = torch.cat([(w / w.square().mean().sqrt()).flatten() for w in layers])

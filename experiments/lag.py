@@ -16,16 +16,17 @@ import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from statistics import fmean
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn as nn
 
-from configurator import configure, fail
+from configurator import configure
 from experiments.reproduce import mean_spread
 from model import GPT, SETTINGS, GPTConfig
 from sgdw import SGDW
-from training import data_folder
+from support.tokens import Tokens
 
 dataset = 'stdlib'  # a folder under data/, or a path
 out = 'results/lag.jsonl'  # a line for each run
@@ -43,6 +44,7 @@ adamw_decay = 0.1  # AdamW
 warmup = 0.3  # share of the run
 seeds = 1  # 1, 2, ...: how many
 
+CPU = SimpleNamespace(device='cpu', device_type='cpu')  # where Tokens puts its windows
 GROUPS = ('embeddings', 'head', 'q and k', 'v and o', 'FFN', 'gains')
 
 
@@ -53,28 +55,9 @@ def pieces(model):
         if 'c_attn' in name:
             yield from (('q and k', p, slice(0, 2 * C)), ('v and o', p, slice(2 * C, 3 * C)))
         else:
-            yield ('embeddings' if name.startswith(('wte', 'wpe')) else 'head' if name.startswith('lm_head')
-                   else
-                   'FFN' if '.ffn.' in name else 'v and o' if 'c_proj' in name else 'gains'), p, slice(None)
-
-
-def read_tokens(dataset):
-    """(training tokens, validation tokens, size of the vocabulary), memmapped."""
-    folder = data_folder(dataset)
-    try:
-        with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
-            meta = json.load(f)
-        dtype = np.dtype(meta['dtype']).newbyteorder('<')
-        return *(np.memmap(os.path.join(folder, f'{split}.bin'), dtype, 'r') for split in ('train', 'val')), \
-            meta['vocab_size']
-    except OSError as e:
-        fail(f'cannot read {e.filename} ({e.strerror}): make it with prepare_owt.py --dataset={dataset}')
-
-
-def windows(tokens, T, offsets):
-    """Inputs and targets (B, T) that begin there."""
-    rows = torch.from_numpy(np.stack([tokens[i:i + T + 1] for i in offsets]).astype(np.int64))  # (B, T + 1)
-    return rows[:, :-1], rows[:, 1:]
+            group = 'embeddings' if name.startswith(('wte', 'wpe')) else 'head' if 'lm_head' in name else \
+                'FFN' if '.ffn.' in name else 'v and o' if 'c_proj' in name else 'gains'
+            yield group, p, slice(None)
 
 
 def get_lr(i, peak, warmup, iters):
@@ -89,10 +72,10 @@ def train(run):
     torch.set_num_threads(1)
     torch.manual_seed(run['seed'])
     B, T = run['global_batch_size'], run['block_size']
-    tokens, val, vocab = read_tokens(run['dataset'])
-    model = GPT(GPTConfig(**SETTINGS['S5'], block_size=T, vocab_size=-(-vocab // 64) * 64,
-                          n_layer=run['n_layer'],
-                          n_embd=run['n_embd'], n_head=run['n_embd'] // 32, tied=run['tied']))
+    data = Tokens(run['dataset'], T, CPU)
+    model = GPT(GPTConfig(**SETTINGS['S5'], block_size=T, vocab_size=-(-data.vocab_size // 64) * 64,
+                          n_layer=run['n_layer'], n_embd=run['n_embd'], n_head=run['n_embd'] // 32,
+                          tied=run['tied']))
     parts, groups = [], {True: [], False: []}
     for group, p, rows in pieces(model):
         part = nn.Parameter(p.data[rows])  # a view: what steps it steps the weight
@@ -106,8 +89,8 @@ def train(run):
                   if groups[adamw]]
 
     for i in range(run['iters']):
-        offsets = np.random.default_rng((run['seed'], i)).integers(0, len(tokens) - T, size=B)
-        model(*windows(tokens, T, offsets))[1].backward()
+        offsets = np.random.default_rng((run['seed'], i)).integers(0, data.train_tokens - T, size=B)
+        model(*data.windows('train', offsets))[1].backward()
         if not nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
             return math.inf
         for part, p, rows in parts:
@@ -119,8 +102,8 @@ def train(run):
         model.zero_grad()
     model.eval()
     with torch.no_grad():
-        starts = np.arange((len(val) - 1) // T) * T
-        losses = [model(*windows(val, T, s))[1].item() * len(s)
+        starts = np.arange((data.val_tokens - 1) // T) * T
+        losses = [model(*data.windows('val', s))[1].item() * len(s)
                   for s in np.array_split(starts, -(-len(starts) // B))]
     return sum(losses) / len(starts)
 
@@ -163,7 +146,7 @@ if __name__ == '__main__':
     done = read(out)
     todo = [run for run in runs if json.dumps(run) not in done]
     if todo:
-        read_tokens(dataset)  # or end here with a sentence
+        Tokens(dataset, block_size, CPU)  # or end here with a sentence
     os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
     with ProcessPoolExecutor(processes, get_context('spawn')) as pool:
         for future in as_completed(started := {pool.submit(train, run): run for run in todo}):

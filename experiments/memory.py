@@ -15,7 +15,7 @@ import torch
 from configurator import configure, read_file
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from sgdw import SGDW
-from training import EMBEDDINGS, Hybrid, param_groups
+from support.optim import EMBEDDINGS, Hybrid, param_groups
 
 configs = ('gpt2_small,dnt_small,gpt2_large,dnt_large,gpt2_xl,dnt_xl,'
            'vit_large,vdnt_large,vit_huge,vdnt_huge')  # names in config/

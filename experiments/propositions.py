@@ -567,7 +567,7 @@ def proposition_4(widths=WIDTHS):
     rows = []
     for d in widths:
         block = Block(GPTConfig(**SETTINGS['PostLN'], norm='rms', n_embd=d, n_head=2)).double()
-        block.init_weights(nn.init.xavier_normal_)
+        block.init_weights(nn.init.xavier_normal_, 1.0)
         ffn, norm, x = block.ffn, block.ffn_post_norm, randn(d)
         norm.eps = 0.0
 

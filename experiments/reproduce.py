@@ -32,8 +32,9 @@ import re
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import datetime
+from itertools import combinations
 
 from configurator import configure, fail
 from experiments import searches
@@ -179,10 +180,13 @@ def read_all():
     return {k: row for study in STUDIES for k, row in read(f'results/{study}.jsonl').items()}
 
 
+def folder(run, study):
+    return os.path.join('out', study, '_'.join(str(v) for v in run.values()).replace(' ', ''))
+
+
 def train(run, study):
     """One run from where it stands to its end; returns its line for the results."""
-    name = '_'.join(str(v) for v in run.values()).replace(' ', '')
-    out_dir = os.path.join('out', study, name)
+    out_dir = folder(run, study)
     images = 'image_size' in read_config(run['config'])
     line = [sys.executable, 'train_vit.py' if images else 'train_gpt.py', f'config/{run["config"]}.py',
             f'--out_dir={out_dir}', '--init_from=resume', f'--compile={compile}',
@@ -215,25 +219,41 @@ def train(run, study):
     fail(f'{out_dir} ended with exit code {code}: see {out_dir}.txt')
 
 
-def run_study(study):
-    path = f'results/{study}.jsonl'
+def run_study(study, runs, done, one=train):
+    """
+    Run what runs(done) yields until all of it is done, a line each to results/STUDY.jsonl. Whenever a run
+    ends, start the first one that is needed and not yet under way: what runs yields may depend on done.
+    """
+    path, under_way = f'results/{study}.jsonl', {}
     os.makedirs(os.path.join('out', study), exist_ok=True)
     os.makedirs('results', exist_ok=True)
 
-    def one(run):
-        row = train(run, study)
+    def finish(row):
         row['date'] = datetime.now().isoformat(' ', 'minutes')
         with open(path, 'a', encoding='utf-8') as f:
             f.write(json.dumps(row) + '\n')
-        print(f'{row["val_loss"]:.4f}' if 'val_loss' in row else row['ended'], key(run), flush=True)
+        done[key(row['run'])] = {'val_loss': math.inf, **row}  # as read() has it
+        print(f'{row["date"]} {row.get("val_loss", row["ended"])} {key(row["run"])}', flush=True)
 
-    while True:  # a study may go on from what its first runs gave
-        done = read_all()
-        todo = list({key(run): run for run in STUDIES[study](done) if key(run) not in done}.values())
-        if not todo:
-            return
-        with ThreadPoolExecutor(processes) as pool:
-            list(pool.map(one, todo))
+    with ThreadPoolExecutor(processes) as pool:
+        while True:
+            for run in runs(done):
+                if len(under_way) == processes:
+                    break
+                if key(run) not in done and key(run) not in under_way.values():
+                    under_way[pool.submit(one, run, study)] = key(run)
+            if not under_way:
+                return
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                del under_way[future]
+                finish(future.result())
+
+# -----------------------------------------------------------------------------
+# statistics
+
+# the two-sided 95 % point of the t distribution, for 1 to 9 degrees of freedom
+T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
+LEVEL = 0.015  # nats: two arms match where the interval of their difference lies within this
 
 
 def mean_spread(values, digits='.4f'):
@@ -244,20 +264,59 @@ def mean_spread(values, digits='.4f'):
     return f'{statistics.fmean(values):{digits}}{spread}'
 
 
+def interval(values):
+    """(mean, half of its 95 % interval); inf for a single value, or where a run diverged."""
+    n, mean = len(values) - 1, statistics.fmean(values)
+    if not n or math.inf in values:
+        return mean, math.inf
+    t = T95[n - 1] if n <= len(T95) else 1.96 + 2.7 / n
+    return mean, t * statistics.stdev(values) / math.sqrt(n + 1)
+
+
+def verdict(mean, half):
+    """Of a difference in loss: whether the arms match, or one is better, or neither can be said."""
+    if abs(mean) + half <= LEVEL:
+        return 'matches'
+    return 'open' if abs(mean) <= half else 'better' if mean < 0 else 'worse'
+
+
+def difference(a, b, points=False):
+    """
+    'mean ± half of the 95 % interval, verdict' of a minus b, which are losses by seed, seed by seed. points:
+    they are accuracies, and the difference is in percentage points, without a verdict.
+    """
+    both = [a[s] - b[s] for s in a if s in b]
+    if len(both) < 2 or not all(map(math.isfinite, both)):
+        return ''
+    mean, half = interval(both)
+    return f'{100 * mean:+.1f} ± {100 * half:.1f} points' if points else \
+        f'{mean:+.4f} ± {half:.4f}, {verdict(mean, half)}'
+
+# -----------------------------------------------------------------------------
+# tables
+
+
 def print_table(study):
-    """Rows by everything but the seed: mean and spread (standard deviation) of what the runs ended with."""
+    """A row for all that differ in the seed alone: what is varied, and mean and spread of their ends."""
     groups = {}
     for row in read(f'results/{study}.jsonl').values():
         groups.setdefault(key({k: v for k, v in row['run'].items() if k != 'seed'}), []).append(row)
-    columns = [c for c in ('val_loss', 'top1', 'test_loss', 'test_top1')
-               if any(c in rows[0] for rows in groups.values())]
-    print('| run | seeds | ' + ' | '.join(columns) + ' |\n|---|---|' + '---|' * len(columns))
-    for name, rows in groups.items():
-        cells = []
-        for column in columns:
-            cells.append(mean_spread([row[column] for row in rows if column in row
-                                      and row['ended'] != 'diverged']) or 'diverged')
-        print(f'| {name} | {len(rows)} | ' + ' | '.join(cells) + ' |')
+    groups = sorted(groups.values(), key=lambda g: (g[0]['run']['config'], g[0]['run']['learning_rate']))
+    runs = [rows[0]['run'] for rows in groups]
+    varied = [k for k in runs[0] if k == 'config' or k != 'seed' and len({run.get(k) for run in runs}) > 1]
+    metrics = [m for m in ('val_loss', 'top1', 'test_loss', 'test_top1') if any(m in g[0] for g in groups)]
+    head = [*varied, 'seeds', *metrics]
+    print('| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|')
+    for run, rows in zip(runs, groups):
+        cells = [f'`{run[k]}`' if k == 'config' else str(run.get(k, '')) for k in varied] + [str(len(rows))]
+        cells += [mean_spread([row.get(m, math.inf) for row in rows]) for m in metrics]
+        print('| ' + ' | '.join(cells) + ' |')
+    seeds = {run['config']: {row['run'].get('seed'): row.get(metrics[-1], math.inf) for row in rows}
+             for run, rows in zip(runs, groups) if len(rows) > 1}
+    if len(seeds) > 1:
+        print(f'\n| {metrics[-1]}, seed by seed | minus | 95 % interval |\n|---|---|---|')
+    for a, b in combinations(seeds, 2):
+        print(f'| `{a}` | `{b}` | {difference(seeds[a], seeds[b], points="top1" in metrics[-1])} |')
 
 
 def print_grid(study):
@@ -316,7 +375,7 @@ def print_search(study):
 
 
 def print_arms(study):
-    """Mean and spread over the seeds; the difference to L-DNT with AdamW by seed; the paper's number."""
+    """Mean and spread over the seeds; the difference to AdamW; the paper's number."""
     done, arms = read_all(), {}
     for run in STUDIES[study](done):
         if key(run) in done:
@@ -326,27 +385,29 @@ def print_arms(study):
               if len({run.get(k) for run in runs.values()}) > 1]
     metrics = [m for m in ('val_loss', 'top1')
                if any(m in row for arm in arms.values() for row in arm.values())]
-    reference = arms.get('L-DNT AdamW', {})
+    # compare with L-DNT AdamW; in an ablation with AdamW of the same setting
+    of = {name: 'L-DNT AdamW' if 'L-DNT AdamW' in arms else name.replace('mSGDW', 'AdamW') for name in arms}
     paper = ['paper, 124M'] * bool(set(arms) & set(searches.PAPER))
-    head = ['arm', *varied, 'seeds', *metrics, *['minus L-DNT AdamW'] * bool(reference), *paper]
+    minus = 'minus ' + ('L-DNT AdamW' if 'L-DNT AdamW' in arms else 'AdamW') + ', 95 % interval'
+    head = ['arm', *varied, 'seeds', *metrics, minus, *paper]
     print('| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|')
     for name, arm in arms.items():
         cells = [name, *(f'{runs[name][k]:g}' if k in runs[name] else '' for k in varied), str(len(arm))]
         cells += [mean_spread([row[m] for row in arm.values() if m in row]) for m in metrics]
-        if reference:
-            cells.append(mean_spread([arm[s]['val_loss'] - reference[s]['val_loss'] for s in arm
-                                      if s in reference], '+.4f'))
+        ours, others = ({s: row['val_loss'] for s, row in a.items()} for a in (arm, arms.get(of[name], {})))
+        cells.append(difference(ours, others) if of[name] != name else '')
         print('| ' + ' | '.join(cells + [str(searches.PAPER.get(name, '')) for _ in paper]) + ' |')
 
 
 def print_sizes(study):
-    """For each width mean and spread over the seeds, and the difference seed by seed."""
+    """For each width mean and spread over the seeds, and the difference."""
     done, (first, second) = read_all(), searches.SIZE_ARMS
-    print(f'| width | updates | {first} | {second} | {second} minus {first} |\n|---|---|---|---|---|')
+    minus = f'{second} minus {first}, 95 % interval'
+    print(f'| width | updates | {first} | {second} | {minus} |\n|---|---|---|---|---|')
     for width, arms in searches.size_runs(done).items():
         a, b = ([done[key(run)]['val_loss'] for run in arms[arm]] for arm in (first, second))
         print(f'| {width} | {arms[first][0]["max_iters"]} | {mean_spread(a)} | {mean_spread(b)} | '
-              f'{mean_spread([y - x for x, y in zip(a, b)], "+.4f")} |')
+              f'{difference(dict(enumerate(b)), dict(enumerate(a)))} |')
 
 
 TABLES = {'tiny_grid': print_grid, 'stability': print_variants, 'weights': print_variants,
@@ -361,5 +422,5 @@ if __name__ == '__main__':
         fail(f'which study? python -m experiments.reproduce [{"|".join(STUDIES)}]')
     configure(globals(), sys.argv[2:])
     if not table:
-        run_study(sys.argv[1])
+        run_study(sys.argv[1], STUDIES[sys.argv[1]], read_all())
     TABLES.get(sys.argv[1], print_table)(sys.argv[1])

@@ -19,7 +19,7 @@ import tiktoken
 from tiktoken_ext.openai_public import r50k_base
 
 from configurator import configure, fail
-from training import data_folder
+from support.tokens import data_folder
 
 dataset = 'stdlib'  # a folder under data/, or a path: train.bin, val.bin and meta.json of prepare_owt.py
 sizes = '512,1024,4096'  # vocabularies, end-of-text included: 257 to 50257

@@ -103,10 +103,8 @@ class Run:
         self.start_iter = self.saved_iter = start_iter
         self.path = os.path.join(self.out_dir, 'log.jsonl')
         evaluated = on_master(lambda: self.open(config), env)
-        found, stops = all_sum([int(evaluated or 0), len(signals)], env)
-        self.evaluated = found > 0
-        if stops:  # before the first update
-            self.leave_stopped(start_iter)
+        self.evaluated = all_sum([int(evaluated or 0)], env)[0] > 0
+        env.saves = True  # from here on, a signal to stop saves first
 
     def open(self, config):
         try:

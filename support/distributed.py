@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import nullcontext
+import warnings
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -30,9 +31,11 @@ def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic
     Join the other processes (under torchrun) and settle device, precision and compile, where 'auto' chooses: bfloat16
     for instance where the device has it in hardware, on a CPU from a width (n_embd) of 256 on.
     Returns a namespace: rank, world_size, master (rank 0), device, device_type, dtype (a name), autocast (a
-    context), compile (a bool), say (print on rank 0).
+    context), compile (a bool), saves (whether a run has begun), say (print on rank 0).
     """
     rank, world_size, local_rank = join_torchrun()
+    if rank:  # one warning, not one for each process
+        warnings.simplefilter('ignore')
     device = choose_device(str(device), world_size, local_rank)
     device_type = device.split(':')[0]
     dtype = choose_dtype(str(dtype), device_type, n_embd)
@@ -63,7 +66,7 @@ def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic
     autocast = torch.autocast(device_type, torch.bfloat16) if dtype == 'bfloat16' else nullcontext()
     return SimpleNamespace(rank=rank, world_size=world_size, master=rank == 0, device=device,
                            device_type=device_type, dtype=dtype, autocast=autocast, compile=compile,
-                           say=print if rank == 0 else lambda *args: None)
+                           saves=False, say=print if rank == 0 else lambda *args: None)
 
 
 def join_torchrun():
@@ -121,46 +124,52 @@ def choose_dtype(dtype, device_type, n_embd):
 # -----------------------------------------------------------------------------
 # signals
 
-def catch_signals() -> list[int]:
+STOP = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+STOPPING = 'stopping after this micro batch; press Ctrl-C again to quit without saving'
+
+
+def catch_signals(env) -> list[int]:
     """
     A list that gets the number of a SIGINT (Ctrl-C), SIGTERM or SIGHUP. The process says at once that it will
-    stop; a second signal ends it without saving.
+    stop; a second signal ends it without saving. While there is nothing to save (env.saves is False: the script
+    reads data, compiles or only evaluates), the first signal ends it.
 
     A thread listens, because Python's own handlers wait until the main thread returns from C++, and a backward
     pass on a CPU can take minutes.
     """
     caught, (read, write) = [], os.pipe()
-    wanted = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
-    under_torchrun = 'TORCHELASTIC_RUN_ID' in os.environ
-    first = 0.0
+    under_torchrun, first = 'TORCHELASTIC_RUN_ID' in os.environ, 0.0
+
+    def tell(line):
+        if env.master:
+            with suppress(OSError):  # nobody reads any more
+                os.write(2, f'\n{line}\n'.encode())
 
     def listen():
         nonlocal first
-        while number := os.read(read, 1):
-            if number[0] not in wanted:  # such as SIGCHLD, which the DataLoader catches
+        while True:
+            number = os.read(read, 1)[0]
+            if number not in STOP:  # SIGCHLD, which the DataLoader handles
                 continue
-            # torchrun passes on a signal that the terminal or Slurm may have sent to us already
-            if caught and not (under_torchrun and time.time() - first < 3):
-                os.write(2, b'\nquit without saving\n')
-                os._exit(128 + number[0])
-            if not caught:
+            if env.saves and not caught:
                 first = time.time()
-                caught.append(number[0])
-                if os.environ.get('RANK', '0') == '0':
-                    os.write(2, b'\nstopping after this micro batch; press Ctrl-C again to quit without saving\n')
+                caught.append(number)
+                tell(STOPPING)
+            # Slurm sends a signal to all processes, and torchrun passes its own on to us
+            elif not (caught and under_torchrun and time.time() - first < 3):
+                tell('quit without saving' if caught else 'stopped by a signal. Nothing was saved.')
+                os._exit(128 + number)
 
-    os.set_blocking(write, False)
-    signal.set_wakeup_fd(write)
-    for number in wanted:
-        signal.signal(number, lambda number, frame: None)
+    if hasattr(os, 'set_blocking'):  # Windows needs Python 3.12 for it
+        os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    if hasattr(os, 'register_at_fork'):  # a process that we fork must not write into our pipe
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+    for number in STOP:
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, lambda number, frame: None)
     threading.Thread(target=listen, daemon=True).start()
     return caught
-
-
-def ignore_signals_of_the_run(worker=None):
-    """For processes that read data: signals to the run do not end them, and their own do not stop the run."""
-    os.setpgrp()
-    signal.set_wakeup_fd(-1)
 
 
 def stop_asked(signals, env):

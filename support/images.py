@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from configurator import fail
 from support import augment
-from support.distributed import ignore_signals_of_the_run
 from support.pictures import pictures_in
 from support.tokens import data_folder
 
@@ -102,7 +101,7 @@ class Images:
         loader = DataLoader(Jpegs(self, split), batch_sampler=batches, num_workers=workers,
                             pin_memory=self.env.device_type == 'cuda',
                             multiprocessing_context='fork' if workers else None,
-                            worker_init_fn=ignore_signals_of_the_run)
+                            worker_init_fn=lambda worker: os.setpgrp())
         try:
             yield from loader
         except ValueError as e:  # a worker's comes with its traceback, the sentence at the end

@@ -1,41 +1,36 @@
-"""docs/walkthrough.md: what it shows is what happens."""
+"""README.md, CONTRIBUTING.md and docs/: what they show is what happens, and what they name exists."""
 
-import ast
 import contextlib
 import io
 import re
+import shlex
 
 import pytest
 import torch
 
-from tests.common import ROOT
+from tests.common import ROOT, finish, in_parallel, python
 
 
 def read(name):
     return (ROOT / name).read_text(encoding='utf-8')
 
 
-def fenced_blocks(text):
-    """(tag, what it holds, the line of text above it) of each fenced block."""
-    blocks, tag, above = [], None, ''
-    for line in text.splitlines():
-        if tag is None and line.startswith('```'):
-            tag, body = line[3:], []
-        elif line == '```':
-            blocks.append((tag, ''.join(f'{b}\n' for b in body), above))
-            tag = None
-        elif tag is not None:
-            body.append(line)
-        elif line.strip():
-            above = line
-    return blocks
+DOCS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8')
+        for path in (ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md')))}
+WALK = DOCS['docs/walkthrough.md']
+each_page = pytest.mark.parametrize('page', DOCS)
 
 
-WALK = fenced_blocks(read('docs/walkthrough.md'))
+def fenced(text):
+    """(tag, what it holds) of each fenced block."""
+    return re.findall(r'(?ms)^```(\w*)\n(.*?)^```$', text)
 
-SNIPPETS = [(code, output[1]) for (tag, code, _), output in zip(WALK, WALK[1:])
-            if tag == 'python' and output[0] == 'text']
 
+def prose(text):
+    return re.sub(r'(?ms)^```.*?^```$', '', text)
+
+# -----------------------------------------------------------------------------
+# code
 
 @pytest.fixture
 def clean_torch(monkeypatch):
@@ -49,75 +44,179 @@ def clean_torch(monkeypatch):
     torch.set_rng_state(state)
 
 
-def test_walkthrough_snippets_print_what_stands_below_them(clean_torch):
-    assert len(SNIPPETS) >= 8
-    assert len(SNIPPETS) == sum(tag == 'python' for tag, _, _ in WALK)
-    assert len(SNIPPETS) == sum(tag == 'text' for tag, _, _ in WALK)
-    for i, (code, output) in enumerate(SNIPPETS):
+def sections(text):
+    return re.split(r'(?m)^(?=## )', text)
+
+
+@each_page
+def test_code_runs_and_prints_what_stands_below_it(page, clean_torch):
+    shown = 0
+    for section in sections(DOCS[page]):  # the blocks of a section continue each other
+        names, printed = {'__name__': '__main__'}, io.StringIO()
         torch.set_default_dtype(torch.float32)
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(code, f'docs/walkthrough.md, snippet {i}', 'exec'), {'__name__': '__main__'})
-        assert printed.getvalue() == output, f'snippet {i}'
+        if not re.search(r'(?m)^import torch$', section):  # the sample of a run is in Python too
+            continue
+        for tag, body in fenced(section):
+            if tag == 'python':
+                with contextlib.redirect_stdout(printed):
+                    exec(compile(body, f'{page}: {section.splitlines()[0]}', 'exec'), names)
+            elif tag == 'text':
+                assert printed.getvalue() == body
+                printed, shown = io.StringIO(), shown + 1
+        assert not printed.getvalue(), 'nothing below the last block'
+    assert shown == sum(tag == 'text' for tag, _ in fenced(DOCS[page]))
 
 
-def test_walkthrough_quotes_are_verbatim():
-    quotes = [(body, above) for tag, body, above in WALK if tag == 'py']
-    assert len(quotes) >= 5
-    for body, above in quotes:
-        name = re.findall(r'`(\w+\.py)`', above)[-1]
-        lines = [line.strip() for line in read(name).splitlines()]
-        at = 0  # the lines of a quote come in the file's order
-        for line in filter(None, map(str.strip, body.splitlines())):
+def test_walkthrough_has_its_snippets():
+    assert sum(tag == 'text' for tag, _ in fenced(WALK)) >= 10
+
+
+@each_page
+def test_quotes_are_verbatim(page):
+    """A block with the tag py quotes the file that was named last, in the file's order."""
+    for match in re.finditer(r'(?ms)^```py\n(.*?)^```$', DOCS[page]):
+        name = re.findall(r'`(\w+\.py)`', DOCS[page][:match.start()])[-1]
+        lines, at = [line.strip() for line in read(name).splitlines()], 0
+        for line in filter(None, map(str.strip, match[1].splitlines())):
             assert line in lines[at:], f'{name} has no such line after line {at}: {line}'
             at = lines.index(line, at) + 1
 
 
+def test_walkthrough_quotes_the_lines_that_it_explains():
+    quotes = ''.join(body for tag, body in fenced(WALK) if tag == 'py')
+    for part in ('self.mid_norm(self.attn(', 'def sgdw(', 'def get_lr(', 'default_rng((seed'):
+        assert part in quotes
+
+# -----------------------------------------------------------------------------
+# commands, names, links, numbers
+
 def keys(script):
     """The names that a script assigns at its top level before it calls configure(globals())."""
-    head = read(script).partition('configure(globals()')[0]
-    return set(re.findall(r'(?m)^(\w+) = ', head))
+    return set(re.findall(r'(?m)^([a-z]\w*) = ', read(script).partition('configure(globals()')[0])) | {'help'}
 
 
-def test_walkthrough_commands_name_what_exists():
-    shell = ''.join(body for tag, body, _ in WALK if tag == 'sh')
-    name, meaning = re.search(r'(?m)^(\w+)\(\) \{ (.*) "\$@"; \}$', shell).groups()
-    commands = [line.replace(name, meaning, 1) if line.startswith(name + ' ') else line
-                for line in shell.splitlines() if not line.startswith(name + '()')] + [meaning]
-    assert sum(c.startswith(meaning) and '#' in c for c in commands) >= 12
-    for command in commands:
-        command, _, comment = command.partition('#')
-        python, script, *rest = command.split()
-        assert python == 'python', command
-        assert (ROOT / script).exists(), command
+def commands(text):
+    """The commands of a page, each as its words, without comments. Shell functions are written out."""
+    shell = '\n'.join(body for tag, body in fenced(text) if tag in ('sh', 'bash'))
+    shell += '\n' + '\n'.join(re.findall(r'(?m)^    (python .*)$', prose(text)))
+    shell += '\n' + '\n'.join(re.findall(r'`((?:python3?|torchrun) [^`]+)`', prose(text)))
+    shell = shell.replace('\\\n', ' ')
+    functions = re.findall(r'(?m)^(\w+)\(\) \{ (.*) "\$@"; \}$', shell)
+    for name, meaning in functions:
+        shell = re.sub(rf'(?m)^{name}\(\).*$', '', shell)
+        shell = re.sub(rf'(?m)^{name}\b', meaning, shell)
+    lines = (shlex.split(part, comments=True) for line in shell.splitlines()
+             for part in re.split(r'&&|;|\|', re.sub(r'(^|\s)#.*', '', line)))
+    return [words for words in lines if words]
+
+
+def script_of(words):
+    """The script that a command starts, and the words behind it; (None, []) if it is none of ours."""
+    for i, word in enumerate(words):
+        if word == '-m' and re.match(r'(experiments|support|tests)\.', words[i + 1]):
+            return words[i + 1].replace('.', '/') + '.py', words[i + 2:]
+        if word.endswith('.py') and i and not words[i - 1].startswith('config/'):
+            return word, words[i + 1:]
+    return None, []
+
+
+def example(name):
+    """A name that stands for one of the reader's, as in path/to/pictures and config/NAME.py."""
+    return name.startswith('path/to') or bool(re.search(r'[A-Z]{4}|[$*<]', name))
+
+
+@each_page
+def test_commands_name_scripts_configs_and_keys_that_exist(page):
+    for words in commands(DOCS[page]):
+        script, rest = script_of(words)
+        if script is None:
+            continue
+        assert (ROOT / script).is_file(), words
         for word in rest:
-            assert word.startswith('--') or (ROOT / word).exists(), f'{word} in {command}'
-        for key, value in re.findall(r'--(\w+)=(\S+)', command + comment.replace(',', ' ')):
-            assert key in keys(script), f'{script} has no key {key}'
-        for path in re.findall(r'config/\w+\.py', comment):
-            assert (ROOT / path).exists(), path
-    named = [re.findall(r'--out_dir=(\S+)', c) for c in commands]
-    # no run is refused because another left its files
-    assert len({n[0] for n in named if n}) == sum(map(bool, named))
-    for key, value in re.findall(r'`--(\w+)=(\w+)`', read('docs/walkthrough.md')):
-        assert key in keys('train_gpt.py'), key
+            if word.startswith('--'):
+                assert word[2:].partition('=')[0] in keys(script), f'{script} has no {word}'
+            elif word.endswith('.py'):
+                assert example(word) or (ROOT / word).is_file(), f'{word} in {words}'
 
 
-def test_walkthrough_numbers_are_those_of_the_results():
-    results = read('results/README.md')
-    rows = re.findall(r'(?m)^\| `\w+_tiny.*\|$', read('docs/walkthrough.md'))
-    assert len(rows) == 4
-    assert all(row in results for row in rows)
-    assert '1.7009' in results
-    for link in re.findall(r'\]\(\.\./([^)#]+)\)', read('docs/walkthrough.md')):
-        assert (ROOT / link).exists(), link
+def test_commands_are_found():
+    """A test that finds no commands would find no faults."""
+    found = [script_of(words) for text in DOCS.values() for words in commands(text)]
+    assert {'train_gpt.py', 'train_vit.py', 'prepare_owt.py', 'sample.py'} <= {script for script, _ in found}
+    short = [rest for script, rest in map(script_of, commands(WALK)) if rest[:1] == ['config/dnt_tiny.py']]
+    assert len(short) >= 20
+    runs = [word for rest in short for word in rest if word.startswith('--out_dir=')
+            and '--init_from=resume' not in rest]
+    assert len(set(runs)) == len(runs) == len(short) - 1  # no run is refused because another left its files
 
 
-def test_walkthrough_is_readable_in_a_terminal():
-    text = read('docs/walkthrough.md')
-    assert text.isascii()
-    assert 250 <= len(text.splitlines()) <= 400
-    assert max(map(len, text.splitlines())) <= 150
-    for tag, body, _ in WALK:
-        if tag == 'python':
-            ast.parse(body)
+@each_page
+def test_names_and_links_exist(page):
+    text, scripts = prose(DOCS[page]), [*ROOT.glob('*.py'), *ROOT.glob('experiments/*.py')]
+    known = set().union(*(keys(path.relative_to(ROOT)) for path in scripts))
+    for key in re.findall(r'`--(\w+)=[^`]*`', text):
+        assert key in known, f'--{key}'
+    for name in re.findall(r'`([\w/.]*\w\.(?:py|md))`', text):
+        assert example(name) or (ROOT / name).is_file() or list(ROOT.glob(f'*/{name}')), name
+    for name in re.findall(r'`((?:dnt|gpt2|vit|vdnt|nft|nfnet)_\w+)`', text):
+        assert (ROOT / f'config/{name}.py').is_file(), name
+    for link, anchor in re.findall(r'\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)', text):
+        target = (ROOT / page).parent / link if link else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            heads = re.findall(r'(?m)^#+ (.*)$', target.read_text(encoding='utf-8'))
+            assert anchor in [re.sub(r'[^\w -]', '', h.lower()).replace(' ', '-') for h in heads], anchor
+
+
+@each_page
+def test_numbers_are_in_the_results(page):
+    """Three decimals or more: a number of results/, of the page's own blocks, of a config or of model.py."""
+    sources = [*(ROOT / 'results').glob('*.md'), *(ROOT / 'config').glob('*.py'), ROOT / 'model.py']
+    known = '\n'.join([path.read_text(encoding='utf-8') for path in sources] +
+                      [body for _, body in fenced(DOCS[page])])
+    known = [float(x) for x in re.findall(r'\d+\.\d+', known)]
+    for number in re.findall(r'(?<![\w.:/])\d\.\d{3,}(?![\d.])', prose(DOCS[page])):
+        digits = len(number) - 2
+        assert any(f'{x:.{digits}f}' == number for x in known), number
+
+# -----------------------------------------------------------------------------
+# form
+
+@each_page
+def test_pages_are_short(page):
+    """Words as `wc -w` counts them, code and tables too. The lecture may be long."""
+    assert page == 'docs/walkthrough.md' or len(DOCS[page].split()) <= (1100 if page == 'README.md' else 1200)
+
+
+def test_walkthrough_fits_a_projector():
+    assert max(map(len, WALK.splitlines())) <= 110
+    for _, body in fenced(WALK):
+        assert len(body.splitlines()) <= 15, body
+    for section in sections(WALK):
+        assert section.count('![') <= 1, section.splitlines()[0]
+
+# -----------------------------------------------------------------------------
+# exercises
+
+@pytest.mark.slow
+def test_exercises_run_as_printed(tokens, tmp_path):
+    tiny = ['--max_iters=4', '--warmup_iters=2', '--n_layer=1', '--n_embd=16', '--block_size=8',
+            '--keep_interval=2', f'--dataset={tokens}']
+    lines = {}
+    for words in commands(WALK):
+        script, rest = script_of(words)
+        if script == 'train_gpt.py':
+            rest = [word.replace('=out/', f'={tmp_path}/') for word in rest]
+            run = next(word for word in rest if word.startswith('--out_dir='))
+            lines.setdefault(run, []).append([script, *rest, *tiny])
+    in_parallel([lambda turns=turns: [finish(python(*line)) for line in turns] for turns in lines.values()])
+    names = {}
+    exec(next(body for tag, body in fenced(WALK) if 'def angles' in body), names)
+    files = 'ckpt_000002.pt', 'ckpt.pt'
+    for name in ('attn.c_proj.weight', 'ffn.c_fc.weight', 'ffn.c_proj.weight'):
+        for file in files:
+            w, = names['weights'](tmp_path / 'e9', name, file)
+            assert names['lengths'](tmp_path / 'e9', name, file) == [round(w.norm().item(), 2)] != [0]
+        angle, = names['angles'](tmp_path / 'e9', name, *files)
+        assert 0 < angle < 3.2
+    assert names['angles'](tmp_path / 'e9', name, files[1], files[1]) == [pytest.approx(0, abs=2e-3)]

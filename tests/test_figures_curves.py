@@ -122,9 +122,9 @@ def test_one_colour_for_each_network_and_one_line_for_each_optimizer(functions):
 
 
 def test_seeds_have_dots_a_mean_and_an_interval(figures, functions):
-    assert functions['interval']([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3 ** 0.5)
-    assert functions['interval']([1.0]) == 0
-    eleven = functions['interval'](list(range(11)))
+    assert functions['interval']([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.3027 / 3 ** 0.5))
+    assert functions['interval']([1.0]) == (1.0, float('inf'))
+    _, eleven = functions['interval'](list(range(11)))
     # t of 10 degrees of freedom
     assert eleven == pytest.approx(2.228 * np.std(range(11), ddof=1) / 11 ** 0.5, rel=1e-3)
     os.makedirs('results')

@@ -172,7 +172,7 @@ configs:
     ('me/two', ['one', 'two', 'ID:CONFIG']),
     ('me/two:three', ['one', 'two', 'ID:CONFIG']),
     ('me/test', ['no split train but test']),
-    ('me/half', ['download of me/half broke off', 'same line'])])
+    ('me/half', ['download of me/half broke off', 'same command'])])
 def test_prepare_says_why_the_hub_refuses(tmp_path, hub, plain, dataset, words):
     pytest.importorskip('datasets')
     hub.plain = plain
@@ -195,7 +195,7 @@ def test_prepare_says_that_there_is_no_network(tmp_path):
     for process in [start_prepare(tmp_path, *flags) for flags in (['--dataset=me/any'], [])]:
         sentence = end_prepare(process, code=1)
         assert 'cannot be reached' in sentence
-        assert 'check the network' in sentence
+        assert 'Check the network' in sentence
     assert not (tmp_path / 'data').exists()
 
 
@@ -207,7 +207,7 @@ def test_sets_on_the_hub(tmp_path, hub):
                  'ILSVRC/imagenet-1k': 403}
     env = {'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path / 'home')}
     said = prepare_images(tmp_path / 'out', 'cifar10', env=env)
-    assert 'uoft-cs/cifar10: 0.0 GB of download' in said
+    assert 'uoft-cs/cifar10: downloading 0.0 GB' in said
     assert 'test split becomes val' in said
     assert load_images(tmp_path / 'out', 'train')[1].tolist() == [0, 1, 0, 1, 0, 1]
     assert len(load_images(tmp_path / 'out', 'val')[1]) == 2
@@ -216,7 +216,7 @@ def test_sets_on_the_hub(tmp_path, hub):
     said = prepare_images(tmp_path / 'no', 'nobody/nothing', code=1, env=env)
     assert 'nobody/nothing is not on the Hub' in said
     said = prepare_images(tmp_path / 'no', 'cifar100', code=1, env=env | {'HF_ENDPOINT': NOBODY})
-    assert 'could not be had from the Hub' in said
+    assert 'could not be downloaded from the Hub' in said
     assert 'Traceback' not in said
 
 

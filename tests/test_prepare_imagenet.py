@@ -66,10 +66,10 @@ def test_folder_of_odd_pictures(tmp_path):
     (ant / '.hidden.jpg').write_text('left out')
     said = prepare_images(tmp_path / 'out', root)
     images, labels, meta = load_images(tmp_path / 'out', 'train')
-    assert '2 pictures cannot be decoded' in said
+    assert '2 pictures cannot be used' in said
     assert 'h_broken.jpg' in said
     assert 'i_text.jpg' in said
-    assert '1 files without the ending of a picture' in said
+    assert 'left out: 2 files (train/ant/.hidden.jpg, train/ant/j_notes.txt)' in said
     assert 'about' in said
     assert 'are free' in said
     assert [Path(name).name for name, _ in meta['skipped']] == ['h_broken.jpg', 'i_text.jpg']
@@ -183,7 +183,7 @@ def test_synthetic(tmp_path, monkeypatch):
     assert images.shape == (2000, 32, 32, 3)
     assert (np.bincount(labels) == 200).all()
     assert len(meta['classes']) == 10
-    assert (images[17] == np.asarray(prepare_imagenet.draw('train 17', None)[0])).all()
+    assert (images[17] == np.asarray(prepare_imagenet.draw('train 17'))).all()
     splits = [load_images(tmp_path / 'out', split)[0] for split in ('train', 'val', 'test')]
     assert len({image.tobytes() for split in splits for image in split}) == 2600
 
@@ -313,7 +313,7 @@ def bad_sets(tmp_path_factory):
     ('negative', {}, 'has the label -1, which is none'),
     ('cut', {}, 'is part of an export that the Hub cut short'),
     ('torn', {}, 'torn/train.parquet cannot be read as parquet'),
-    ('two', {}, 'lies in several folders'),
+    ('two', {}, 'are in several folders'),
     ('float', {}, 'holds no labels'),
     ('one', {'label_column': 'class'}, 'has no column class: --label_column takes one of image, label')],
                          ids=str)
@@ -334,6 +334,6 @@ def test_mistakes_with_pictures_as_people_meet_them(tmp_path):
     for path in text.glob('train/*/*'):
         path.write_text('no picture')
     said = prepare_images(tmp_path / 'out', text, code=1)
-    assert 'none of the pictures of train can be decoded' in said
+    assert 'none of the pictures of train can be used' in said
     assert not (tmp_path / 'out/meta.json').exists()
     assert 'quality=0 is out of range' in prepare_images(tmp_path / 'out', text, code=1, quality=0)

@@ -1,0 +1,300 @@
+"""
+Compares optimizers by a protocol: first search the settings of every arm, then score the best with new seeds.
+
+    python -m experiments.evidence                   run all questions; after a kill, run it again to go on
+    python -m experiments.evidence --question=parts  run one question
+    python -m experiments.evidence --table=True      print the tables of what has finished
+
+The protocol:
+
+- An arm is a network and an optimizer. Each arm is searched over learning rate, warmup and weight decay, and
+  over the rate of its embeddings where it has one. The search has the length of the scored runs.
+- The search goes along one axis after another, on the mean of SEARCH_SEEDS. It ends when no step helps. It
+  also ends after POINTS settings, once smaller and larger values than the best were tried on every axis.
+- The best setting is scored with seeds that the search never used.
+- Differences are taken between runs of the same seed. Their 95 % interval is that of the t distribution. Two
+  arms match if it lies within ±LEVEL.
+- The decay of embeddings that have their own rate is not searched: it is EMBED_DECAY for all arms.
+
+One line for each finished run goes to results/evidence.jsonl. To stop, kill the whole process group.
+"""
+
+import os
+import statistics
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from configurator import configure, fail
+from experiments import reproduce
+from experiments.lag import CPU
+from experiments.reproduce import difference, folder, interval, read, run_study, train
+from experiments.searches import DECAYS, LEAST, WARMUPS, key
+from model import GPT, GPTConfig
+from support import normfree
+from support.tokens import Tokens
+
+question = 'all'  # or headline, parts, why, regime, sizes, pictures, depth
+processes = 2  # runs at the same time
+threads = 1  # of each run
+compile = True  # of each run, with a C++ compiler; the same for all arms of a comparison
+table = False  # True: print tables of results/evidence.jsonl, run nothing
+
+RESULTS = 'results/evidence.jsonl'
+SEARCH_SEEDS = (101, 102)
+POINTS = 12  # settings of a search
+EMBED_DECAY = 0.1
+BY_FREQUENCY = 'stdlib_4096'  # runs on this data set note the loss by frequency of the token
+
+NETWORKS = {
+    'GPT-2': {'config': 'dnt_tiny', 'setting': 'S1', 'norm': 'layer'},
+    'L-DNT': {'config': 'dnt_tiny', 'setting': 'S5', 'norm': 'rms'},  # S5 among S1 to S4
+    **{s: {'config': 'dnt_tiny', 'setting': s, 'norm': 'rms'} for s in ('S1', 'S2', 'S3', 'S4')},
+    'ViT': {'config': 'vdnt_cifar10', 'setting': 'S1', 'norm': 'layer'},
+    'V-DNT': {'config': 'vdnt_cifar10', 'setting': 'S5', 'norm': 'rms'},
+}
+OPTIMIZERS = {
+    'AdamW': {'optimizer': 'adamw', 'embed_optimizer': 'auto'},
+    'AdamW + row norm': {'optimizer': 'adamw', 'embed_optimizer': 'rownorm'},
+    'mSGDW': {'optimizer': 'sgdw', 'embed_optimizer': 'auto'},
+    'mSGDW + row norm': {'optimizer': 'sgdw', 'embed_optimizer': 'rownorm'},
+    'hybrid': {'optimizer': 'sgdw', 'embed_optimizer': 'adamw'},
+    'Muon': {'optimizer': 'muon', 'embed_optimizer': 'adamw', 'momentum': 0.95},
+    'Muon + row norm': {'optimizer': 'muon', 'embed_optimizer': 'rownorm', 'momentum': 0.95},
+}
+CORE = ('mSGDW + row norm', 'AdamW + row norm', 'mSGDW', 'AdamW')
+
+# where the searches begin, from earlier searches and runs: rate, warmup (a share of the run), decay
+GPT2_START = {'adamw': (0.004, 0.5, 0.1), 'sgdw': (0.4, 0.7, 1e-3), 'muon': (0.004, 0.3, 0.1)}
+DNT_START = {'adamw': (0.008, 0.5, 0.1), 'sgdw': (0.2, 0.3, 3e-3), 'muon': (0.008, 0.3, 0.1)}
+IMAGE_START = {'adamw': (0.001, 0.1, 0.1), 'sgdw': (0.05, 0.1, 1e-3)}
+START = {'GPT-2': GPT2_START, 'S1': GPT2_START, 'ViT': IMAGE_START, 'V-DNT': IMAGE_START}
+RATES = {'sgdw': [0.2 * 2.0**i for i in range(-6, 7)], 'adamw': [0.004 * 2.0**i for i in range(-6, 7)]}
+RATES['muon'] = RATES['rownorm'] = RATES['adamw']
+EMBED_START = {'adamw': 0.008, 'rownorm': 0.004}
+AXES = ('learning_rate', 'embed_lr', 'warmup', 'weight_decay')
+
+
+class Arm:
+    """
+    A network and an optimizer at a point: a data set, a width, a length and what else is fixed. What is not
+    searched stays where a search would start. warmup: start with this share of the run instead.
+    """
+
+    def __init__(self, network, optimizer, point, seeds, searched=AXES, warmup=None):
+        self.network, self.optimizer, self.seeds, self.point = network, optimizer, seeds, point
+        flags = OPTIMIZERS[optimizer]
+        kind, of_embeddings = flags['optimizer'], flags['embed_optimizer']
+        rate, usual, decay = START.get(network, DNT_START)[kind]
+        warmup = usual if warmup is None else warmup
+        axes = [(RATES[kind], rate), (RATES.get(of_embeddings, [0.0]), EMBED_START.get(of_embeddings, 0.0)),
+                ([0.0, *WARMUPS], warmup), (DECAYS['sgdw' if kind == 'sgdw' else 'adamw'], decay)]
+        self.values = [values if name in searched else [start] for name, (values, start) in zip(AXES, axes)]
+        self.start = tuple(values.index(start) for values, (_, start) in zip(self.values, axes))
+
+    def run(self, setting):
+        """The run of a setting (a place on each axis) without a seed. It states all that arms differ in."""
+        rate, embed_lr, warmup, decay = (values[i] for values, i in zip(self.values, setting))
+        if 'epochs' in self.point:
+            length = {'warmup_epochs': round(warmup * self.point['epochs'], 4)}
+        else:
+            length = {'warmup_iters': round(warmup * self.point['max_iters'])}
+        return {'variant': f'{self.network} {self.optimizer}', **NETWORKS[self.network],
+                **OPTIMIZERS[self.optimizer], **self.point, 'min_lr': 0.0, 'eval_interval': 0,
+                'dtype': 'float32', 'learning_rate': rate, 'embed_lr': embed_lr,
+                'embed_weight_decay': EMBED_DECAY if embed_lr else -1.0,
+                **length, 'weight_decay': decay}
+
+    def search(self, done):
+        """
+        (the setting that is needed next or None, the best so far or None, {setting: loss} of all tried).
+        The walk goes along one axis while the loss falls by more than LEAST, then along the next, until no
+        axis helps. It depends on the losses alone, not on the order in which runs end.
+        """
+        at, tried = self.start, {}
+        free = [i for i, values in enumerate(self.values) if len(values) > 1]
+
+        def loss(to):
+            run = self.run(to)
+            tried[to] = statistics.fmean(done[key({**run, 'seed': s})]['val_loss'] for s in SEARCH_SEEDS)
+            return tried[to]
+
+        def enough():
+            tried_on = [[to[i] for to in tried] for i in free]
+            return len(tried) >= POINTS and all(min(t) < at[i] < max(t) for i, t in zip(free, tried_on))
+
+        wanted, turn, still = at, 0, 0
+        try:
+            loss(at)
+            while still < len(free) and not enough():
+                axis, before = free[turn % len(free)], at
+                for step in (-1, 1):
+                    while at[axis] + step in range(len(self.values[axis])):
+                        wanted = (*at[:axis], at[axis] + step, *at[axis + 1:])
+                        if not loss(wanted) < loss(at) - LEAST:
+                            break
+                        at = wanted
+                    if at != before:  # the value before it and the value after it are worse
+                        break
+                turn, still = turn + 1, still + 1 if at == before else 1
+            wanted = None
+        except KeyError:  # a run that has not finished
+            pass
+        return wanted, at if tried else None, tried
+
+    def todo(self, done):
+        """The runs that are needed next: of the search, then of the scoring."""
+        wanted, best, _ = self.search(done)
+        return [{**self.run(wanted or best), 'seed': s} for s in (SEARCH_SEEDS if wanted else self.seeds)]
+
+
+def point(iters, width=64, dataset='stdlib', **more):
+    return {'dataset': dataset, 'n_embd': width, 'n_head': width // 32, 'max_iters': iters, **more}
+
+
+def headline():
+    """Question 1: the tiny runs of the README at full length. Optimizers outside CORE keep their decay."""
+    for network in ('L-DNT', 'GPT-2'):
+        for optimizer in CORE:
+            yield Arm(network, optimizer, point(4500), range(1, 9))
+    for network in ('L-DNT', 'GPT-2'):
+        for optimizer in OPTIMIZERS:
+            if optimizer not in CORE:
+                yield Arm(network, optimizer, point(4500), range(1, 9), AXES[:3])
+
+
+def parts():
+    """Question 2: S1 to S5 with row norm, mSGDW against AdamW, at a third of the length."""
+    for network in ('L-DNT', 'S1', 'S4', 'S3', 'S2'):
+        for optimizer in CORE[:2]:
+            yield Arm(network, optimizer, point(1600), range(1, 6))
+
+
+def why():
+    """Question 5: the loss by token frequency, vocabulary 4,096 (from experiments.vocabulary)."""
+    for optimizer in (*CORE, 'hybrid'):
+        yield Arm('L-DNT', optimizer, point(1600, dataset=BY_FREQUENCY), range(1, 6))
+
+
+def regime():
+    """Question 4: 48,000 updates at width 32, no warmup (AdamW: 2 %); then three batches at equal updates."""
+    for optimizer in CORE:
+        yield Arm('L-DNT', optimizer, point(48000, 32), range(1, 6), ('learning_rate', 'weight_decay'),
+                  0.02 if 'AdamW' in optimizer else 0.0)
+    for batch in ({}, {'global_batch_size': 32}, {'global_batch_size': 128}):  # without: 8
+        for optimizer in CORE:
+            yield Arm('L-DNT', optimizer, point(1600, 32, **batch), range(1, 6))
+
+
+def sizes():
+    """Question 3: three widths, four lengths, two vocabularies."""
+    for width, iters in ((32, 1600), (64, 1600), (128, 1600), (32, 800), (32, 3200), (32, 6400)):
+        for optimizer in CORE:
+            yield Arm('L-DNT', optimizer, point(iters, width), range(1, 6))
+
+
+def depth():
+    """Question 6: 4, 12 and 24 layers; mSGDW without warmup, too."""
+    no_warmup = ('learning_rate', 'embed_lr', 'weight_decay')
+    for layers in (4, 12, 24):
+        for network in ('L-DNT', 'S1'):
+            for optimizer in CORE[:2]:
+                yield Arm(network, optimizer, point(800, 32, n_layer=layers), range(1, 6))
+            yield Arm(network, CORE[0], point(800, 32, n_layer=layers), range(1, 6), no_warmup, 0.0)
+
+
+def pictures():
+    """Question 7: CIFAR-10, two epochs. The row norm is on patch matrix, class token and positions."""
+    for network in ('V-DNT', 'ViT'):
+        for optimizer in CORE:
+            yield Arm(network, optimizer, {'dataset': 'cifar10', 'patch_size': 8, 'epochs': 2.0}, range(1, 6))
+
+
+QUESTIONS = {f.__name__: f for f in (headline, parts, why, regime, sizes, pictures, depth)}
+
+# -----------------------------------------------------------------------------
+# run
+
+
+def by_frequency(checkpoint, dataset, bins=10):
+    """
+    The validation loss of frequent and rare tokens: the vocabulary is sorted by frequency, the most frequent
+    first, and cut into parts that each cover about a tenth of the training text.
+    """
+    model = normfree.build(GPT, GPTConfig, checkpoint['model_args']).eval()
+    model.load_state_dict(checkpoint['model'])
+    data = Tokens(dataset, checkpoint['config']['block_size'], CPU)
+    train_ids = np.fromfile(os.path.join(data.folder, 'train.bin'), data.meta['dtype'])
+    counts = np.bincount(train_ids, minlength=checkpoint['model_args']['vocab_size'])
+    order = np.argsort(-counts, kind='stable')
+    part = np.empty(len(counts), int)
+    part[order] = np.minimum(bins - 1, bins * (np.cumsum(counts[order]) - counts[order]) // counts.sum())
+    T, sums, seen = data.block_size, np.zeros(bins), np.zeros(bins)
+    for i in range((data.val_tokens - 1) // T):  # the windows of train_gpt.py's evaluation
+        x, y = data.windows('val', [i * T])
+        with torch.no_grad():
+            losses = F.cross_entropy(model(x, y)[0][0], y[0], reduction='none').double().numpy()
+        sums += np.bincount(part[y[0]], losses, bins)
+        seen += np.bincount(part[y[0]], minlength=bins)
+    return (sums / np.maximum(seen, 1)).round(5).tolist()  # 0: no token begins in this part
+
+
+def one(run, study):
+    row = train(run, study)
+    if run['dataset'] == BY_FREQUENCY and 'val_loss' in row:
+        path = os.path.join(folder(run, study), 'ckpt.pt')
+        row['by_frequency'] = by_frequency(torch.load(path, weights_only=True), run['dataset'])
+    return row
+
+
+def print_table(name, done):
+    rows = []
+    for arm in QUESTIONS[name]():
+        wanted, best, tried = arm.search(done)
+        if best:
+            runs = {run['seed']: key(run) for run in ([] if wanted else arm.todo(done))}
+            scored = {seed: done[k] for seed, k in runs.items() if k in done}
+            seeds = f'{len(scored)} of {len(runs)}' if runs else 'searching'
+            rows.append((arm, arm.run(best), best, tried, seeds, scored))
+    if not rows:
+        return
+    head = ['arm', 'at', 'rate', 'embedding rate', 'warmup', 'decay', 'settings tried', 'loss in the search',
+            'seeds scored', 'val_loss, 95 % interval', 'minus AdamW', 'minus AdamW + row norm']
+    print(f'\n{name}: {QUESTIONS[name].__doc__}\n\n| {" | ".join(head)} |\n' + '|---' * len(head) + '|')
+    for arm, best, at, tried, seeds, scored in rows:
+        losses = {seed: row['val_loss'] for seed, row in scored.items()}
+        others = {other.optimizer: {seed: row['val_loss'] for seed, row in of_other.items()}
+                  for other, *_, of_other in rows if (other.network, other.point) == (arm.network, arm.point)}
+        cells = [best['variant'], ' '.join(f'{k}={v}' for k, v in arm.point.items()),
+                 *(f'{values[i]:g}' for values, i in zip(arm.values, at)), len(tried), f'{tried[at]:.4f}',
+                 seeds, '{:.4f} ± {:.4f}'.format(*interval(list(losses.values()))) if losses else '',
+                 *(difference(losses, others.get(other, {})) if other != arm.optimizer else ''
+                   for other in ('AdamW', 'AdamW + row norm'))]
+        print('| ' + ' | '.join(map(str, cells)) + ' |')
+    if name == 'why':
+        print_by_frequency({best['variant']: scored.values() for _, best, *_, scored in rows})
+
+
+def print_by_frequency(arms):
+    """The loss on each tenth of the text, the most frequent tokens first; means over the seeds."""
+    print('\n| arm | ' + ' | '.join(f'tenth {i}' for i in range(1, 11)) + ' |\n' + '|---' * 11 + '|')
+    for name, rows in arms.items():
+        losses = [row['by_frequency'] for row in rows if 'by_frequency' in row]
+        if losses:
+            print(f'| {name} | ' + ' | '.join(f'{x:.4f}' if x else '' for x in np.mean(losses, 0)) + ' |')
+
+
+if __name__ == '__main__':
+    configure(globals())
+    if question != 'all' and question not in QUESTIONS:
+        fail(f'question={question} is unknown: use all or one of {", ".join(QUESTIONS)}')
+    names = list(QUESTIONS) if question == 'all' else [question]
+    if not table:
+        reproduce.processes, reproduce.threads, reproduce.compile = processes, threads, compile
+        torch.set_num_threads(threads)
+        arms = [arm for name in names for arm in QUESTIONS[name]()]
+        run_study('evidence', lambda done: (run for arm in arms for run in arm.todo(done)),
+                  read(RESULTS), one)
+    for name in names:
+        print_table(name, read(RESULTS))

@@ -1,0 +1,261 @@
+"""Row norm and Muon as arms of a comparison, and the protocol and statistics of experiments/evidence.py."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import evidence, reproduce
+from experiments.searches import key
+from model import SETTINGS, ViT, ViTConfig
+from support.optim import make_optimizer, state_size
+from test_model import tiny
+
+CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.02, momentum=0.9, beta1=0.9, beta2=0.95,
+              embed_lr=0.0, embed_optimizer='auto', embed_weight_decay=-1.0, compile_optimizer=False)
+ROWNORM = dict(embed_optimizer='rownorm', embed_lr=0.006, embed_weight_decay=0.1)
+
+
+def make(model, optimizer='sgdw', **more):
+    return make_optimizer(model, {**CONFIG, 'optimizer': optimizer, **more})
+
+
+def steps(model, opt, numbers):
+    for i in numbers:
+        rng = torch.Generator().manual_seed(i)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, dtype=p.dtype, generator=rng)
+        for group in opt.param_groups:
+            group['lr'] = 0.3 / (1 + i) * group['lr_scale']
+        opt.step()
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize('optimizer', ['sgdw', 'adamw', 'muon'])
+def test_rownorm_is_for_the_tables_and_the_rest_is_as_without(optimizer):
+    a, b = tiny(tied=False), tiny(tied=False)
+    b.load_state_dict(a.state_dict())
+    opt = make(a, optimizer, **ROWNORM)
+    normed = [g for g in opt.param_groups if g.get('rownorm')]
+    assert {id(p) for g in normed for p in g['params']} == {id(x.weight) for x in (a.wte, a.wpe, a.lm_head)}
+    assert [(g['weight_decay'], g['lr_scale']) for g in normed if g['params']] == [(0.1, 0.006 / 0.3)]
+    ours, plain = steps(a, opt, range(3)), steps(b, make(b, optimizer), range(3))
+    assert [k for k in ours if not torch.equal(ours[k], plain[k])] == \
+        ['wte.weight', 'wpe.weight', 'lm_head.weight']
+
+
+def test_rownorm_keeps_four_bytes_a_weight():
+    model = tiny().float()
+    opt = make(model, **ROWNORM)
+    steps(model, opt, [0])
+    state = [x for o in opt.optimizers for s in o.state.values() for x in s.values()]
+    weights = sum(p.numel() for p in model.parameters())
+    assert sum(x.numel() * x.element_size() for x in state) == 4 * weights == 4 * state_size(opt)
+
+
+@pytest.mark.parametrize('optimizer', ['sgdw', 'adamw', 'muon'])
+def test_rownorm_resumes(optimizer):
+    model = tiny()
+    begin = {k: v.clone() for k, v in model.state_dict().items()}
+    whole = steps(model, make(model, optimizer, **ROWNORM), range(6))
+    model.load_state_dict(begin)
+    opt = make(model, optimizer, **ROWNORM)
+    steps(model, opt, range(3))
+    state = opt.state_dict()
+    opt = make(model, optimizer, **ROWNORM)
+    opt.load_state_dict(state)
+    resumed = steps(model, opt, range(3, 6))
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_rownorm_on_pictures():
+    model = ViT(ViTConfig(**SETTINGS['S5'], n_layer=1, n_head=2, n_embd=16, image_size=8, patch_size=4,
+                          n_classes=3))
+    opt = make(model, **ROWNORM)
+    before = model.pos_embed.detach().clone()
+    steps(model, opt, [0])
+    # patch matrix and its bias, class token, positions
+    assert sum(len(g['params']) for g in opt.param_groups if g.get('rownorm')) == 4
+    size = (model.pos_embed - before)[0].square().mean(1).sqrt()
+    # no decay: a step of 0.006 / 1.1 for each row
+    assert len(size) == 5
+    assert ((0.004 < size) & (size < 0.006)).all()
+
+
+def test_muon_has_the_matrices_of_the_blocks():
+    model = tiny()
+    opt = make(model, 'muon')
+    muon, adamw = opt.optimizers
+    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(adamw, torch.optim.AdamW)
+    mine, others = ({id(p) for g in o.param_groups for p in g['params']} for o in opt.optimizers)
+    assert mine == {id(p) for n, p in model.named_parameters() if n.startswith('blocks.') and p.dim() == 2}
+    assert mine.isdisjoint(others)
+    assert mine | others == {id(p) for p in model.parameters()}
+    # an orthogonal step, of AdamW's usual size (0.2 for each weight), whatever the gradient's is
+    w = next(p for g in muon.param_groups for p in g['params'])
+    before = w.detach().clone()
+    steps(model, opt, [0])
+    assert 0.1 < ((w.detach() - before * (1 - 0.3 * 0.02)) / 0.3).square().mean().sqrt() < 0.3
+
+# -----------------------------------------------------------------------------
+# statistics
+
+
+def test_interval_is_that_of_the_t_distribution():
+    # by hand: deviation sqrt(2.5), 2.7764 of the table for 4 degrees, over sqrt(5)
+    mean, half = reproduce.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3 and abs(half - 1.96324) < 1e-4
+    assert reproduce.interval([1.0])[1] == math.inf
+    # the table against the distribution: 95 % of its density lie within
+    for n, t in enumerate(reproduce.T95, 1):
+        x = np.linspace(0, t, 200001)
+        factor = math.gamma((n + 1) / 2) / math.gamma(n / 2) / math.sqrt(n * math.pi)
+        density = factor * (1 + x**2 / n) ** (-(n + 1) / 2)
+        assert abs(2 * np.trapezoid(density, x) - 0.95) < 1e-5
+
+
+def test_verdict():
+    assert reproduce.verdict(0.004, 0.010) == 'matches'
+    assert reproduce.verdict(0.008, 0.002) == 'matches'  # seen, and too small to matter
+    assert reproduce.verdict(0.000, 0.040) == 'open'  # no difference is seen, and none is excluded
+    assert reproduce.verdict(-0.030, 0.020) == 'better'
+    assert reproduce.verdict(0.030, 0.020) == 'worse'
+
+
+def test_differences_are_taken_seed_by_seed():
+    a, b = {1: 1.30, 2: 1.20, 3: 1.10}, {3: 1.09, 2: 1.19, 1: 1.29, 4: 9.0}  # seeds differ more than arms
+    assert reproduce.difference(a, b) == '+0.0100 ± 0.0000, matches'
+    assert reproduce.difference(a, {7: 1.0}) == ''
+    assert reproduce.difference({1: math.inf, 2: 1.0}, {1: 1.0, 2: 1.0}) == ''  # a run that diverged
+
+
+# -----------------------------------------------------------------------------
+# the protocol
+
+
+def play(arm, loss):
+    """What the runner does with an arm, with loss(run) in place of training."""
+    done, order = {}, []
+    while todo := [run for run in arm.todo(done) if key(run) not in done]:
+        done[key(todo[0])] = {'run': todo[0], 'val_loss': loss(todo[0])}
+        order.append(todo[0])
+    return done, order
+
+
+def bowl(run):
+    """Lowest at a rate of 0.8, embeddings 0.016, warmup 0.5 and decay 0.03; a seed shifts all of it."""
+    off = 0.03 * math.log2(run['learning_rate'] / 0.8) ** 2 + 0.02 * math.log2(run['embed_lr'] / 0.016) ** 2
+    off += 0.5 * (run['warmup_iters'] / run['max_iters'] - 0.5) ** 2
+    return 1.2 + off + 0.02 * math.log10(run['weight_decay'] / 0.03) ** 2 + run['seed'] / 1e4
+
+
+def test_a_search_finds_the_best_and_its_seeds_never_score():
+    arm = evidence.Arm('L-DNT', 'mSGDW + row norm', evidence.point(4500), range(1, 9))
+    done, order = play(arm, bowl)
+    wanted, best, tried = arm.search(done)
+    assert wanted is None
+    best = arm.run(best)
+    assert (best['learning_rate'], best['embed_lr'], best['warmup_iters']) == (0.8, 0.016, 2250)
+    seeds = [run['seed'] for run in order]
+    assert seeds[-8:] == list(range(1, 9))
+    assert set(seeds[:-8]) == {101, 102}  # all of the search, then the scoring
+    assert len(seeds) == 2 * len(tried) + 8
+    assert all({k: v for k, v in run.items() if k != 'seed'} == best for run in order[-8:])
+    # not before every axis has a lower and a higher value than the best, and no longer than it must
+    for k in ('learning_rate', 'embed_lr', 'warmup_iters', 'weight_decay'):
+        values = [arm.run(setting)[k] for setting in tried]
+        assert min(values) < best[k] < max(values), k
+    assert len(tried) <= evidence.POINTS + 4
+
+
+def test_a_search_that_starts_at_the_best_tries_its_neighbours_only():
+    arm = evidence.Arm('L-DNT', 'mSGDW', evidence.point(4500), range(1, 3))
+    best = {'learning_rate': 0.2, 'warmup_iters': 1350, 'weight_decay': 0.003}
+    done, order = play(arm, lambda run: 1.2 if best.items() <= run.items() else 1.3)
+    assert len(arm.search(done)[2]) == 7
+    assert len(order) == 2 * 7 + 2
+    arm = evidence.Arm('L-DNT', 'mSGDW', evidence.point(4500), range(1, 3), ('learning_rate',))
+    assert len(play(arm, lambda run: 1.2)[1]) == 2 * 3 + 2
+
+
+def test_a_search_is_the_same_in_whatever_order_its_runs_end():
+    arm = evidence.Arm('GPT-2', 'AdamW + row norm', evidence.point(800), range(1, 3))
+    done, _ = play(arm, lambda run: 1.2 + 0.03 * abs(math.log2(run['learning_rate'] / 0.002)))
+    backwards = dict(reversed(done.items()))
+    assert arm.search(backwards)[:2] == arm.search(done)[:2]
+    assert all(key(run) in backwards for run in arm.todo(backwards))
+
+
+def test_every_arm_of_every_question_is_a_run_of_its_own():
+    for name, question in evidence.QUESTIONS.items():
+        arms = [arm.todo({})[0] for arm in question()]
+        assert len({key(run) for run in arms}) == len(arms), name
+
+
+def test_the_runner_trains_what_is_missing_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'results').mkdir()
+    trained = []
+
+    def train(run, study):
+        trained.append(key(run))
+        return {'run': run, 'iter': run['max_iters'], 'ended': 'finished', 'val_loss': bowl(run)}
+
+    arms = [evidence.Arm(network, 'mSGDW + row norm', evidence.point(100), range(1, 4), ('learning_rate',))
+            for network in ('L-DNT', 'GPT-2')]
+
+    def study():
+        reproduce.run_study('evidence', lambda done: (run for arm in arms for run in arm.todo(done)),
+                            reproduce.read(evidence.RESULTS), train)
+
+    study()
+    assert len(trained) == len(set(trained)) == len(Path(evidence.RESULTS).read_text().splitlines())
+    lines = Path(evidence.RESULTS).read_text().splitlines(keepends=True)
+    Path(evidence.RESULTS).write_text(''.join(lines[:-5]))  # as after a kill
+    before = len(trained)
+    study()
+    assert len(trained) == before + 5
+    again, first = (sorted(json.loads(line)['val_loss'] for line in of)
+                    for of in (Path(evidence.RESULTS).read_text().splitlines(), lines))
+    assert again == first
+
+
+def test_loss_by_frequency_is_the_loss_of_its_tokens(tmp_path):
+    # 0 makes up half of the training text, 1 a quarter, 2 and 3 an eighth each: in quarters 0 fills the first
+    np.array([0] * 8 + [1] * 4 + [2] * 2 + [3] * 2, '<u2').tofile(tmp_path / 'train.bin')
+    ids = torch.randint(4, (33,), generator=torch.Generator().manual_seed(0))
+    ids.numpy().astype('<u2').tofile(tmp_path / 'val.bin')
+    meta = {'tokenizer': 'byte', 'vocab_size': 4, 'dtype': 'uint16', 'train_tokens': 16, 'val_tokens': 33}
+    (tmp_path / 'meta.json').write_text(json.dumps(meta))
+    model = tiny(block_size=8).float()
+    checkpoint = {'model': model.state_dict(), 'model_args': vars(model.config), 'config': {'block_size': 8}}
+    ours = evidence.by_frequency(checkpoint, str(tmp_path), bins=4)
+    x, y = ids[:32].view(4, 8), ids[1:].view(4, 8)
+    with torch.no_grad():
+        losses = torch.nn.functional.cross_entropy(model(x, y)[0].transpose(1, 2), y, reduction='none')
+    for part, tokens in ((0, [0]), (2, [1]), (3, [2, 3])):
+        assert abs(ours[part] - losses[torch.isin(y, torch.tensor(tokens))].mean().item()) < 1e-4
+    assert ours[1] == 0  # no token begins there
+
+
+def test_tables_of_what_has_finished(monkeypatch, capsys):
+    arms = [evidence.Arm('L-DNT', optimizer, evidence.point(100), range(1, 6))
+            for optimizer in ('mSGDW', 'AdamW')]
+    done = {}
+    for arm, shift in zip(arms, (0.03, 0.0)):
+        done |= play(arm, lambda run, shift=shift: 1.2 + shift + run['seed'] / 1000)[0]
+    monkeypatch.setitem(evidence.QUESTIONS, 'headline', lambda: arms)
+    evidence.print_table('headline', done)
+    lines = capsys.readouterr().out.splitlines()
+    head, row = ([cell.strip() for cell in line.split('|')] for line in (lines[-4], lines[-2]))
+    cells = dict(zip(head, row))
+    assert {k: cells[k] for k in ('arm', 'rate', 'warmup', 'settings tried', 'seeds scored', 'minus AdamW',
+                                  'val_loss, 95 % interval')} == {
+        'arm': 'L-DNT mSGDW', 'rate': '0.2', 'warmup': '0.3', 'settings tried': '7', 'seeds scored': '5 of 5',
+        'minus AdamW': '+0.0300 ± 0.0000, worse', 'val_loss, 95 % interval': '1.2330 ± 0.0020'}
+    evidence.print_table('headline', {k: row for k, row in list(done.items())[:4]})
+    assert '| searching |' in capsys.readouterr().out
