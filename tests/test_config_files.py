@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from support.normfree import build
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {path.stem: path for path in sorted((ROOT / 'config').glob('[!_]*.py'))}
-IMAGES = [name for name in CONFIGS if {'vdnt', 'vit', 'nft', 'nfnet'} & set(name.split('_'))]
+IMAGES = [name for name in CONFIGS if name.split('_')[0] in ('vdnt', 'vit', 'nft', 'nfnet') or name == 'finetune_vit']
+FINETUNE = ['finetune_gpt2', 'finetune_vit']
 NORMS = tuple(SETTINGS['S5'])
 
 
@@ -52,9 +54,9 @@ def base_of(path):
 # -----------------------------------------------------------------------------
 # our files
 
-def test_there_are_33_configs_of_eight_families():
+def test_there_are_31_configs_of_six_families_and_two_for_fine_tuning():
     bases = [name for name, path in CONFIGS.items() if base_of(path) is None]
-    assert bases == ['dnt_small', 'dnt_tiny', 'finetune_gpt2', 'finetune_vit', 'nfnet_cifar10', 'nft_cifar10', 'vdnt_cifar10', 'vdnt_large']
+    assert bases == ['dnt_small', 'dnt_tiny', *FINETUNE, 'nfnet_cifar10', 'nft_cifar10', 'vdnt_cifar10', 'vdnt_large']
     assert len(CONFIGS) == 33 and (ROOT / 'config/__init__.py').read_text() == ''
 
 
@@ -88,13 +90,21 @@ def test_variant_inherits_one_level_and_states_what_differs(name):
     assert assigned(path) <= assigned(CONFIGS[base])
 
 
+@pytest.mark.parametrize('name,weights', zip(FINETUNE, ('gpt2', 'timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k')))
+def test_a_config_for_fine_tuning_leaves_the_network_to_its_weights(name, weights):
+    """What it would state, a resumed run would compare with the checkpoint."""
+    network = {f.name for f in fields(ViTConfig if name in IMAGES else GPTConfig)} | {'setting'}
+    assert resolve(name)['init_from'] == weights
+    assert assigned(CONFIGS[name]) & network <= {'dropout', 'drop_path'}
+
+
 TABLE_3_AND_5 = {  # width, heads, depth, batch, GPT-2's AdamW rate, losses of table 1: AdamW, mSGDW
     'small': (768, 12, 12, 480, 6e-4, {'gpt2': (2.867, 2.906), 'dnt': (2.863, 2.849)}),
     'large': (1280, 20, 36, 512, 2.5e-4, {'gpt2': (2.492, 2.544), 'dnt': (2.481, 2.503)}),
     'xl': (1536, 24, 48, 512, 1.5e-4, {'gpt2': (2.435, 2.472), 'dnt': (2.396, 2.408)})}
 
 
-@pytest.mark.parametrize('name', [name for name in CONFIGS if name.startswith(('dnt', 'gpt2'))])
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name not in IMAGES + FINETUNE])
 def test_config_has_the_numbers_of_its_row(name):
     text, c = CONFIGS[name].read_text(), resolve(name)
     (arch, size), rest = name.split('_')[:2], name.split('_')[2:]
