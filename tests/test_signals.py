@@ -120,6 +120,7 @@ def test_in_the_trial_pass_a_signal_ends_the_run_at_once(tokens, tmp_path, torch
     process.send_signal(signal.SIGINT)
     out, err = finish(process, 1 if torchrun else 130)
     assert err.count('stopped by a signal. Nothing was saved.') == 1
+    assert out.startswith('0.01M parameters, setting S5, sgdw | ')  # the header comes before the pass
     assert 'resume' not in out + err
     assert not (tmp_path / 'out').exists()
 
