@@ -5,6 +5,7 @@ processes leave together.
 
 import atexit
 import ctypes
+import logging
 import os
 import re
 import signal
@@ -34,8 +35,9 @@ def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic
     context), compile (a bool), saves (whether a run has begun), say (print on rank 0).
     """
     rank, world_size, local_rank = join_torchrun()
-    if rank:  # one warning, not one for each process
+    if rank:  # one warning, not one for each process. torch.compile logs its own
         warnings.simplefilter('ignore')
+        logging.disable(logging.WARNING)
     device = choose_device(str(device), world_size, local_rank)
     device_type = device.split(':')[0]
     dtype = choose_dtype(str(dtype), device_type, n_embd)
@@ -131,8 +133,8 @@ STOPPING = 'stopping after this micro batch; press Ctrl-C again to quit without 
 def catch_signals(env) -> list[int]:
     """
     A list that gets the number of a SIGINT (Ctrl-C), SIGTERM or SIGHUP. The process says at once that it will
-    stop; a second signal ends it without saving. While there is nothing to save (env.saves is False: the script
-    reads data, compiles or only evaluates), the first signal ends it.
+    stop; a second signal ends it without saving. While there is nothing to save (env.saves is False: the
+    script reads data, compiles or only evaluates), the first signal ends it.
 
     A thread listens, because Python's own handlers wait until the main thread returns from C++, and a backward
     pass on a CPU can take minutes.

@@ -1,0 +1,268 @@
+"""What a run says while it works, what a checkpoint brings with it, and odd terminals and environments."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from configurator import configure, replaced
+from model import GPT, GPTConfig
+from support import report
+from support.checkpoint import Run, find_checkpoint
+from support.checks import check_images, warn_of_warmup
+from support.normfree import build
+from tests.common import ROOT, SIZE, final, finish, python, rows, smooth_picture
+from tests.test_config_files import defaults
+
+
+@pytest.fixture
+def env():
+    """One process that keeps what it says."""
+    said = []
+    return SimpleNamespace(master=True, rank=0, world_size=1, device='cpu', device_type='cpu', saves=False,
+                           said=said, say=said.append)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only a test moves on."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(report, 'time', SimpleNamespace(time=lambda: clock.now))
+    return clock
+
+
+# -----------------------------------------------------------------------------
+# reports
+
+def test_the_time_left_includes_the_evaluations_to_come(env, clock):
+    log = []
+    run = SimpleNamespace(log=lambda **row: log.append(row))
+    r = report.Report(run, env, 95, 10, 'tokens', 64)
+    with r.evaluating():
+        clock.now += 5
+    for iter_num in range(42):
+        clock.now += 1
+        r.updates += 1
+        if iter_num % 40 == 0:
+            r.train(iter_num, 2.0, 0.1, 1.0)
+    # after update 0: 94 updates of 1 s and 10 evaluations of 5 s (at 10, 20, ... 90 and 95); after 40: 54 and 6
+    assert [line.split(' | ')[-1] for line in env.said] == ['2m24s left', '1m24s left']
+    assert [row['tokens_per_s'] for row in log] == [64, 64]  # speeds leave evaluations out
+
+
+def test_a_long_evaluation_says_what_it_reads(env, clock):
+    def seconds(*each):
+        for s in each:
+            clock.now += s
+            yield s
+
+    assert list(report.progress(seconds(0.3, 0.3, 0.3), '640 tokens', env)) == [0.3, 0.3, 0.3]
+    assert env.said == []
+    assert list(report.progress(seconds(0.6, 0.6, 0.6), '640 tokens', env)) == [0.6, 0.6, 0.6]
+    assert env.said == ['evaluating on 640 tokens']  # once
+
+
+def test_a_short_run_is_told_how_to_keep_its_share_of_warmup(env):
+    config = configure(defaults('train_gpt.py'), [str(ROOT / 'config/dnt_tiny.py'), '--max_iters=400'])
+    warn_of_warmup(config['warmup_iters'], 400, replaced.get('max_iters', 0), env)
+    assert env.said == ['The warmup (1350 updates) is as long as the run (400), so the learning rate does '
+                        'not reach its peak. Use --warmup_iters=120.']
+    data = SimpleNamespace(splits=['train'], size=lambda split: 50000, arrays=True, folder='cifar10', env=env)
+    for flag, updates, share in (('--max_iters=300', 300, 0.032), ('--epochs=0.5', 781, 0.083)):
+        config = configure(defaults('train_vit.py'), [str(ROOT / 'config/vdnt_cifar10.py'), flag])
+        assert check_images(config, data) == (1562, updates, 1562)
+        assert env.said[-1].endswith(f'as long as the run ({updates}), so the learning rate does not '
+                                     f'reach its peak. Use --warmup_epochs={share}.')
+    config = configure(defaults('train_vit.py'), [str(ROOT / 'config/vdnt_cifar10.py'), '--epochs=2'])
+    check_images(config, data)
+    assert len(env.said) == 3  # nothing to say
+
+
+# -----------------------------------------------------------------------------
+# checkpoints
+
+@pytest.mark.parametrize('links', [True, False])
+def test_the_files_of_one_iteration_are_one(tmp_path, monkeypatch, env, links):
+    def no_links(*paths):
+        raise OSError(1, 'Operation not permitted')
+
+    if not links:
+        monkeypatch.setattr(os, 'link', no_links)
+    run = Run({'out_dir': str(tmp_path), 'overwrite': False, 'init_from': 'scratch'}, env, 0)
+    names = ['best.pt', 'ckpt_000002.pt', 'ckpt.pt']
+    (tmp_path / 'ckpt.pt.tmp').write_text('of a run that was killed')
+    run.save(names, iter=2, model={'w': torch.ones(3)})
+    for name in names[1:]:
+        assert os.path.samefile(tmp_path / 'best.pt', tmp_path / name) == links
+        assert (tmp_path / name).read_bytes() == (tmp_path / 'best.pt').read_bytes()
+    assert run.saved_iter == 2
+    run.save(['ckpt.pt'], iter=3, model={'w': torch.zeros(3)})
+    assert [final(tmp_path, name)['iter'] for name in names] == [2, 2, 3]
+    assert not list(tmp_path.glob('*.tmp'))
+
+
+def test_a_folder_stands_for_its_best_checkpoint(tmp_path):
+    assert find_checkpoint(str(tmp_path)) == str(tmp_path)
+    for name in ('ckpt_000005.pt', 'ckpt.pt', 'best.pt'):
+        (tmp_path / name).write_text('')
+        assert find_checkpoint(str(tmp_path)) == str(tmp_path / name)
+    assert find_checkpoint(str(tmp_path / 'ckpt.pt')) == str(tmp_path / 'ckpt.pt')
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='ru_maxrss is in KiB there')
+def test_a_checkpoint_is_not_read_before_it_is_used(tmp_path):
+    code = """
+import resource, sys, torch
+from support.checkpoint import load_checkpoint
+torch.set_num_threads(1)
+size = 0 if sys.argv[1] == 'load' else 50 * 2**20
+path = sys.argv[2]
+if size:
+    torch.save({k: {} for k in ('optimizer', 'config', 'model_args', 'data')} | {'iter': 1, 'model': {
+        'w': torch.ones(size)}}, path)
+else:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    w = load_checkpoint(path)['model']['w']
+    assert w[12345] == 1 and len(w) == 50 * 2**20
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    finish(python('-c', code, 'save', tmp_path / 'a.pt'))
+    assert (tmp_path / 'a.pt').stat().st_size > 200 * 2**20
+    assert int(finish(python('-c', code, 'load', tmp_path / 'a.pt'))[0]) < 60  # MiB
+
+
+# several command lines in one process: what each ended with, and what it printed
+ONE_AFTER_THE_OTHER = """
+import contextlib, io, json, runpy, sys
+for argv in json.loads(sys.argv[1]):
+    sys.argv, out = argv, io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            runpy.run_path(argv[0], run_name='__main__')
+        code = 0
+    except SystemExit as e:
+        code = e.code
+    print(json.dumps([code, out.getvalue()]))
+"""
+
+
+def test_a_checkpoint_brings_its_network(straight, seen, tokens, arrays, tmp_path):
+    smooth_picture(50, 30).save(tmp_path / 'photo.png')
+    gpt = ['train_gpt.py', f'--dataset={tokens}', '--device=cpu', '--dtype=float32', '--compile=False']
+    gpt_eval = [*gpt, '--eval_only=True', f'--init_from={straight}']
+    vit = ['train_vit.py', '--device=cpu', '--dtype=float32', f'--init_from={seen}']
+    sample = ['sample.py', '--device=cpu', '--dtype=float32', '--max_new_tokens=20']
+    lines = {
+        'eval': gpt_eval, 'agrees': [*gpt_eval, '--n_layer=2', '--setting=S5', '--block_size=8'],
+        'file': [*gpt, '--eval_only=True', f'--init_from={straight}/best.pt'],
+        'other config': ['train_gpt.py', 'config/gpt2_tiny.py', *gpt_eval[1:]],
+        'other layers': [*gpt_eval, '--n_layer=3'], 'other setting': [*gpt_eval, '--setting=S1'],
+        'other norm': [*gpt_eval, '--mid_norm=False'], 'longer': [*gpt_eval, '--block_size=9'],
+        'tuned': [*gpt, f'--init_from={straight}', f'--out_dir={tmp_path}/tuned', '--max_iters=2',
+                  '--global_batch_size=4', '--learning_rate=0', '--min_lr=0'],
+        'predict': [*vit, f'--predict={tmp_path}/photo.png'],
+        'vit eval': [*vit, '--eval_only=True', f'--dataset={arrays}'],
+        'other patch': [*vit, f'--predict={tmp_path}/photo.png', '--patch_size=2'],
+        'sample': [*sample, f'--out_dir={straight}'],
+        'sample file': [*sample, f'--checkpoint={straight}/best.pt'],
+        'sample folder': [*sample, f'--checkpoint={straight}'],
+        'sample out_dir': [*sample, f'--out_dir={straight}/best.pt']}
+    ended = finish(python('-c', ONE_AFTER_THE_OTHER, json.dumps(list(lines.values()))))[0].splitlines()
+    code, said = (dict(zip(lines, part)) for part in zip(*map(json.loads, ended), strict=True))
+
+    best = min(row['loss'] for row in rows(straight) if row['split'] == 'val' and row['iter'])
+    for name in ('eval', 'agrees', 'file', 'other config'):
+        assert code[name] == 0
+        assert said[name].splitlines()[-1] == f'val loss {best} nats per token', name
+    path = f'{straight}/best.pt'
+    assert code['other layers'] == f'{path} was made with n_layer=2, now it is 3: leave out what differs.'
+    assert code['other setting'] == f'{path} was trained with setting=S5, not S1. Leave --setting out.'
+    assert code['other norm'] == (f'{path} was made with mid_norm=True, now it is False: leave out what '
+                                  'differs.')
+    assert code['longer'] == f'{path} was trained with block_size=8. Use --block_size=8 or less.'
+
+    assert code['tuned'] == 0 and '0.01M parameters, setting S5' in said['tuned']
+    config = json.loads((tmp_path / 'tuned/config.json').read_text())
+    assert (config['n_layer'], config['n_embd'], config['block_size']) == (2, 16, 8)
+    assert rows(tmp_path / 'tuned')[-1]['loss'] == pytest.approx(best, abs=1e-6)
+
+    assert code['predict'] == 0 and said['predict'].splitlines()[-1].startswith(f'{tmp_path}/photo.png: ')
+    top1 = max(row['top1'] for row in rows(seen) if row['split'] == 'val' and row['iter'])
+    assert f'top-1 {top1:.4f} | ' in said['vit eval'] and code['vit eval'] == 0
+    assert code['other patch'] == (f'{seen}/best.pt was made with patch_size=4, now it is 2: leave out what '
+                                   'differs.')
+    assert {code[name] for name in lines if name.startswith('sample')} == {0}
+    assert len({said[name] for name in lines if name.startswith('sample')}) == 1
+
+
+# -----------------------------------------------------------------------------
+# sample.py
+
+def sampled(straight, *flags, **kwargs):
+    line = [sys.executable, 'sample.py', '--device=cpu', '--dtype=float32', f'--out_dir={straight}', *flags]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, timeout=120, **kwargs)
+
+
+def test_samples_come_token_by_token_and_are_those_of_generate(straight, tmp_path):
+    """With a prompt that is not valid UTF-8, which keeps its bytes."""
+    prompt = b'\xff\xfe caf\xc3\xa9 \xc3'
+    (tmp_path / 'prompt').write_bytes(prompt)
+    typed = sampled(straight, b'--prompt=' + prompt, '--max_new_tokens=60')
+    read = sampled(straight, f'--prompt=FILE:{tmp_path}/prompt', '--max_new_tokens=60')
+    assert typed.stdout == read.stdout and typed.stderr == b''
+    saved = final(straight, 'best.pt')
+    torch.manual_seed(1337)
+    model = build(GPT, GPTConfig, saved['model_args']).eval()
+    model.load_state_dict(saved['model'])
+    ids = model.generate(torch.tensor([[256, *prompt]]), 60, 0.8, None, 257)[0, 1:].tolist()
+    ids = ids[:ids.index(256)] if 256 in ids else ids
+    assert typed.stdout.decode() == bytes(ids).decode('utf-8', 'replace') + '\n' + '-' * 80 + '\n'
+
+
+@pytest.mark.slow
+def test_samples_show_what_the_terminal_cannot(straight):
+    ascii_only = sampled(straight, '--prompt=привет', env=os.environ | {'PYTHONIOENCODING': 'ascii'})
+    assert ascii_only.stdout.startswith(rb'\u043f\u0440\u0438\u0432\u0435\u0442')
+    assert ascii_only.returncode == 0
+    line = f'{sys.executable} sample.py --out_dir={straight} --device=cpu --max_new_tokens=99999 | head -c 3'
+    head = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, timeout=120)
+    assert len(head.stdout) == 3 and head.stderr == b''  # and it ends at once
+
+
+# -----------------------------------------------------------------------------
+# terminals and environments
+
+def test_a_closed_pipe_and_an_accent_on_an_ascii_terminal(tokens, tmp_path):
+    out = tmp_path / 'café'
+    line = [sys.executable, 'train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}']
+    said = subprocess.run(f'{" ".join(line)} | head -2', shell=True, cwd=ROOT, capture_output=True, timeout=120,
+                          env=os.environ | {'PYTHONIOENCODING': 'ascii'})
+    first, second = said.stdout.decode('ascii').splitlines()
+    assert first.endswith(r'caf\xe9')
+    assert second.startswith('val       0/20')
+    assert said.stderr == b''
+    assert final(out)['iter'] == 20  # the run went on quietly
+
+
+@pytest.mark.slow
+def test_an_out_dir_that_is_not_valid_utf8(tokens, tmp_path):
+    out = os.fsencode(tmp_path) + b'/\xff'
+    line = [sys.executable, 'train_gpt.py', *SIZE, f'--dataset={tokens}', b'--out_dir=' + out]
+    for flags in (['--max_iters=5'], ['--init_from=resume']):
+        assert subprocess.run([*line, *flags], cwd=ROOT, capture_output=True, timeout=120).stderr == b''
+    with open(out + b'/ckpt.pt', 'rb') as f:
+        assert torch.load(f, weights_only=True)['iter'] == 20
+
+
+@pytest.mark.parametrize('left,words', [
+    ({'WORLD_SIZE': '2'}, 'RANK and LOCAL_RANK and MASTER_ADDR and MASTER_PORT missing. Start several processes '
+                          'with torchrun; for a single one: unset RANK LOCAL_RANK WORLD_SIZE'),
+    ({'LOCAL_RANK': '1'}, '--lrr=1: unknown key lrr.')], ids=str)
+def test_variables_of_torchrun_that_are_left_over(tokens, tmp_path, left, words):
+    flags = ['--lrr=1'] if 'LOCAL_RANK' in left else [f'--out_dir={tmp_path}']
+    err = finish(python('train_gpt.py', *SIZE, f'--dataset={tokens}', *flags, env=left), 1)[1]
+    assert words in err and len(err.splitlines()) == 1
