@@ -71,7 +71,8 @@ EFFECTS = [
      [arm('ablation', 'S5 AdamW'), arm('ablation', 'S1 mSGDW')], 1),
     *(('S3 is the best setting', [arm('ablation_cifar10', f'S3 {optimizer}')],
        [arm('ablation_cifar10', f'S5 {optimizer}')], 1) for optimizer in ('AdamW', 'mSGDW')),
-    ('mSGDW matches AdamW on V-DNT', [cifar('vdnt_cifar10', 0.05)], [cifar('vdnt_cifar10_adamw', 0.001)], 100),
+    ('mSGDW matches AdamW on V-DNT', [cifar('vdnt_cifar10', 0.05)],
+     [cifar('vdnt_cifar10_adamw', 0.001)], 100),
     ('V-DNT beats ViT', [cifar('vdnt_cifar10_adamw', 0.001)], [cifar('vit_cifar10', 0.001)], 100)]
 
 
