@@ -80,6 +80,8 @@ class Attention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        if config.n_embd % config.n_head:
+            raise ValueError(f'n_embd={config.n_embd} does not divide into n_head={config.n_head} heads')
         C, self.n_head, self.dropout = config.n_embd, config.n_head, config.dropout
         self.causal, self.flash = config.causal, config.flash
         self.c_attn = nn.Linear(C, 3 * C, bias=config.bias and config.qkv_bias)  # W_q, W_k and W_v, stacked
@@ -203,8 +205,6 @@ class NetworkConfig:
         for key, a, b in (('norm', 'rms', 'layer'), ('gelu', 'exact', 'tanh'), ('init', 'xavier', 'torch')):
             if getattr(self, key) not in (a, b):
                 raise ValueError(f'{key}={getattr(self, key)!r} is unknown: use {a!r} or {b!r}')
-        if self.n_embd % self.n_head:
-            raise ValueError(f'n_embd={self.n_embd} does not divide into n_head={self.n_head} heads')
 
 # -----------------------------------------------------------------------------
 # language

@@ -6,14 +6,13 @@
 #
 # The weights come from the Hugging Face Hub, and the network with them: no key of the model is stated
 # here. --init_from=gpt2-medium, gpt2-large, gpt2-xl, any GPT-2 of the Hub (OWNER/NAME) and a folder with
-# config.json and model.safetensors work in the same way. The text must be prepared with the tokenizer
-# gpt2, the default of prepare_owt.py.
+# config.json and model.safetensors work in the same way, and --block_size=256 needs less memory. The
+# text must be prepared with the tokenizer gpt2, the default of prepare_owt.py.
 
 out_dir = 'out/finetune_gpt2'
 init_from = 'gpt2'
 dataset = 'mytext'
 
-block_size = 1024  # a shorter one needs less memory; it drops the last positions
 dropout = 0.1  # a small text is read many times
 global_batch_size = 32
 micro_batch_size = 4

@@ -1,15 +1,16 @@
 """
-Pictures in, pictures out: the augmentation of table 4 as plain functions of an explicit random generator.
+The augmentation of table 4 as plain functions of a random generator: pictures in, pictures out.
 
-    python augment.py FOLDER [page.png]        a page of augmented pictures, to look at
+    python -m support.augment FOLDER [page.png]        draws augmented pictures (default: augment.png)
 
-One sample, a PIL image in RGB; rng is np.random.default_rng((seed, epoch, index)), so that neither the number of
-workers nor a resume changes it. train_view() is the recipe: crop, flip, RandAugment, in timm's order.
+The first functions take one picture, a PIL image in RGB. rng is np.random.default_rng((seed, epoch, index)),
+so a picture does not depend on the number of workers or on a resume. train_view() is the training recipe:
+crop, flip and RandAugment, in timm's order.
 
     random_resized_crop    area 0.08 to 1 of the picture, uniform; ratio 3/4 to 4/3, log-uniform; bicubic
     hflip                  with p = 0.5
-    rand_augment           timm's rand-m9-mstd0.5-inc1: 2 of 15 operations, uniform with replacement, each applied
-                           with p = 0.5 at a magnitude m ~ N(9, 0.5), clipped to [0, 10]; f = m / 10
+    rand_augment           timm's rand-m9-mstd0.5-inc1: 2 of 15 operations, uniform with replacement, each
+                           applied with p = 0.5 at a magnitude m ~ N(9, 0.5), clipped to [0, 10]; f = m / 10
 
         | operation                        | argument, +- is a random sign   | at m = 9     |
         |----------------------------------|---------------------------------|--------------|
@@ -23,14 +24,16 @@ workers nor a resume changes it. train_view() is the recipe: crop, flip, RandAug
         | Solarize                         | invert from 256 - int(256 f) up | 26           |
         | SolarizeAdd                      | add int(110 f) below 128        | 99           |
 
-    eval_crop              short side to size * 8 / 7 (256 for 224), centre crop; bicubic
+    eval_crop              short side to size * 8 / 7 (256 for 224), center crop; bicubic
 
-A batch, a tensor (B, C, H, W). small_offsets() draws for a whole epoch or a whole global batch; slice what it gives.
+The others take a batch, a tensor (B, C, H, W). small_offsets() draws for a whole epoch or a whole global
+batch; take the slice that you need.
 
     pad_crop_flip          shift by -4 to 4 pixels each way, flip with p = 0.5, for small pictures
     mix                    mixup, lam ~ Beta(0.8, 0.8), or cutmix, lam ~ Beta(1, 1), each with p = 0.5
 
-paper: only the names and 'RandAugment (9, 0.5)', 'mixup 0.8', 'cutmix 1.0' in table 4. here: the ranges of timm.
+The paper gives the names, 'RandAugment (9, 0.5)', 'mixup 0.8' and 'cutmix 1.0' (table 4). All ranges are
+timm's. CutMix equals that of timm up to 1.0.29. timm 1.0.31 rounds the box up.
 """
 
 import math
@@ -43,15 +46,17 @@ import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
 
 BICUBIC = Image.Resampling.BICUBIC
-FILL = (124, 116, 104)  # round(255 * ImageNet's mean): what rotation, shear and translation uncover
+FILL = (124, 116, 104)  # round(255 * ImageNet's mean), for pixels that rotation, shear or translation uncover
 
 # -----------------------------------------------------------------------------
-# one sample
+# one picture
 
-def random_resized_crop(image, rng, size=224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
-    """A part of the picture with random area and aspect ratio, resized to (size, size)."""
+def random_resized_crop(image: Image.Image, rng: np.random.Generator, size: int = 224,
+                        scale: tuple[float, float] = (0.08, 1.0),
+                        ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> Image.Image:
+    """A part of the picture with a random share of its area and a random ratio, resized to (size, size)."""
     W, H = image.size
-    for _ in range(10):  # a long picture may not hold the part that was drawn
+    for _ in range(10):  # the part may be longer than the picture
         area = rng.uniform(*scale) * W * H
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = max(1, round(math.sqrt(area * aspect))), max(1, round(math.sqrt(area / aspect)))
@@ -61,20 +66,26 @@ def random_resized_crop(image, rng, size=224, scale=(0.08, 1.0), ratio=(3 / 4, 4
     else:  # the largest part in the middle with an allowed ratio
         w, h = min(W, round(H * ratio[1])), min(H, round(W / ratio[0]))
         left, top = (W - w) // 2, (H - h) // 2
-    # not resize(box=...): its filter would read pixels from outside the box
+    # crop first: the filter of resize(box=...) would read pixels from outside the box
     return image.crop((left, top, left + w, top + h)).resize((size, size), BICUBIC)
 
 
-def hflip(image, rng, p=0.5):
+def hflip(image: Image.Image, rng: np.random.Generator, p: float = 0.5) -> Image.Image:
+    """The picture, or with probability p its mirror image."""
     return ImageOps.mirror(image) if rng.random() < p else image
 
 
 def affine(image, a, b, c, d, e, f):
-    """Output pixel (x, y) is input pixel (a x + b y + c, d x + e y + f)."""
+    """The output's pixel (x, y) is the input's pixel (a x + b y + c, d x + e y + f)."""
     return image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f), BICUBIC, fillcolor=FILL)
 
 
-# name: (argument from f = m / 10 and a random sign s, the operation on a picture with that argument)
+def enhance(kind):
+    """Argument and operation, as in OPS, of a class of ImageEnhance."""
+    return lambda f, s: max(0.1, 1 + 0.9 * f * s), lambda x, v: kind(x).enhance(v)
+
+
+# name: (its argument from f = m / 10 and a random sign s, the operation on a picture with that argument)
 OPS = {
     'AutoContrast': (lambda f, s: None, lambda x, _: ImageOps.autocontrast(x)),
     'Equalize': (lambda f, s: None, lambda x, _: ImageOps.equalize(x)),
@@ -84,11 +95,11 @@ OPS = {
     'ShearY': (lambda f, s: 0.3 * f * s, lambda x, v: affine(x, 1, 0, 0, v, 1, 0)),
     'TranslateX': (lambda f, s: 0.45 * f * s, lambda x, v: affine(x, 1, 0, v * x.width, 0, 1, 0)),
     'TranslateY': (lambda f, s: 0.45 * f * s, lambda x, v: affine(x, 1, 0, 0, 0, 1, v * x.height)),
-    'Color': (lambda f, s: max(0.1, 1 + 0.9 * f * s), lambda x, v: ImageEnhance.Color(x).enhance(v)),
-    'Contrast': (lambda f, s: max(0.1, 1 + 0.9 * f * s), lambda x, v: ImageEnhance.Contrast(x).enhance(v)),
-    'Brightness': (lambda f, s: max(0.1, 1 + 0.9 * f * s), lambda x, v: ImageEnhance.Brightness(x).enhance(v)),
-    'Sharpness': (lambda f, s: max(0.1, 1 + 0.9 * f * s), lambda x, v: ImageEnhance.Sharpness(x).enhance(v)),
-    'Posterize': (lambda f, s: 4 - int(4 * f),  # Pillow's own refuses the 0 bits of m = 10, a black picture
+    'Color': enhance(ImageEnhance.Color),
+    'Contrast': enhance(ImageEnhance.Contrast),
+    'Brightness': enhance(ImageEnhance.Brightness),
+    'Sharpness': enhance(ImageEnhance.Sharpness),
+    'Posterize': (lambda f, s: 4 - int(4 * f),  # ImageOps.posterize refuses 0 bits, which is m = 10
                   lambda x, v: x.point([i >> (8 - v) << (8 - v) for i in range(256)] * 3)),
     'Solarize': (lambda f, s: 256 - int(256 * f), ImageOps.solarize),
     'SolarizeAdd': (lambda f, s: int(110 * f),
@@ -96,8 +107,9 @@ OPS = {
 }
 
 
-def rand_augment(image, rng, magnitude=9.0, std=0.5, n=2, p=0.5):
-    """The table above."""
+def rand_augment(image: Image.Image, rng: np.random.Generator, magnitude: float = 9.0, std: float = 0.5,
+                 n: int = 2, p: float = 0.5) -> Image.Image:
+    """n operations of the table above, each applied with probability p at m ~ N(magnitude, std)."""
     for name in rng.choice(list(OPS), n):
         if rng.random() < p:
             m = min(max(rng.normal(magnitude, std), 0.0), 10.0)
@@ -106,14 +118,18 @@ def rand_augment(image, rng, magnitude=9.0, std=0.5, n=2, p=0.5):
     return image
 
 
-def train_view(image, rng, size=224, least=0.08, magnitude=9.0):
-    """The recipe for one training sample; least: the smallest share of the picture, magnitude 0: no RandAugment."""
+def train_view(image: Image.Image, rng: np.random.Generator, size: int = 224, least: float = 0.08,
+               magnitude: float = 9.0) -> Image.Image:
+    """
+    One training sample of (size, size). least: the smallest share of the area that a crop keeps. magnitude:
+    that of RandAugment; 0 turns it off.
+    """
     image = hflip(random_resized_crop(image, rng, size, (least, 1.0)), rng)
     return rand_augment(image, rng, magnitude) if magnitude else image
 
 
-def eval_crop(image, size=224):
-    """Short side to size * 8 / 7, small pictures enlarged, then the centre (size, size)."""
+def eval_crop(image: Image.Image, size: int = 224) -> Image.Image:
+    """The short side resized to size * 8 / 7 (small pictures are enlarged), then the center (size, size)."""
     short = size * 8 // 7
     W, H = image.size
     w, h = (short, short * H // W) if W <= H else (short * W // H, short)
@@ -121,59 +137,65 @@ def eval_crop(image, size=224):
     return image.resize((w, h), BICUBIC).crop((left, top, left + size, top + size))
 
 
-def to_tensor(image):
-    """A PIL image in RGB as a uint8 tensor (3, H, W): a quarter of the bytes that float32 would send on."""
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """The picture as a uint8 tensor (3, H, W). float32 would be four times the bytes to send."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 # -----------------------------------------------------------------------------
 # a batch
 
-def normalize(images, mean, std):
-    """uint8 (B, 3, H, W) to float32 with the mean and std of a data set's meta.json."""
-    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1) for v in (mean, std))
+def normalize(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
+    """uint8 (B, 3, H, W) to float32, by meta.json's mean and std per channel (on the scale of 0 to 1)."""
+    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1)
+                 for v in (mean, std))
     return (images.float() / 255 - mean) / std
 
 
-def small_offsets(rng, n, pad=4):
-    """For each of n samples (dy, dx, flip), an int64 tensor (n, 3): -pad <= dy, dx <= pad, flip 0 or 1."""
+def small_offsets(rng: np.random.Generator, n: int, pad: int = 4) -> torch.Tensor:
+    """(dy, dx, flip) for each of n samples, int64 (n, 3): dy and dx from -pad to pad, flip 0 or 1."""
     return torch.from_numpy(rng.integers((-pad, -pad, 0), (pad, pad, 1), size=(n, 3), endpoint=True))
 
 
-def pad_crop_flip(images, offsets):
+def pad_crop_flip(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """
-    Shift each of images (B, C, H, W), of any dtype, by its row of small_offsets(), and mirror it where flip is 1. The
-    border is reflected: a black one would be a feature that no test picture has, and would move mean and std.
+    Shift each of images (B, C, H, W) by its row of small_offsets(), (B, 3), and mirror it where flip is 1.
+    Any dtype works. The border is reflected, because a black one would change mean and std and would be a
+    feature that no test picture has.
     """
     B, C, H, W = images.shape
-    dy, dx, flip = offsets.to(images.device, non_blocking=images.is_cuda).unsqueeze(-1).unbind(1)  # (B, 1) each
+    offsets = offsets.to(images.device, non_blocking=images.is_cuda)
+    dy, dx, flip = offsets.unsqueeze(-1).unbind(1)  # (B, 1) each
     rows, cols = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
     rows = (H - 1) - ((H - 1) - (rows + dy).abs()).abs()  # (B, H), reflected at both ends
-    cols = torch.where(flip == 1, W - 1 - cols, cols)  # the shifted picture is what is mirrored
+    cols = torch.where(flip == 1, W - 1 - cols, cols)  # the shift comes first, then the mirror
     cols = (W - 1) - ((W - 1) - (cols + dx).abs()).abs()  # (B, W)
     sample, channel = torch.arange(B, device=images.device), torch.arange(C, device=images.device)
-    return images[sample[:, None, None, None], channel[:, None, None], rows[:, None, :, None], cols[:, None, None]]
+    return images[sample[:, None, None, None], channel[:, None, None],
+                  rows[:, None, :, None], cols[:, None, None]]
 
 
-def mix(images, labels, rng, mixup=0.8, cutmix=1.0, switch=0.5):
+def mix(images: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator, mixup: float = 0.8,
+        cutmix: float = 1.0, switch: float = 0.5) -> tuple[torch.Tensor, torch.Tensor, float]:
     """
-    Mix each of images (B, C, H, W), floats, with its partner, the sample at position XOR 1. Returns (images, labels
-    of the partners, lam), for mixed_loss(). mixup and cutmix are the parameters of their Beta distributions, 0 is
-    without; with both it is cutmix with probability switch.
+    Mix each of images, floats (B, C, H, W), with its partner, the sample at position XOR 1. Returns (images,
+    labels of the partners (B,), lam) for mixed_loss(). mixup and cutmix are the parameters of their Beta
+    distributions; 0 turns one off. With both on, a batch gets cutmix with probability switch.
 
-    Which of them, lam and the box are drawn once for the whole global batch, as in timm, and not from its size: a new
-    generator of (seed, iteration) in each process and micro step gives all parts of the batch the same ones. A part
-    has to be even and to start at an even position, else it lacks a partner.
+    As in timm, the whole global batch has one kind, one lam and one box. They do not depend on the batch
+    size, so each process and micro step draws the same ones from a new generator of (seed, iteration). A part
+    of the global batch must be even and start at an even position, so that each sample has its partner.
     """
     B, C, H, W = images.shape
     if B % 2:
-        raise ValueError(f'{B} images cannot be mixed in pairs: a micro batch has to be even')
+        raise ValueError(f'{B} images cannot be mixed in pairs. Use an even --micro_batch_size.')
     cut = cutmix > 0 and (mixup == 0 or rng.random() < switch)
     if not cut and mixup == 0:
         return images, labels, 1.0
     lam = float(rng.beta(cutmix, cutmix) if cut else rng.beta(mixup, mixup))
     partner = torch.arange(B, device=images.device) ^ 1
     if cut:
-        # a box of the picture's shape and 1 - lam of its area around any pixel; what the border leaves of it counts
+        # a box with the picture's shape and 1 - lam of its area, around any pixel. The part of it inside the
+        # picture then sets lam
         h, w = int(H * math.sqrt(1 - lam)), int(W * math.sqrt(1 - lam))
         y, x = int(rng.integers(H)), int(rng.integers(W))
         top, bottom = max(0, y - h // 2), min(H, y + h // 2)
@@ -186,16 +208,20 @@ def mix(images, labels, rng, mixup=0.8, cutmix=1.0, switch=0.5):
     return mixed, labels[partner], lam
 
 
-def mixed_loss(logits, labels, partners, lam, label_smoothing=0.1):
-    """Mean cross entropy against lam * smoothed label + (1 - lam) * smoothed partner's, without the one-hots."""
+def mixed_loss(logits: torch.Tensor, labels: torch.Tensor, partners: torch.Tensor, lam: float,
+               label_smoothing: float = 0.1) -> torch.Tensor:
+    """
+    Mean cross entropy in nats of logits (B, classes) against lam * label + (1 - lam) * label of the partner,
+    both smoothed.
+    """
     logits = logits.float()
     return (lam * F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
             + (1 - lam) * F.cross_entropy(logits, partners, label_smoothing=label_smoothing))
 
 # -----------------------------------------------------------------------------
 
-def page(paths, size=112, views=5):
-    """A row for each picture: evaluation crop, training views, mixup, cutmix (with the neighbouring row's)."""
+def page(paths: list[Path], size: int = 112, views: int = 5) -> Image.Image:
+    """One row per picture: evaluation crop, training views, mixup and cutmix with a neighboring row."""
     pictures = [Image.open(path).convert('RGB') for path in paths]
     crops = [eval_crop(picture, size) for picture in pictures]
     batch = torch.stack([to_tensor(crop) for crop in crops]).float()  # (B, 3, H, W)
@@ -211,10 +237,11 @@ def page(paths, size=112, views=5):
 
 
 if __name__ == '__main__':
-    files = sorted(p for p in Path(sys.argv[1]).rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png')) \
-        if len(sys.argv) > 1 else []
+    files = sorted(p for folder in sys.argv[1:2] for p in Path(folder).rglob('*')
+                   if p.suffix.lower() in ('.jpg', '.jpeg', '.png'))
     if len(files) < 6:
-        sys.exit('python augment.py FOLDER [page.png]: the folder has to hold at least 6 pictures (jpg, jpeg, png)')
+        sys.exit(f'A page needs at least 6 pictures (jpg, jpeg, png), not {len(files)}. '
+                 'Run python -m support.augment FOLDER [page.png].')
     out = sys.argv[2] if len(sys.argv) > 2 else 'augment.png'
     page(files[:: len(files) // 6][:6]).quantize(256).save(out, optimize=True)
     print(out)

@@ -1,23 +1,27 @@
 """
-NFNet-F0, a convolutional network without normalization, and the same with batch normalization put back.
+NFNet-F0, a convolutional network without normalization, and the same network with batch normalization.
 
 Paper: Brock, De, Smith and Simonyan, "High-Performance Large-Scale Image Recognition Without Normalization",
-arXiv:2102.06171. What it leaves open is as in its authors' code (google-deepmind/deepmind-research, nfnets).
-Adaptive gradient clipping belongs to the optimizer's side; it leaves out `head`.
+arXiv:2102.06171. What it leaves open follows its authors' code (google-deepmind/deepmind-research, nfnets).
+Adaptive gradient clipping is in support/normfree.py.
 
-A block is h + alpha f(h / beta) (section 3); beta^2 is the variance of h at the start, known in advance:
+A block is h + alpha f(h / beta) (section 3). beta^2 is the variance of h at the start, which is known:
 
     a = gelu(x) / beta                        this gelu turns N(0, 1) into variance 1
     x = x           + alpha gain f(a)         with SkipInit's gain at 1 the variance grows by alpha^2
     x = shortcut(a) + alpha gain f(a)         first block of a stage: 1 + alpha^2, whatever it was before
 
-paper: h / beta enters the activation. here: what leaves it is divided, as in the authors' code; in front of
-the last block of stage 3 that makes the variance 1.01 instead of 1. The prediction takes pixels as independent
-and maps as endless: average pooling in the shortcuts and zero padding make the true variance smaller.
+The paper divides before the activation. We divide after it, as the authors' code does. At the last block of
+stage 3, the variance is then 1.01 instead of 1. The prediction assumes independent pixels and maps without
+borders. Average pooling in the shortcuts and zero padding make the true variance smaller.
 
-The second report trains F0 on CIFAR-10 and does not say whether it enlarges the 32 x 32 pictures; the code it
-names (benjs/nfnets_pytorch) enlarges whatever it is given to 192 x 192, and reads ImageNet alone. F0 takes 32 x 32
-as it is: maps then have 8, 4, 2 and 1 pixels a side, and the last 3x3 filters see one pixel and eight zeros.
+A 3x3 convolution with stride 2 pads by (1, 1): one row and column of zeros on every side. The authors'
+weights expect SAME, which pads an even map at the right and the bottom only.
+
+The second report ("Normalizer-free Transformers") trains F0 on CIFAR-10. It does not say whether it enlarges
+the 32 x 32 pictures. The code it names (benjs/nfnets_pytorch) enlarges every picture to 192 x 192 and reads
+ImageNet only. F0 also takes 32 x 32. Its maps then have 8, 4, 2 and 1 pixels a side, so the last 3x3 filters
+see one pixel and eight zeros.
 
 Letters in shapes: B batch, C channels, H height, W width, N fan-in (inputs of one unit).
 """
@@ -34,44 +38,45 @@ from support.normfree import standardize
 
 @dataclass
 class NFNetConfig:
-    """NFNet-F0 as it stands (table 1 of the paper, and the authors' base.py and experiment_nfnets.py)."""
-    image_size: int = 192  # of training (the paper evaluates at 256); the network takes any size
+    """NFNet-F0 by default (table 1 of the paper, and base.py and experiment_nfnets.py of its authors)."""
+    image_size: int = 192  # in training; the paper evaluates at 256, and the network takes any size
     n_classes: int = 1000
-    widths: tuple = (256, 512, 1536, 1536)  # channels of each stage, half of them inside the bottleneck
+    widths: tuple = (256, 512, 1536, 1536)  # channels of each stage; the bottleneck has half of them
     depths: tuple = (1, 2, 6, 3)  # blocks of each stage
     alpha: float = 0.2  # scale of a branch at SkipInit's gain 1
     drop_path: float = 0.25  # block i of n drops its branch with probability drop_path * i / n
-    dropout: float = 0.2  # in front of the head
-    se_ratio: float = 0.5  # hidden units of squeeze-excite, by channels
+    dropout: float = 0.2  # before the head
+    se_ratio: float = 0.5  # hidden units of squeeze-excite per channel
     group_size: int = 128  # channels of a group in the 3x3 convolutions
     batch_norm: bool = False  # True: plain convolutions, each followed by batch normalization
 
 
 class GELU(nn.Module):
-    """The exact GELU times gamma, its activation gain: N(0, 1) in, variance 1 out (section 3)."""
+    """The exact GELU times its gain gamma (section 3), so that N(0, 1) in gives variance 1 out."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.gelu(x) * 1.7015043497085571
 
 
 class WSConv2d(nn.Conv2d):
-    """Scaled weight standardization: convolution by standardize(weight) * gain, one gain for each unit."""
+    """A convolution with the weight standardize(weight) * gain, one gain per output unit."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.gain = nn.Parameter(torch.ones(self.out_channels))  # a vector: no rule by shape decays it
+        self.gain = nn.Parameter(torch.ones(self.out_channels))  # a vector, so it does not decay
 
-    def forward(self, x):
-        # in fp32 under autocast too, which rounds the finished weight on its way into the convolution
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # this stays in fp32 under autocast, which rounds only the finished weight
         weight = standardize(self.weight) * self.gain.view(-1, 1, 1, 1)
         return self._conv_forward(x, weight, self.bias)
 
 
-def conv(config, c_in, c_out, kernel=1, stride=1, groups=1):
+def conv(config: NFNetConfig, c_in: int, c_out: int, kernel: int = 1, stride: int = 1,
+         groups: int = 1) -> nn.Module:
     """
-    A convolution of this network. With batch_norm it is a plain one with the norm behind it, in place of
-    standardization and its gain. report: 68.49M parameters, and no word on where the norms are. here: the
-    convolution keeps its bias, though the norm subtracts it again, because without it the count is 68.44M.
+    A convolution of this network. With batch_norm, it is a plain one with the norm after it, and there is no
+    standardization or gain. The report does not say where the norms are. It counts 68.49M parameters, so our
+    plain convolution keeps its bias, although the norm subtracts it again (without it: 68.44M).
     """
     kwargs = dict(stride=stride, padding=kernel // 2, groups=groups)
     if config.batch_norm:
@@ -80,31 +85,33 @@ def conv(config, c_in, c_out, kernel=1, stride=1, groups=1):
 
 
 class SqueezeExcite(nn.Module):
-    """Each channel times 2 sigmoid(W_2 relu(W_1 mean)); the 2 makes up for the sigmoid, 1/2 at the start."""
+    """Each channel times 2 sigmoid(W_2 relu(W_1 mean)). The 2 makes up for the sigmoid's 1/2 at the start."""
 
-    def __init__(self, C, ratio):
+    def __init__(self, C: int, ratio: float):
         super().__init__()
         self.fc1 = nn.Linear(C, max(1, int(C * ratio)))
         self.fc2 = nn.Linear(self.fc1.out_features, C)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate = 2 * self.fc2(F.relu(self.fc1(x.mean((2, 3))))).sigmoid()  # (B, C)
         return x * gate[:, :, None, None]
 
 
 class Block(nn.Module):
-    """Bottleneck with two 3x3 convolutions (section 5), (B, c_in, H, W) to (B, c_out, H/stride, W/stride)."""
+    """Bottleneck with two 3x3 convolutions (section 5): (B, c_in, H, W) to (B, c_out, H/stride, W/stride)."""
 
-    def __init__(self, config, c_in, c_out, stride, beta, drop_path):
+    def __init__(self, config: NFNetConfig, c_in: int, c_out: int, stride: int, beta: float,
+                 drop_path: float):
         super().__init__()
         width = c_out // 2
         if width % config.group_size:
-            raise ValueError(f'group_size={config.group_size} does not divide {width}, half of width {c_out}')
+            raise ValueError(f'group_size={config.group_size} does not divide {width}, half of width '
+                             f'{c_out}. Use a group_size that divides half of every width.')
         groups = width // config.group_size
         self.alpha, self.beta = config.alpha, beta
         self.transition = stride > 1 or c_in != c_out
         self.gelu = GELU()
-        if self.transition:  # an odd last row or column is averaged over what there is
+        if self.transition:  # the average of an odd last row or column leaves out the padding
             self.shortcut = nn.Sequential(nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False),
                                           conv(config, c_in, c_out))
         self.branch = nn.Sequential(
@@ -115,7 +122,7 @@ class Block(nn.Module):
             DropPath(drop_path) if drop_path > 0 else nn.Identity())
         self.skip_gain = nn.Parameter(torch.zeros(()))  # SkipInit: at the start a block is its shortcut
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         a = self.gelu(x) / self.beta
         shortcut = self.shortcut(a) if self.transition else x
         return shortcut + self.alpha * self.skip_gain * self.branch(a)
@@ -123,16 +130,16 @@ class Block(nn.Module):
 
 class NFNet(nn.Module):
     """
-    forward(images) gives logits: images (B, 3, H, W), logits (B, n_classes). At 10 classes it has 68,447,014
-    parameters, 68,491,926 with batch_norm (the report's 68.44M and 68.49M, cut off after two digits); alpha,
-    beta and SkipInit are the same in both.
+    forward(images) gives logits: images (B, 3, H, W), logits (B, n_classes). With 10 classes it has
+    68,447,014 parameters, and 68,491,926 with batch_norm. The report's 68.44M and 68.49M are these, cut off
+    after two digits. alpha, beta and SkipInit are the same in both.
 
-    At the start weights are N(0, 1/N), the head's N(0, 0.01^2), biases 0, gains 1 and SkipInit's 0. authors'
-    code: cuts squeeze-excite's weights at two deviations, and does not rescale branches that stochastic depth
-    keeps. here: no cut, and DropPath divides by 1 - p, so that training and evaluation have one mean.
+    At the start weights are N(0, 1/N), the head's N(0, 0.01^2), biases 0, gains 1 and SkipInit's gains 0. The
+    authors' code cuts squeeze-excite's weights at two deviations; we do not. It does not rescale the branches
+    that stochastic depth keeps; our DropPath divides them by 1 - p, so that the mean is that of evaluation.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: NFNetConfig):
         super().__init__()
         self.config = config
         stem = (3, 16, 32, 64, config.widths[0] // 2)
@@ -158,17 +165,17 @@ class NFNet(nn.Module):
         self.init_weights()
 
     @torch.no_grad()
-    def init_weights(self):
+    def init_weights(self) -> None:
         for m in self.modules():
             if isinstance(m, (nn.Conv2d, nn.Linear)):
                 nn.init.normal_(m.weight, std=0.01 if m is self.head else m.weight[0].numel() ** -0.5)
                 nn.init.zeros_(m.bias)
 
-    def no_weight_decay(self):
-        """Names that a rule by shape would decay: none, as all gains and biases are vectors or scalars."""
+    def no_weight_decay(self) -> set[str]:
+        """No name: all gains and biases are vectors or scalars, which do not decay anyway."""
         return set()
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.stem(images)
         for stage in self.stages:
             x = stage(x)  # (B, C, H / 4, W / 4), then 8, 16 and 32
@@ -178,17 +185,17 @@ class NFNet(nn.Module):
 
 class BatchNormStatistics:
     """
-    The running statistics of batch normalization, which every forward pass changes. keep() copies them at the start of
-    an update: a checkpoint holds the weights before the update, so it must hold the statistics before it too (saved).
+    The running statistics of batch normalization, which every forward pass in training changes. A checkpoint
+    holds the weights before an update, so it needs the statistics before that update too: keep() copies them.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: nn.Module):
         self.buffers = {k: v for k, v in model.named_buffers() if 'running_' in k or 'num_batches' in k}
         self.keep()
 
-    def keep(self):
+    def keep(self) -> None:
         self.saved = {k: v.clone() for k, v in self.buffers.items()}
 
-    def restore(self):
+    def restore(self) -> None:
         for k, v in self.saved.items():
             self.buffers[k].copy_(v)

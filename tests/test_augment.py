@@ -1,8 +1,6 @@
 """Crops, RandAugment, mixup and cutmix against their definitions."""
 
 import math
-import runpy
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 
 from support import augment
-from tests.common import ROOT, noise_picture, smooth_picture, stream
+from tests.common import finish, noise_picture, python, smooth_picture, stream
 
 
 def test_rand_augment_arguments_at_magnitude_9():
@@ -250,12 +248,14 @@ def test_mixed_loss_is_soft_target_cross_entropy():
                                   lam).item() == pytest.approx(wanted.item(), abs=1e-6)
 
 
-def test_page_of_augmented_pictures(tmp_path, monkeypatch):
+def test_page_of_augmented_pictures(tmp_path):
+    line = ['-m', 'support.augment', tmp_path, tmp_path / 'page.png']  # as the docstring says
+    assert 'at least 6 pictures (jpg, jpeg, png), not 0' in finish(python(*line), 1)[1]
     for i in range(6):
         smooth_picture(40, 30, i).save(tmp_path / f'{i}.png')
-    monkeypatch.setattr(sys, 'argv', ['augment.py', str(tmp_path), str(tmp_path / 'page.png')])
-    runpy.run_path(str(ROOT / 'augment.py'), run_name='__main__')
-    assert Image.open(tmp_path / 'page.png').size == (8 * 114, 6 * 114)
-    monkeypatch.setattr(sys, 'argv', ['augment.py'])
-    with pytest.raises(SystemExit, match='at least 6 pictures'):
-        runpy.run_path(str(ROOT / 'augment.py'), run_name='__main__')
+    finish(python(*line))
+    sheet = Image.open(tmp_path / 'page.png').convert('RGB')
+    assert sheet.size == (8 * 114, 6 * 114)
+    for i in range(6):  # each row begins with its picture, in 256 colours for the whole page
+        got = np.asarray(sheet)[114 * i:114 * i + 112, :112].astype(int)
+        assert abs(got - np.asarray(augment.eval_crop(smooth_picture(40, 30, i), 112))).mean() < 20, i

@@ -72,5 +72,5 @@ def test_split_batch():
     assert split_batch(480, 16, 8) == (15, 4)
     assert split_batch(480, 30, 16) == (30, 1)
     assert split_batch(2, 16, 1) == (2, 1)
-    with pytest.raises(SystemExit, match='global_batch_size=10 does not divide over 4 processes'):
+    with pytest.raises(SystemExit, match='size=10 does not divide over 4 processes. Set .* multiple of 4.$'):
         split_batch(10, 16, 4)

@@ -263,7 +263,7 @@ MISTAKES = [
     ('gradients --runs=out/val', 'has no checkpoints that were kept (ckpt_000500.pt): train with'),
     ('gradients --runs=out/torn', 'out/torn/ckpt_000001.pt is not a whole checkpoint'),
     ('gradients', 'cannot read results/gradients.jsonl (No such file or directory): measure them'),
-    ('gradients --runs=out/nodata', 'there is no data set in data/nowhere: make it with'),
+    ('gradients --runs=out/nodata', 'There is no data set in data/nowhere. Make it with'),
     ('gradients --runs=out/val --tail=0.9', 'tail=0.9 is out of range: use a smaller one'),
     ('gradients --runs=out/val --batches=0', 'batches=0 is out of range: use a larger one'),
     ('grid', 'which study? write --study=NAME'),

@@ -1,17 +1,21 @@
-"""Data sets from the Hugging Face Hub: as much of one as a download needs, on this machine."""
+"""Data sets and weights from the Hugging Face Hub: as much of one as a download needs, on this machine."""
 
 import hashlib
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from support.checkpoint import load_checkpoint
 from tests.common import (
     NOBODY,
+    ROOT,
     TEXTS,
     end_prepare,
+    finish,
     image_table,
     load_images,
     nanogpt_split,
@@ -20,6 +24,7 @@ from tests.common import (
     prepare,
     prepare_images,
     prepared,
+    python,
     start_prepare,
 )
 
@@ -214,3 +219,83 @@ def test_sets_on_the_hub(tmp_path, hub):
     said = prepare_images(tmp_path / 'no', 'cifar100', code=1, env=env | {'HF_ENDPOINT': NOBODY})
     assert 'could not be downloaded from the Hub' in said
     assert 'Traceback' not in said
+
+
+# -----------------------------------------------------------------------------
+# weights
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def export_weights(tmp_path, name, hub, code=0, **env):
+    """sample.py with the weights of that name; none are here, and the cache is in tmp_path."""
+    process = python(ROOT / 'sample.py', f'--init_from={name}', f'--export={tmp_path}/{name.replace("/", "-")}',
+                     '--device=cpu', cwd=tmp_path, env={'HF_HOME': str(tmp_path / 'hf'), 'HF_ENDPOINT': hub, **env})
+    out, err = finish(process, code)
+    assert 'Traceback' not in err
+    return out if code == 0 else err.replace('\r', '\n').strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_weights_from_the_hub(tmp_path, hub):
+    from tests.test_pretrained import write_gpt2, write_timm
+    hub.sets = {}
+    for name, keys in (('me/tiny', {}), ('openai-community/gpt2', {'n_positions': 8}), ('me/parts', {'shards': 3})):
+        write_gpt2(tmp_path / name, **keys)
+        hub.sets[name] = files_of(tmp_path / name) | {'pytorch_model.bin': b'a pickle', 'README.md': b'hello'}
+    write_timm(tmp_path / 'timm/vit_x.tag')
+    hub.sets['timm/vit_x.tag'] = files_of(tmp_path / 'timm/vit_x.tag')
+    away = tmp_path / 'away'  # where none of these folders lies
+    away.mkdir()
+    for name, repo in (('me/tiny', 'me/tiny'), ('gpt2', 'openai-community/gpt2'), ('me/parts', 'me/parts'),
+                       ('timm/vit_x.tag', 'timm/vit_x.tag')):
+        export_weights(away, name, hub.url)
+        expected, got = (load_checkpoint(str(f))['model'] for f in (tmp_path / repo, away / name.replace('/', '-')))
+        assert expected.keys() == got.keys()
+        assert all((expected[k] == got[k]).all() for k in expected)
+    cached = {path.name for path in (away / 'hf/hub').rglob('snapshots/*/*')}
+    assert 'pytorch_model.bin' not in cached and 'README.md' not in cached
+    for path in away.glob('me-*'):
+        shutil.rmtree(path)
+    export_weights(away, 'me/tiny', NOBODY)  # a second time, the cache has it
+    export_weights(away, 'me/parts', NOBODY, HF_HUB_OFFLINE='1')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name,words', [
+    ('me/a401', ['me/a401 is gated', 'Accept its terms', 'hf auth login']),
+    ('me/a403', ['me/a403 is gated', 'Accept its terms', 'hf auth login']),
+    ('me/a404', ['me/a404 is not a file or folder here', 'not on the Hugging Face Hub', 'spelling']),
+    ('out/dnt_tny', ['out/dnt_tny is not a file or folder here']),
+    ('me/a500', ['answered HTTP 500 for me/a500']),
+    ('me/pickle', ['me/pickle', 'no config.json or no model.safetensors', 'pickles']),
+    ('me/half', ['download of me/half broke off', 'same line']),
+    ('me/lost', ['me/lost', 'no model.safetensors'])])
+def test_the_hub_refuses_weights_in_one_sentence(tmp_path, hub, name, words):
+    from tests.test_pretrained import write_gpt2
+    write_gpt2(tmp_path / 'whole', n_embd=64)
+    write_gpt2(tmp_path / 'parts', shards=2)
+    whole, parts = files_of(tmp_path / 'whole'), files_of(tmp_path / 'parts')
+    hub.sets = {'me/a401': 401, 'me/a403': 403, 'me/a500': 500, 'me/half': whole,
+                'me/pickle': {'config.json': whole['config.json'], 'pytorch_model.bin': b''},
+                'me/lost': {k: v for k, v in parts.items() if k != 'model-00002-of-00002.safetensors'}}
+    if name == 'me/half':
+        hub.broken.add('model.safetensors')
+    sentence = export_weights(tmp_path, name, hub.url, code=1)
+    for word in words:
+        assert word in sentence
+    assert not list(tmp_path.glob('*-*'))
+
+
+@pytest.mark.slow
+def test_without_a_network_weights_say_where_a_folder_would_be_found(tmp_path, hub):
+    from tests.test_pretrained import write_gpt2
+    for env in ({'hub': NOBODY}, {'hub': hub.url, 'HF_HUB_OFFLINE': '1'}):
+        sentence = export_weights(tmp_path, 'gpt2', code=1, **env)
+        assert 'gpt2 is not a file or folder here' in sentence
+        assert 'the Hugging Face Hub cannot be reached' in sentence
+        assert f'put config.json and model.safetensors into {tmp_path}/gpt2.' in sentence
+    write_gpt2(tmp_path / 'gpt2')  # as it says
+    finish(python(ROOT / 'sample.py', '--init_from=gpt2', '--export=out', '--device=cpu', cwd=tmp_path))
+    assert (tmp_path / 'out/model.safetensors').exists()

@@ -264,5 +264,5 @@ def test_nfnet_learns(batch_norm):
 
 
 def test_nfnet_refuses_a_group_size_in_words():
-    with pytest.raises(ValueError, match='group_size=128 does not divide 16, half of width 32'):
+    with pytest.raises(ValueError, match='group_size=128 does not divide 16, half of width 32. Use'):
         NFNet(NFNetConfig(widths=(256, 32, 64, 64)))

@@ -35,7 +35,8 @@ CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.1, momentum=0.
 
 def load_state(opt, state):
     """As a run at iteration 3 of one process resumes."""
-    load_optimizer(opt, SimpleNamespace(iter=3, checkpoint={'optimizer': state}), SimpleNamespace(world_size=1))
+    start = SimpleNamespace(iter=3, checkpoint={'optimizer': state})
+    load_optimizer(opt, start, SimpleNamespace(world_size=1))
 
 
 def small_vit():
@@ -74,8 +75,9 @@ def test_embeddings_are_groups_of_their_own():
 
 
 @pytest.mark.parametrize('words,make,changes', [
-    ('this network has no embeddings', small_nfnet, dict(embed_lr=0.1)),
-    ('Use auto .the same as optimizer., adamw or rownorm', tiny, dict(embed_lr=0.1, embed_optimizer='sgdw'))])
+    ('this network has no embeddings. Use --embed_lr=0.$', small_nfnet, dict(embed_lr=0.1)),
+    ('Set --embed_optimizer to auto .the same as optimizer., adamw or rownorm.$', tiny,
+     dict(embed_lr=0.1, embed_optimizer='sgdw'))])
 def test_embedding_optimizer_refuses_in_words(words, make, changes):
     with pytest.raises(SystemExit, match=words):
         make_optimizer(make(), CONFIG | changes)

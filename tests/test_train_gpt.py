@@ -9,8 +9,6 @@ import torch
 
 from model import GPT, GPTConfig
 from support.normfree import build
-from support.pretrained import load_gpt2
-from test_model import IDX
 from tests.common import final, finish, in_parallel, python, rows, runs_like_one, train, write_tokens
 
 
@@ -96,46 +94,6 @@ def test_weights_of_another_run_and_samples(straight, tokens, tmp_path):
     assert texts[0] == texts[1] != texts[2]
     assert texts[0].count('-' * 80) == 2
     assert all(t.startswith('ab') for t in texts)
-
-
-def test_gpt2_weights_from_a_hugging_face_folder(tmp_path):
-    """A random checkpoint in that format computes the same as the equations with its (in, out) matrices."""
-    from safetensors.torch import save_file
-    rng, C = torch.Generator().manual_seed(0), 16
-    shapes = {'wte.weight': (64, C), 'wpe.weight': (12, C), 'ln_f.weight': (C,), 'ln_f.bias': (C,)}
-    for i in range(2):
-        for name, shape in (('attn.c_attn', (C, 3 * C)), ('attn.c_proj', (C, C)), ('mlp.c_fc', (C, 4 * C)),
-                            ('mlp.c_proj', (4 * C, C))):
-            shapes |= {f'h.{i}.{name}.weight': shape, f'h.{i}.{name}.bias': shape[1:]}
-        shapes |= {f'h.{i}.ln_{j}.{k}': (C,) for j in (1, 2) for k in ('weight', 'bias')}
-        shapes[f'h.{i}.attn.bias'] = (1, 1, 12, 12)  # the causal mask that old files carry
-    hf = {k: torch.randn(shape, generator=rng) for k, shape in shapes.items()}
-    save_file(hf, tmp_path / 'model.safetensors')
-    (tmp_path / 'config.json').write_text(json.dumps({'n_layer': 2, 'n_head': 2, 'n_embd': C,
-                                                      'n_positions': 12, 'vocab_size': 64}))
-    checkpoint = load_gpt2(tmp_path)
-    model = GPT(GPTConfig(**checkpoint['model_args']))
-    model.load_state_dict(checkpoint['model'])
-    x = hf['wte.weight'][IDX] + hf['wpe.weight'][:len(IDX)]
-
-    def ln(x, name):
-        return torch.nn.functional.layer_norm(x, (C,), hf[f'{name}.weight'], hf[f'{name}.bias'])
-
-    def conv1d(x, name):
-        return x @ hf[f'{name}.weight'] + hf[f'{name}.bias']
-
-    for h in ('h.0', 'h.1'):
-        q, k, v = conv1d(ln(x, f'{h}.ln_1'), f'{h}.attn.c_attn').view(-1, 3, 2, 8).permute(1, 2, 0, 3)
-        mask = torch.full((len(IDX), len(IDX)), float('-inf')).triu(1)
-        y = ((q @ k.mT / 8 ** 0.5 + mask).softmax(-1) @ v).transpose(0, 1).reshape(-1, C)
-        x = x + conv1d(y, f'{h}.attn.c_proj')
-        x = x + conv1d(torch.nn.functional.gelu(conv1d(ln(x, f'{h}.ln_2'), f'{h}.mlp.c_fc')),
-                       f'{h}.mlp.c_proj')
-    expected = ln(x, 'ln_f') @ hf['wte.weight'].T
-    torch.testing.assert_close(model(torch.tensor(IDX[None]))[0][0], expected, atol=1e-3, rtol=1e-4)
-    (tmp_path / 'model.safetensors').write_bytes(b'cut short')
-    with pytest.raises(SystemExit, match='is not a GPT-2 folder'):
-        load_gpt2(tmp_path)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
