@@ -154,7 +154,7 @@ def test_commands_are_found():
 @each_page
 def test_names_and_links_exist(page):
     text, scripts = prose(DOCS[page]), [*ROOT.glob('*.py'), *ROOT.glob('experiments/*.py')]
-    known = set(vars(get_args_parser().parse_args(['x.py'])))  # torchrun's own
+    known = {'signal', *vars(get_args_parser().parse_args(['x.py']))}  # of Slurm and of torchrun
     known = known.union(*(keys(path.relative_to(ROOT)) for path in scripts))
     for key in re.findall(r'`--(\w+)=[^`]*`', text):
         assert key in known, f'--{key}'
