@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
 from tests.common import ROOT, finish, in_parallel, python
 
@@ -153,7 +154,8 @@ def test_commands_are_found():
 @each_page
 def test_names_and_links_exist(page):
     text, scripts = prose(DOCS[page]), [*ROOT.glob('*.py'), *ROOT.glob('experiments/*.py')]
-    known = set().union(*(keys(path.relative_to(ROOT)) for path in scripts))
+    known = {'signal', *vars(get_args_parser().parse_args(['x.py']))}  # of Slurm and of torchrun
+    known = known.union(*(keys(path.relative_to(ROOT)) for path in scripts))
     for key in re.findall(r'`--(\w+)=[^`]*`', text):
         assert key in known, f'--{key}'
     for name in re.findall(r'`([\w/.]*\w\.(?:py|md))`', text):
