@@ -50,8 +50,8 @@ def download(repo, name):
     except errors.LocalEntryNotFoundError as e:
         status = getattr(getattr(e.__cause__, 'response', None), 'status_code', None)
         why = f'answers HTTP {status}' if status else 'cannot be reached'
-        fail(f'{unknown}, {repo} is not in the cache {constants.HF_HUB_CACHE}, and the Hugging Face Hub {why}. '
-             f'Check the network, or put config.json and {SINGLE} into {os.path.abspath(name)}.')
+        fail(f'{unknown}, {repo} is not in the cache {constants.HF_HUB_CACHE}, and the Hugging Face Hub '
+             f'{why}. Check the network, or put config.json and {SINGLE} into {os.path.abspath(name)}.')
     except errors.EntryNotFoundError:
         fail(f'{repo} on the Hugging Face Hub has no config.json or no {SINGLE}. Use a repository with both; '
              'pickles (pytorch_model.bin) are not opened.')
