@@ -47,9 +47,11 @@ def download(repo, name):
             for file in parts(hf_hub_download(repo, INDEX)):
                 hf_hub_download(repo, file)
         return folder
-    except errors.LocalEntryNotFoundError:
-        fail(f'{unknown}, {repo} is not in the cache {constants.HF_HUB_CACHE}, and the Hugging Face Hub cannot '
-             f'be reached. Check the network, or put config.json and {SINGLE} into {os.path.abspath(name)}.')
+    except errors.LocalEntryNotFoundError as e:
+        status = getattr(getattr(e.__cause__, 'response', None), 'status_code', None)
+        why = f'answers HTTP {status}' if status else 'cannot be reached'
+        fail(f'{unknown}, {repo} is not in the cache {constants.HF_HUB_CACHE}, and the Hugging Face Hub '
+             f'{why}. Check the network, or put config.json and {SINGLE} into {os.path.abspath(name)}.')
     except errors.EntryNotFoundError:
         fail(f'{repo} on the Hugging Face Hub has no config.json or no {SINGLE}. Use a repository with both; '
              'pickles (pytorch_model.bin) are not opened.')
@@ -219,8 +221,8 @@ def from_timm(path, about, tensors):
     if not n_head or width % n_head:
         refuse(f'the number of heads is unknown for a width of {width}')
     args = {'n_layer': n_layer, 'n_head': n_head, 'n_embd': width, 'patch_size': patch,
-            'image_size': grid * patch, 'n_classes': n_classes, 'norm': 'layer', 'norm_eps': 1e-6, 'bias': True,
-            'qkv_bias': 'blocks.0.attn.c_attn.bias' in model, **SETTINGS['S1']}
+            'image_size': grid * patch, 'n_classes': n_classes, 'norm': 'layer', 'norm_eps': 1e-6,
+            'bias': True, 'qkv_bias': 'blocks.0.attn.c_attn.bias' in model, **SETTINGS['S1']}
     labels, pixels = about.get('label_names'), about.get('pretrained_cfg') or about
     named = isinstance(labels, list) and len(labels) == n_classes
     data = {'classes': labels if named else unnamed_classes(n_classes), 'layout': 'jpeg',
@@ -249,9 +251,8 @@ def resize_positions(positions, grid):
 
 def take_pixels(model, then, now):
     """
-    The patch embedding was trained on pixels with the mean and std of then, and will read pixels with those of
-    now (two meta.json). A linear layer can take over the difference, so that the network computes the same from a
-    picture.
+    The patch embedding was trained on pixels with the mean and std of then, and will read pixels with those
+    of now (two meta.json). A linear layer can take over the difference, so the network computes the same.
     """
     mean, new_mean = (torch.tensor(data['mean']).view(3, 1, 1) for data in (then, now))
     std, new_std = (torch.tensor(data['std']).clamp(min=1 / 255).view(3, 1, 1) for data in (then, now))
@@ -264,8 +265,8 @@ def take_pixels(model, then, now):
 
 def export(checkpoint: dict, folder: str) -> str:
     """
-    Write the weights of a checkpoint as model.safetensors with a config.json: a GPT of setting S1 with LayerNorm
-    as the GPT-2 of Hugging Face, any other network under our own names. Returns the kind in words.
+    Write the weights of a checkpoint as model.safetensors with a config.json: a GPT of setting S1 with
+    LayerNorm as the GPT-2 of Hugging Face, any other network under our own names. Returns the kind in words.
     """
     from safetensors.torch import save_file
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):

@@ -17,7 +17,8 @@ from support.normfree import build
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {path.stem: path for path in sorted((ROOT / 'config').glob('[!_]*.py'))}
-IMAGES = [name for name in CONFIGS if name.split('_')[0] in ('vdnt', 'vit', 'nft', 'nfnet') or name == 'finetune_vit']
+IMAGES = [name for name in CONFIGS
+          if name.split('_')[0] in ('vdnt', 'vit', 'nft', 'nfnet') or name == 'finetune_vit']
 FINETUNE = ['finetune_gpt2', 'finetune_vit']
 NORMS = tuple(SETTINGS['S5'])
 
@@ -56,7 +57,8 @@ def base_of(path):
 
 def test_there_are_31_configs_of_six_families_and_two_for_fine_tuning():
     bases = [name for name, path in CONFIGS.items() if base_of(path) is None]
-    assert bases == ['dnt_small', 'dnt_tiny', *FINETUNE, 'nfnet_cifar10', 'nft_cifar10', 'vdnt_cifar10', 'vdnt_large']
+    assert bases == ['dnt_small', 'dnt_tiny', *FINETUNE,
+                     'nfnet_cifar10', 'nft_cifar10', 'vdnt_cifar10', 'vdnt_large']
     assert len(CONFIGS) == 33 and (ROOT / 'config/__init__.py').read_text() == ''
 
 
@@ -90,7 +92,8 @@ def test_variant_inherits_one_level_and_states_what_differs(name):
     assert assigned(path) <= assigned(CONFIGS[base])
 
 
-@pytest.mark.parametrize('name,weights', zip(FINETUNE, ('gpt2', 'timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k')))
+@pytest.mark.parametrize('name,weights', [
+    ('finetune_gpt2', 'gpt2'), ('finetune_vit', 'timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k')])
 def test_a_config_for_fine_tuning_leaves_the_network_to_its_weights(name, weights):
     """What it would state, a resumed run would compare with the checkpoint."""
     network = {f.name for f in fields(ViTConfig if name in IMAGES else GPTConfig)} | {'setting'}

@@ -229,7 +229,7 @@ def files_of(folder):
 
 def fetch_weights(name, url, folder, monkeypatch, offline=False):
     """load_checkpoint() of a name from a Hub at that address, called in a folder; the cache is in it too."""
-    constants = pytest.importorskip('huggingface_hub').constants
+    constants = pytest.importorskip('huggingface_hub.constants')
     template = '/'.join((url, '{repo_id}/resolve/{revision}/{filename}'))
     for key, value in (('ENDPOINT', url), ('HUGGINGFACE_CO_URL_TEMPLATE', template), ('HF_HUB_OFFLINE', offline),
                        ('HF_HUB_CACHE', str(folder / 'cache'))):
@@ -264,7 +264,7 @@ def test_weights_from_the_hub(tmp_path, hub, monkeypatch):
     ('me/a403', ['me/a403 is gated', 'Accept its terms', 'hf auth login']),
     ('me/a404', ['me/a404 is not a file or folder here', 'not on the Hugging Face Hub', 'spelling']),
     ('out/dnt_tny', ['out/dnt_tny is not a file or folder here']),
-    ('me/a500', ['answered HTTP 500 for me/a500']),
+    ('me/a500', ['me/a500', 'the Hugging Face Hub answers HTTP 500']),
     ('me/pickle', ['me/pickle', 'no config.json or no model.safetensors', 'pickles']),
     ('me/half', ['download of me/half broke off', 'same line']),
     ('me/lost', ['me/lost', 'no model.safetensors']),

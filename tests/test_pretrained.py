@@ -247,7 +247,8 @@ def test_sample_continues_a_prompt_with_gpt2(tmp_path):
 # -----------------------------------------------------------------------------
 # ViT as timm defines it
 
-def write_timm(folder, n_classes=6, qkv_bias=True, size=16, patch=4, width=64, layers=2, config=True, extra=(), **keys):
+def write_timm(folder, n_classes=6, qkv_bias=True, size=16, patch=4, width=64, layers=2, config=True,
+               extra=(), **keys):
     """A random plain ViT in timm's format. -> its tensors"""
     rng, C, n = torch.Generator().manual_seed(0), width, (size // patch) ** 2
     shapes = {'cls_token': (1, 1, C), 'pos_embed': (1, 1 + n, C), 'patch_embed.proj.weight': (C, 3, patch, patch),
@@ -297,7 +298,7 @@ def vit_logits(tensors, images, heads=1):
     m = bicubic(old, grid)
     square = torch.einsum('ai,bj,ijc->abc', m, m, w['pos_embed'][0, 1:].view(old, old, C))
     x = torch.cat((w['cls_token'].expand(B, 1, C) + w['pos_embed'][:, :1], x + square.reshape(1, -1, C)), dim=1)
-    for b in sorted({int(k.split('.')[1]) for k in w if k.startswith('blocks')}):
+    for b in sorted({k.split('.')[1] for k in w if k.startswith('blocks')}, key=int):
         b = f'blocks.{b}'
         q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in linear(ln(x, f'{b}.norm1'),
                                                                               f'{b}.attn.qkv').chunk(3, dim=2))
