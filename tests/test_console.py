@@ -49,7 +49,7 @@ def test_the_time_left_includes_the_evaluations_to_come(env, clock):
         r.updates += 1
         if iter_num % 40 == 0:
             r.train(iter_num, 2.0, 0.1, 1.0)
-    # after update 0: 94 updates of 1 s and 10 evaluations of 5 s (at 10, 20, ... 90 and 95); after 40: 54 and 6
+    # after update 0: 94 updates of 1 s and 10 evaluations of 5 s (10, 20, ... 90 and 95); after 40: 54 and 6
     assert [line.split(' | ')[-1] for line in env.said] == ['2m24s left', '1m24s left']
     assert [row['tokens_per_s'] for row in log] == [64, 64]  # speeds leave evaluations out
 
@@ -176,8 +176,9 @@ def test_a_checkpoint_brings_its_network(straight, seen, tokens, arrays, tmp_pat
 
     best = min(row['loss'] for row in rows(straight) if row['split'] == 'val' and row['iter'])
     for name in ('eval', 'agrees', 'file', 'other config'):
-        assert code[name] == 0
-        assert said[name].splitlines()[-1] == f'val loss {best} nats per token', name
+        assert code[name] == 0, name
+        loss = said[name].splitlines()[-1].removeprefix('val loss ').removesuffix(' nats per token')
+        assert float(loss) == pytest.approx(best, abs=1e-6)  # other micro batches, other rounding
     path = f'{straight}/best.pt'
     assert code['other layers'] == f'{path} was made with n_layer=2, now it is 3: leave out what differs.'
     assert code['other setting'] == f'{path} was trained with setting=S5, not S1. Leave --setting out.'
@@ -238,8 +239,8 @@ def test_samples_show_what_the_terminal_cannot(straight):
 
 def test_a_closed_pipe_and_an_accent_on_an_ascii_terminal(tokens, tmp_path):
     out = tmp_path / 'café'
-    line = [sys.executable, 'train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}']
-    said = subprocess.run(f'{" ".join(line)} | head -2', shell=True, cwd=ROOT, capture_output=True, timeout=120,
+    line = [sys.executable, 'train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', '| head -2']
+    said = subprocess.run(' '.join(line), shell=True, cwd=ROOT, capture_output=True, timeout=120,
                           env=os.environ | {'PYTHONIOENCODING': 'ascii'})
     first, second = said.stdout.decode('ascii').splitlines()
     assert first.endswith(r'caf\xe9')
@@ -259,8 +260,8 @@ def test_an_out_dir_that_is_not_valid_utf8(tokens, tmp_path):
 
 
 @pytest.mark.parametrize('left,words', [
-    ({'WORLD_SIZE': '2'}, 'RANK and LOCAL_RANK and MASTER_ADDR and MASTER_PORT missing. Start several processes '
-                          'with torchrun; for a single one: unset RANK LOCAL_RANK WORLD_SIZE'),
+    ({'WORLD_SIZE': '2'}, 'RANK and LOCAL_RANK and MASTER_ADDR and MASTER_PORT missing. Start several '
+                          'processes with torchrun; for a single one: unset RANK LOCAL_RANK WORLD_SIZE'),
     ({'LOCAL_RANK': '1'}, '--lrr=1: unknown key lrr.')], ids=str)
 def test_variables_of_torchrun_that_are_left_over(tokens, tmp_path, left, words):
     flags = ['--lrr=1'] if 'LOCAL_RANK' in left else [f'--out_dir={tmp_path}']

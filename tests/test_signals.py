@@ -82,7 +82,7 @@ def resumed_like_straight(tokens, tmp_path, torchrun=0):
     assert_same_run(tmp_path / 'out', tmp_path / 'straight')
 
 
-# calls before the loop: 1. An update of one process has 4 micro batches, of two 2; an evaluation 8 windows, or 4
+# calls before the loop: 1. An update of one process has 4 micro batches, of two 2; an evaluation has 8, or 4
 MOMENTS = {  # kind, number, iteration; then whether the run has two processes
     'mid-accumulation': ('train', 1 + 2 * 4 + 2, 2, 0),
     'evaluation': ('val', 8 + 2, 4, 0),
@@ -137,8 +137,9 @@ def test_a_resumed_run_that_makes_no_update_leaves_its_checkpoint(tokens, tmp_pa
         said = stopped(tokens, tmp_path, 'train', 1 + 1, signal.SIGTERM)
     finally:
         FLAGS.pop()
-    assert said.splitlines()[-1] == (f'stopped by a signal at iteration 2. No update was made, and '
-                                     f'{tmp_path}/out/ckpt.pt is as it was. Continue with --init_from=resume.')
+    assert said.splitlines()[-1] == (
+        f'stopped by a signal at iteration 2. No update was made, and {tmp_path}/out/ckpt.pt is as it was. '
+        'Continue with --init_from=resume.')
     assert (tmp_path / 'out/ckpt.pt').read_bytes() == before
 
 
@@ -148,7 +149,7 @@ def test_a_second_signal_quits_without_saving(tokens, tmp_path, torchrun):
     process, _ = paused(tokens, tmp_path, 'train', 1 + 2 * (2 if torchrun else 4) + 1, torchrun)
     process.send_signal(signal.SIGINT)
     assert hear(process, STOPPING).count(STOPPING) == 1  # rank 0 speaks for all
-    time.sleep(3.2 if torchrun else 0)  # within three seconds it is the same signal, which torchrun has passed on
+    time.sleep(3.2 if torchrun else 0)  # within three seconds it counts as one that torchrun has passed on
     process.send_signal(signal.SIGINT)
     _, err = finish(process, 1 if torchrun else 130)
     assert err.count('quit without saving') == 1
