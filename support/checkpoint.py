@@ -1,6 +1,6 @@
 """
-out_dir: config.json, log.jsonl and the checkpoints of a run, and the rules by which a run begins from a checkpoint.
-Nothing is ever half written: we write beside a file, then rename.
+out_dir: config.json, log.jsonl and the checkpoints of a run, and the rules by which a run begins from a
+checkpoint. Nothing is ever half written: we write beside a file, then rename.
 """
 
 import json
@@ -72,8 +72,8 @@ def find_checkpoint(path):
 
 def load_checkpoint(path: str) -> dict:
     """
-    The dict of a checkpoint file, on the CPU, not read before it is used. A folder or a safetensors file holds
-    weights that other projects made. Ends with one sentence where it is none of these.
+    The dict of a checkpoint file, on the CPU, not read before it is used. A folder or a safetensors file
+    holds weights that other projects made. Ends with one sentence where it is none of these.
     """
     if os.path.isdir(path) or str(path).endswith('.safetensors'):
         return pretrained.load(str(path))
@@ -93,9 +93,9 @@ def load_checkpoint(path: str) -> dict:
 
 class Run:
     """
-    The out_dir of this run, opened on every rank: config.json is written, what is to be overwritten is gone, and
-    the log is cut where the run starts. evaluated: the log already has the evaluation of start_iter. saved_iter:
-    the iteration of the last good checkpoint, 0 where there is none.
+    The out_dir of this run, opened on every rank: config.json is written, what is to be overwritten is gone,
+    and the log is cut where the run starts. evaluated: the log already has the evaluation of start_iter.
+    saved_iter: the iteration of the last good checkpoint, 0 where there is none.
     """
 
     def __init__(self, config, env, start_iter, signals):
@@ -142,8 +142,9 @@ class Run:
 
     def save(self, names, **state):
         """
-        Write a plain dict of tensors and Python values, which torch.load(weights_only=True) opens, under each name.
-        It is written once; the other names are links to it, or copies where the file system has no links.
+        Write a plain dict of tensors and Python values, which torch.load(weights_only=True) opens, under each
+        name. It is written once; the other names are links to it, or copies where the file system has no
+        links.
         """
         first = os.path.join(self.out_dir, names[0])
 
@@ -198,11 +199,11 @@ def git_commit():
 
 def begin(config: dict, env) -> SimpleNamespace:
     """
-    Where this run begins: path and checkpoint (a dict; None from scratch) that init_from names, resume (whether it
-    continues that run), iter, best (its best metric) and say. The weights are not loaded yet.
+    Where this run begins: path and checkpoint (a dict; None from scratch) that init_from names, resume
+    (whether it continues that run), iter, best (its best metric) and say. The weights are not loaded yet.
 
-    The network comes from the checkpoint: config gets its values. What the command line states must agree with
-    them; where a run resumes, what a config file states must agree too.
+    The network comes from the checkpoint: config gets its values. What the command line states must agree
+    with them; where a run resumes, what a config file states must agree too.
     """
     out_dir, init_from, only_reads = config['out_dir'], config['init_from'], reads_only(config)
     refuse_to_overwrite(out_dir, init_from, config['overwrite'], only_reads)

@@ -29,8 +29,8 @@ TORCHRUN = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic: bool,
           n_embd: int = 1024) -> SimpleNamespace:
     """
-    Join the other processes (under torchrun) and settle device, precision and compile, where 'auto' chooses: bfloat16
-    for instance where the device has it in hardware, on a CPU from a width (n_embd) of 256 on.
+    Join the other processes (under torchrun) and settle device, precision and compile, where 'auto' chooses:
+    bfloat16 for instance where the device has it in hardware, on a CPU from a width (n_embd) of 256 on.
     Returns a namespace: rank, world_size, master (rank 0), device, device_type, dtype (a name), autocast (a
     context), compile (a bool), saves (whether a run has begun), say (print on rank 0).
     """
@@ -49,8 +49,9 @@ def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic
             print('compile is off, because Triton is missing or does not support this GPU')
 
     if device_type == 'cpu' and sys.platform == 'linux':
-        # glibc returns the memory of large tensors to the kernel, which clears it again for the next step: a seventh
-        # of a step at 124M. M_MMAP_MAX (-4) and M_TRIM_THRESHOLD (-1, malloc.h) make it keep what it has
+        # glibc returns the memory of large tensors to the kernel, which clears it again for the next step: a
+        # seventh of a step at 124M. M_MMAP_MAX (-4) and M_TRIM_THRESHOLD (-1, malloc.h) make it keep what it
+        # has
         libc = ctypes.CDLL(None)
         if hasattr(libc, 'mallopt'):  # musl has none
             libc.mallopt(-4, 0)  # no tensor gets a mapping of its own
@@ -110,8 +111,8 @@ def choose_dtype(dtype, device_type, n_embd):
     if device_type == 'cuda':
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # on a Mac, fp32 is the safe choice; --dtype=bfloat16 is there to try. On a CPU, small matrices gain less than the
-        # casts cost
+        # on a Mac, fp32 is the safe choice; --dtype=bfloat16 is there to try. On a CPU, small matrices gain
+        # less than the casts cost
         avx512, amx = torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported
         bf16 = device_type == 'cpu' and n_embd >= 256 and (avx512() or amx())
     if dtype == 'auto':
@@ -136,8 +137,8 @@ def catch_signals(env) -> list[int]:
     stop; a second signal ends it without saving. While there is nothing to save (env.saves is False: the
     script reads data, compiles or only evaluates), the first signal ends it.
 
-    A thread listens, because Python's own handlers wait until the main thread returns from C++, and a backward
-    pass on a CPU can take minutes.
+    A thread listens, because Python's own handlers wait until the main thread returns from C++, and a
+    backward pass on a CPU can take minutes.
     """
     caught, (read, write) = [], os.pipe()
     under_torchrun, first = 'TORCHELASTIC_RUN_ID' in os.environ, 0.0
@@ -176,8 +177,8 @@ def catch_signals(env) -> list[int]:
 
 def stop_asked(signals, env):
     """
-    Whether all processes should stop now. On several GPUs it is False until the end of an update, because asking
-    costs a wait for the device; one update is short there.
+    Whether all processes should stop now. On several GPUs it is False until the end of an update, because
+    asking costs a wait for the device; one update is short there.
     """
     return env.device_type != 'cuda' and all_sum([len(signals)], env)[0] > 0 if env.world_size > 1 \
         else len(signals) > 0
@@ -224,8 +225,8 @@ def leave(code: int, env):
     if env.world_size > 1:
         dist.barrier()  # nobody goes while rank 0 still writes, because torchrun would end it
         dist.destroy_process_group()
-        # DDP still holds the group. A thread of gloo that frees a tensor while Python shuts down aborts the process
-        # (pytorch#190489), so we run what is registered for the exit and skip Python's own shutdown
+        # DDP still holds the group. A thread of gloo that frees a tensor while Python shuts down aborts the
+        # process (pytorch#190489), so we run what is registered for the exit and skip Python's own shutdown
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

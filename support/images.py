@@ -1,6 +1,6 @@
 """
-A prepared set of pictures: meta.json and the arrays or JPEGs of data/NAME, checked when they are opened; and the loader
-of JPEGs.
+A prepared set of pictures: meta.json and the arrays or JPEGs of data/NAME, checked when they are opened; and
+the loader of JPEGs.
 """
 
 import io
@@ -22,8 +22,9 @@ from support.tokens import data_folder
 
 class Images:
     """
-    The pictures of a data set on disk. meta is its meta.json. split('train') gives (pictures, labels): pictures are
-    uint8 (N, H, W, 3) on the device (layout 'arrays') or offsets into the .bin file (layout 'jpeg'), labels int64 (N,).
+    The pictures of a data set on disk. meta is its meta.json. split('train') gives (pictures, labels):
+    pictures are uint8 (N, H, W, 3) on the device (layout 'arrays') or offsets into the .bin file (layout
+    'jpeg'), labels int64 (N,).
     """
 
     def __init__(self, dataset, config, env, meta=None):
@@ -96,8 +97,8 @@ class Images:
         if workers < 0:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
             workers = max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))) if sys.platform == 'linux' else 0
-        # workers have process groups of their own: a signal to the whole group (torchrun's, Ctrl-C) would end them
-        # before the run is saved
+        # workers have process groups of their own: a signal to the whole group (torchrun's, Ctrl-C) would end
+        # them before the run is saved
         loader = DataLoader(Jpegs(self, split), batch_sampler=batches, num_workers=workers,
                             pin_memory=self.env.device_type == 'cuda',
                             multiprocessing_context='fork' if workers else None,

@@ -34,8 +34,9 @@ def duration(seconds):
 
 class Report:
     """
-    The lines and rows of a run. unit: 'tokens' or 'images', per_iter of them per update. flops: floating-point
-    operations for each, None where unknown. Speeds leave out the time for evaluations; the time left includes it.
+    The lines and rows of a run. unit: 'tokens' or 'images', per_iter of them per update. flops:
+    floating-point operations for each, None where unknown. Speeds leave out the time for evaluations; the
+    time left includes it.
     """
 
     def __init__(self, run, env, max_iters, eval_interval, unit, per_iter, flops=None, iters_per_epoch=None):
@@ -92,7 +93,8 @@ class Report:
 
 def progress(items, what, env):
     """
-    The items of an evaluation. One that takes longer than a second says what it reads, and a terminal shows a bar.
+    The items of an evaluation. One that takes longer than a second says what it reads, and a terminal shows a
+    bar.
     """
     begin, told = time.time(), False
     for item in tqdm(items, f'evaluating on {what}', delay=1, leave=False,
