@@ -248,6 +248,7 @@ def test_mixed_loss_is_soft_target_cross_entropy():
                                   lam).item() == pytest.approx(wanted.item(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_page_of_augmented_pictures(tmp_path):
     line = ['-m', 'support.augment', tmp_path, tmp_path / 'page.png']  # as the docstring says
     assert 'at least 6 pictures (jpg, jpeg, png), not 0' in finish(python(*line), 1)[1]

@@ -69,7 +69,7 @@ def test_a_long_evaluation_says_what_it_reads(env, clock):
 def test_a_short_run_is_told_how_to_keep_its_share_of_warmup(env):
     config = configure(defaults('train_gpt.py'), [str(ROOT / 'config/dnt_tiny.py'), '--max_iters=400'])
     warn_of_warmup(config['warmup_iters'], 400, replaced.get('max_iters', 0), env)
-    assert env.said == ['The warmup (1350 updates) is as long as the run (400), so the learning rate does '
+    assert env.said == ['The warmup (1350 updates) is not shorter than the run (400), so the learning rate does '
                         'not reach its peak. Use --warmup_iters=120.']
     data = SimpleNamespace(splits=['train'], size=lambda split: 50000, arrays=True, folder='cifar10', env=env)
     for flag, updates, share in (('--max_iters=300', 300, 0.032), ('--epochs=0.5', 781, 0.083)):
@@ -92,7 +92,7 @@ def test_the_files_of_one_iteration_are_one(tmp_path, monkeypatch, env, links):
 
     if not links:
         monkeypatch.setattr(os, 'link', no_links)
-    run = Run({'out_dir': str(tmp_path), 'overwrite': False, 'init_from': 'scratch'}, env, 0)
+    run = Run({'out_dir': str(tmp_path), 'overwrite': False, 'init_from': 'scratch'}, env, 0, [])
     names = ['best.pt', 'ckpt_000002.pt', 'ckpt.pt']
     (tmp_path / 'ckpt.pt.tmp').write_text('of a run that was killed')
     run.save(names, iter=2, model={'w': torch.ones(3)})
@@ -113,6 +113,7 @@ def test_a_folder_stands_for_its_best_checkpoint(tmp_path):
     assert find_checkpoint(str(tmp_path / 'ckpt.pt')) == str(tmp_path / 'ckpt.pt')
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='ru_maxrss is in KiB there')
 def test_a_checkpoint_is_not_read_before_it_is_used(tmp_path):
     code = """
@@ -208,6 +209,7 @@ def sampled(straight, *flags, **kwargs):
     return subprocess.run(line, cwd=ROOT, capture_output=True, timeout=120, **kwargs)
 
 
+@pytest.mark.slow
 def test_samples_come_token_by_token_and_are_those_of_generate(straight, tmp_path):
     """With a prompt that is not valid UTF-8, which keeps its bytes."""
     prompt = b'\xff\xfe caf\xc3\xa9 \xc3'
@@ -237,6 +239,7 @@ def test_samples_show_what_the_terminal_cannot(straight):
 # -----------------------------------------------------------------------------
 # terminals and environments
 
+@pytest.mark.slow
 def test_a_closed_pipe_and_an_accent_on_an_ascii_terminal(tokens, tmp_path):
     out = tmp_path / 'café'
     line = [sys.executable, 'train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', '| head -2']

@@ -215,6 +215,7 @@ def kill_images(at, **config):
     finish(python('-c', KILLED_IMAGES.format(at=at, config=config)), -9)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(tmp_path):
     """kill -9 at the n-th rename: the saves of the state, then meta.json, then the final ones."""
     root = image_folder(tmp_path / 'set', train=150, val=5, size=(100, 90))

@@ -314,6 +314,7 @@ def killed_as_if_never(tmp_path, texts, waits):
     return killed
 
 
+@pytest.mark.slow
 def test_prepare_killed_halfway_then_gives_the_same_bytes(tmp_path):
     assert killed_as_if_never(tmp_path, [f'{text} ' * 4000 for text in TEXTS], [0])
 

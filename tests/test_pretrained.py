@@ -188,6 +188,7 @@ def finetune(text, out, *extra, code=0):
                          '--keep_interval=5', '--ckpt_interval=5', *extra), code)
 
 
+@pytest.mark.slow
 def test_gpt2_is_fine_tuned_and_resumes_without_a_flag_for_its_shape(text, tmp_path):
     hf, tensors = write_gpt2(tmp_path / 'gpt2')
     said, _ = finetune(text, tmp_path / 'run', f'--init_from={tmp_path}/gpt2')
@@ -216,6 +217,7 @@ def test_gpt2_is_fine_tuned_and_resumes_without_a_flag_for_its_shape(text, tmp_p
     assert 'was made with n_embd=16, now it is 32' in said
 
 
+@pytest.mark.slow
 def test_resume_without_a_checkpoint_starts_from_the_weights_of_the_config(text, tmp_path):
     write_gpt2(tmp_path / 'gpt2')
     (tmp_path / 'mine.py').write_text(f'init_from = {str(tmp_path / "gpt2")!r}\n')
@@ -225,6 +227,7 @@ def test_resume_without_a_checkpoint_starts_from_the_weights_of_the_config(text,
     assert final(tmp_path / 'run')['model_args']['n_embd'] == 16
 
 
+@pytest.mark.slow
 def test_gpt2_with_another_tokenizer_is_refused(tokens, tmp_path):
     write_gpt2(tmp_path / 'gpt2', vocab_size=257)
     _, said = train(tokens, tmp_path / 'run', f'--init_from={tmp_path}/gpt2', code=1)
@@ -371,6 +374,7 @@ def reference_loss(tensors, arrays, size, split='val'):
     return F.cross_entropy(logits, torch.from_numpy(labels)).item()
 
 
+@pytest.mark.slow
 def test_a_vit_of_timm_is_evaluated_at_any_size_of_pictures(arrays, tmp_path):
     """8 x 8 pictures at 16 pixels and at 24; the mean and std of the data set are not those of timm."""
     tensors = write_timm(tmp_path / 'timm')
@@ -381,6 +385,7 @@ def test_a_vit_of_timm_is_evaluated_at_any_size_of_pictures(arrays, tmp_path):
         assert f'val loss {reference_loss(tensors, arrays, size):.4f}' in said
 
 
+@pytest.mark.slow
 def test_a_vit_of_timm_gets_a_new_head_learns_resumes_and_predicts(arrays, tmp_path):
     write_timm(tmp_path / 'timm', n_classes=1000)
     said, _ = tune(arrays, tmp_path / 'run', f'--init_from={tmp_path}/timm')
@@ -409,6 +414,7 @@ def test_a_vit_of_timm_gets_a_new_head_learns_resumes_and_predicts(arrays, tmp_p
     assert any(f'a.png: {"abcdef"[i]} {x:.1%}' in said for i, x in ((best, p), (last, q)))
 
 
+@pytest.mark.slow
 def test_a_vit_without_a_head_is_for_fine_tuning_only(arrays, tmp_path):
     write_timm(tmp_path / 'timm', n_classes=0)
     tune(arrays, tmp_path / 'run', f'--init_from={tmp_path}/timm', '--max_iters=1')
@@ -416,6 +422,7 @@ def test_a_vit_without_a_head_is_for_fine_tuning_only(arrays, tmp_path):
     assert 'has no head, so it knows no classes. Fine-tune it' in said
 
 
+@pytest.mark.slow
 def test_our_own_vit_gets_a_new_head_for_other_classes(seen, arrays, tmp_path):
     data = write_images(tmp_path / 'data')
     meta = json.loads((data / 'meta.json').read_text())
@@ -471,6 +478,7 @@ def test_an_s1_model_is_exported_as_a_gpt2_of_hugging_face(tmp_path, args):
     assert again['data'] == saved['data']  # a byte model stays one
 
 
+@pytest.mark.slow
 def test_runs_are_exported_by_sample_and_read_again(straight, seen, tokens, arrays, tmp_path):
     def export(run, name):
         return finish(python('sample.py', f'--out_dir={run}', f'--export={tmp_path}/{name}', '--device=cpu'))[0]

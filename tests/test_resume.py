@@ -157,6 +157,7 @@ def test_killed_at_twenty_random_moments(tokens, tmp_path):
     assert_same_run(tmp_path / 'straight', out)
 
 
+@pytest.mark.slow
 def test_two_processes_run_what_is_registered_for_the_exit(tmp_path):
     (tmp_path / 'script.py').write_text(f"""
 import atexit, sys

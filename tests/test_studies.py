@@ -155,6 +155,7 @@ def test_studies_follow_each_other_and_the_law_predicts(tmp_path, monkeypatch):
         command('law', '--predict=True')
 
 
+@pytest.mark.slow
 def test_lag_trains_as_train_gpt_does(tokens, tmp_path):
     shared = dict(iters=20, n_layer=2, learning_rate=0.4, weight_decay=0.003, seed=1, block_size=8,
                   global_batch_size=4)

@@ -83,6 +83,7 @@ def test_each_image_once_an_epoch(tmp_path, layout):
     assert len({frozenset(epoch) for epoch in epochs}) > 1
 
 
+@pytest.mark.slow
 def test_each_jpeg_is_itself(tmp_path):
     """Pictures of one colour, stored as JPEGs: the evaluation sees each with its own label."""
     data = write_images(tmp_path / 'flat', 'jpeg', 12, flat=True, train=8, val=5)
