@@ -73,7 +73,8 @@ def find_checkpoint(path):
 def load_checkpoint(path: str) -> dict:
     """The dict of a checkpoint file, on the CPU, not read before it is used. Ends with one sentence where it is none."""
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        mmap = path.isprintable()  # torch cannot map a file whose name is not valid UTF-8
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
         missing = {'model', 'optimizer', 'iter', 'config', 'model_args', 'data'} - set(checkpoint)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
         fail(f'Cannot read the checkpoint {path} ({e.strerror}). Give a file or a folder that a train script saved.')
