@@ -78,7 +78,8 @@ def load_checkpoint(path: str) -> dict:
     if os.path.isdir(path) or str(path).endswith('.safetensors'):
         return pretrained.load(str(path))
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        mmap = path.isprintable()  # torch cannot map a file whose name is not valid UTF-8
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
         missing = {'model', 'optimizer', 'iter', 'config', 'model_args', 'data'} - set(checkpoint)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
         fail(f'Cannot read the checkpoint {path} ({e.strerror}). Give a file or a folder that a train script saved.')

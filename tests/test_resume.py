@@ -91,7 +91,7 @@ def test_overwrite_replaces_a_run(tokens, tmp_path):
     assert sorted(p.name for p in tmp_path.glob('*.pt')) == ['best.pt', 'ckpt.pt', 'ckpt_000010.pt',
                                                              'ckpt_000020.pt']
     with pytest.raises(SystemExit, match='Cannot read the checkpoint'):
-        load_checkpoint(tmp_path / 'ckpt_000030.pt')
+        load_checkpoint(str(tmp_path / 'ckpt_000030.pt'))
 
 
 @pytest.mark.slow

@@ -151,8 +151,9 @@ def test_a_second_signal_quits_without_saving(tokens, tmp_path, torchrun):
     assert hear(process, STOPPING).count(STOPPING) == 1  # rank 0 speaks for all
     time.sleep(3.2 if torchrun else 0)  # within three seconds it counts as one that torchrun has passed on
     process.send_signal(signal.SIGINT)
-    _, err = finish(process, 1 if torchrun else 130)
-    assert err.count('quit without saving') == 1
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 or torchrun and process.returncode  # torchrun may abort, too
+    assert err.count('\nquit without saving') == 1
     assert not list((tmp_path / 'out').glob('*.pt'))
 
 
