@@ -259,7 +259,7 @@ def take_network(config, checkpoint, path, resume):
         network['setting'] = then.get('setting', 'S1')
         config.update((k, v) for k, v in network.items() if k not in named)
         return
-    if 'setting' in replaced:
+    if 'setting' in replaced and 'pre_norm' in args:  # NFNet has no setting
         norms = resolve_norms(config)
         if any(norms[k] != args[k] for k in norms):
             fail(f'{path} was trained with setting={then.get("setting")}, not {config["setting"]}. Leave --setting out.')

@@ -75,7 +75,7 @@ def test_a_short_run_is_told_how_to_keep_its_share_of_warmup(env):
     for flag, updates, share in (('--max_iters=300', 300, 0.032), ('--epochs=0.5', 781, 0.083)):
         config = configure(defaults('train_vit.py'), [str(ROOT / 'config/vdnt_cifar10.py'), flag])
         assert check_images(config, data) == (1562, updates, 1562)
-        assert env.said[-1].endswith(f'as long as the run ({updates}), so the learning rate does not '
+        assert env.said[-1].endswith(f'not shorter than the run ({updates}), so the learning rate does not '
                                      f'reach its peak. Use --warmup_epochs={share}.')
     config = configure(defaults('train_vit.py'), [str(ROOT / 'config/vdnt_cifar10.py'), '--epochs=2'])
     check_images(config, data)
