@@ -260,8 +260,9 @@ def test_an_out_dir_that_is_not_valid_utf8(tokens, tmp_path):
 
 
 @pytest.mark.parametrize('left,words', [
-    ({'WORLD_SIZE': '2'}, 'RANK and LOCAL_RANK and MASTER_ADDR and MASTER_PORT missing. Start several '
-                          'processes with torchrun; for a single one: unset RANK LOCAL_RANK WORLD_SIZE'),
+    ({'WORLD_SIZE': '2'},
+     '(WORLD_SIZE=2), but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Start several processes with '
+     'torchrun. For a single process, run "unset RANK LOCAL_RANK WORLD_SIZE" first.'),
     ({'LOCAL_RANK': '1'}, '--lrr=1: unknown key lrr.')], ids=str)
 def test_variables_of_torchrun_that_are_left_over(tokens, tmp_path, left, words):
     flags = ['--lrr=1'] if 'LOCAL_RANK' in left else [f'--out_dir={tmp_path}']
