@@ -69,13 +69,13 @@ def test_a_long_evaluation_says_what_it_reads(env, clock):
 def test_a_short_run_is_told_how_to_keep_its_share_of_warmup(env):
     config = configure(defaults('train_gpt.py'), [str(ROOT / 'config/dnt_tiny.py'), '--max_iters=400'])
     warn_of_warmup(config['warmup_iters'], 400, replaced.get('max_iters', 0), env)
-    assert env.said == ['The warmup (1350 updates) is as long as the run (400), so the learning rate does '
-                        'not reach its peak. Use --warmup_iters=120.']
+    assert env.said == ['The warmup (1350 updates) is not shorter than the run (400), so the learning rate '
+                        'does not reach its peak. Use --warmup_iters=120.']
     data = SimpleNamespace(splits=['train'], size=lambda split: 50000, arrays=True, folder='cifar10', env=env)
     for flag, updates, share in (('--max_iters=300', 300, 0.032), ('--epochs=0.5', 781, 0.083)):
         config = configure(defaults('train_vit.py'), [str(ROOT / 'config/vdnt_cifar10.py'), flag])
         assert check_images(config, data) == (1562, updates, 1562)
-        assert env.said[-1].endswith(f'as long as the run ({updates}), so the learning rate does not '
+        assert env.said[-1].endswith(f'not shorter than the run ({updates}), so the learning rate does not '
                                      f'reach its peak. Use --warmup_epochs={share}.')
     config = configure(defaults('train_vit.py'), [str(ROOT / 'config/vdnt_cifar10.py'), '--epochs=2'])
     check_images(config, data)
@@ -92,7 +92,7 @@ def test_the_files_of_one_iteration_are_one(tmp_path, monkeypatch, env, links):
 
     if not links:
         monkeypatch.setattr(os, 'link', no_links)
-    run = Run({'out_dir': str(tmp_path), 'overwrite': False, 'init_from': 'scratch'}, env, 0)
+    run = Run({'out_dir': str(tmp_path), 'overwrite': False, 'init_from': 'scratch'}, env, 0, [])
     names = ['best.pt', 'ckpt_000002.pt', 'ckpt.pt']
     (tmp_path / 'ckpt.pt.tmp').write_text('of a run that was killed')
     run.save(names, iter=2, model={'w': torch.ones(3)})
