@@ -51,8 +51,8 @@ if export:
 if 'tokenizer' not in saved['data']:
     fail(f'{path} is not a checkpoint of train_gpt.py. Use another file.')
 if saved['data']['tokenizer'] == 'gpt2' and saved['data']['vocab_size'] != 50257:
-    fail(f'{path} was trained on a part of the gpt2 vocabulary (experiments/vocabulary.py), whose ids sample.py '
-         'cannot decode. Use another checkpoint.')
+    fail(f'{path} was trained on a part of the gpt2 vocabulary (experiments/vocabulary.py), whose ids '
+         'sample.py cannot decode. Use another checkpoint.')
 model = build(GPT, GPTConfig, saved['model_args'])
 model.load_state_dict(saved['model'])
 model.eval().to(env.device)
@@ -66,8 +66,9 @@ else:
     try:
         gpt2 = tiktoken.get_encoding('r50k_base')  # the ids of gpt2, in one file instead of two
     except Exception as e:
-        fail(f'The file of the gpt2 tokenizer cannot be fetched ({type(e).__name__}). Put r50k_base.tiktoken under '
-             'the name 0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4 into a folder and set TIKTOKEN_CACHE_DIR to it.')
+        fail(f'The file of the gpt2 tokenizer cannot be fetched ({type(e).__name__}). Put r50k_base.tiktoken '
+             'under the name 0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4 into a folder and set '
+             'TIKTOKEN_CACHE_DIR to it.')
     eot, encode, to_bytes = 50256, gpt2.encode_ordinary, gpt2.decode_single_token_bytes
 
 if prompt.startswith('FILE:'):
@@ -76,12 +77,14 @@ if prompt.startswith('FILE:'):
             prompt = f.read()
     except OSError as e:
         fail(f'Cannot read the prompt file {prompt[5:]} ({e.strerror}).')
-context = torch.tensor([[eot] + encode(prompt)], device=env.device)  # every document begins behind an end-of-text
+# every document begins behind an end-of-text
+context = torch.tensor([[eot] + encode(prompt)], device=env.device)
 
 if hasattr(signal, 'SIGPIPE'):
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # when nobody reads any more (`| head`), end quietly
 for _ in range(num_samples):
-    ids, text = context, codecs.getincrementaldecoder('utf-8')('replace')  # a character may take several tokens
+    # the decoder is incremental, because a character may take several tokens
+    ids, text = context, codecs.getincrementaldecoder('utf-8')('replace')
     print(text.decode(b''.join(map(to_bytes, context[0, 1:].tolist()))), end='', flush=True)
     for _ in range(max_new_tokens):
         with env.autocast:

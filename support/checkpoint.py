@@ -60,12 +60,15 @@ def our_files(out_dir):
 
 def latest_checkpoint(out_dir):
     """Path of ckpt.pt, or of the last kept one where that is gone, or None."""
-    found = [f for f in our_files(out_dir) if f.startswith('ckpt')]  # ckpt.pt sorts first, the kept ones follow
+    found = [f for f in our_files(out_dir) if f.startswith('ckpt')]  # ckpt.pt is first, the kept ones follow
     return os.path.join(out_dir, 'ckpt.pt' if 'ckpt.pt' in found else found[-1]) if found else None
 
 
 def find_checkpoint(path):
-    """The checkpoint file of a path: best.pt of the folder of a run, ckpt.pt where it has none, or the path itself."""
+    """
+    The checkpoint file of a path. For the folder of a run this is best.pt, or ckpt.pt where it has none. Any
+    other path stays as it is.
+    """
     best = os.path.join(path, 'best.pt')
     return best if os.path.exists(best) else latest_checkpoint(path) or path
 
@@ -82,7 +85,8 @@ def load_checkpoint(path: str) -> dict:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
         missing = {'model', 'optimizer', 'iter', 'config', 'model_args', 'data'} - set(checkpoint)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
-        fail(f'Cannot read the checkpoint {path} ({e.strerror}). Give a file or a folder that a train script saved.')
+        fail(f'Cannot read the checkpoint {path} ({e.strerror}). Give a file or a folder that a train script '
+             'saved.')
     except Exception as e:  # a zip that is cut short, a pickle of classes, another kind of file
         fail(f'{path} is not a complete checkpoint of this project ({type(e).__name__}). Use another file.')
     if missing:
@@ -116,7 +120,8 @@ class Run:
         except OSError as e:
             fail(f'Cannot use out_dir={self.out_dir} ({e.strerror}).')
         gpu = torch.cuda.get_device_name() if self.env.device_type == 'cuda' else ''
-        about = {'torch': torch.__version__, 'git': git_commit(), 'gpu': gpu, 'world_size': self.env.world_size}
+        about = {'torch': torch.__version__, 'git': git_commit(), 'gpu': gpu,
+                 'world_size': self.env.world_size}
         replace_text(os.path.join(self.out_dir, 'config.json'), json.dumps({**config, **about}, indent=2))
         # rows past the checkpoint will come again; a line that a kill cut short goes too
         kept, evaluated = [], False
@@ -168,7 +173,9 @@ class Run:
             self.saved_iter = state['iter']
 
     def stop_if_not_finite(self, iter_num, lr, **numbers):
-        """End with one sentence where a number is not finite. All processes have the same numbers, so all stop."""
+        """
+        End with one sentence where a number is not finite. All processes have the same numbers, so all stop.
+        """
         if not all(map(math.isfinite, numbers.values())):
             what = ', '.join(f'{name.replace("_", " ")} {value}' for name, value in numbers.items())
             good = f'The last good checkpoint is that of iteration {self.saved_iter} in {self.out_dir}.' \
@@ -181,7 +188,8 @@ class Run:
         if iter_num > self.start_iter:
             saved = f'{self.out_dir}/ckpt.pt is saved. Continue with --init_from=resume.'
         elif self.start_iter:
-            saved = f'No update was made, and {self.out_dir}/ckpt.pt is as it was. Continue with --init_from=resume.'
+            saved = (f'No update was made, and {self.out_dir}/ckpt.pt is as it was. Continue with '
+                     '--init_from=resume.')
         else:
             saved = 'No update was made, so nothing was saved.'
         self.env.say(f'stopped by a signal at iteration {iter_num}. {saved}')
@@ -221,8 +229,8 @@ def begin(config: dict, env) -> SimpleNamespace:
         on_master(lambda: pretrained.find_weights(init_from), env)
         path = find_checkpoint(pretrained.find_weights(init_from))
     if only_reads and not path:
-        fail(f'{"eval_only" if config["eval_only"] else "predict"} needs weights. Use --init_from=FILE_OR_FOLDER, '
-             'or --init_from=resume where out_dir has a checkpoint.')
+        fail(f'{"eval_only" if config["eval_only"] else "predict"} needs weights. Use '
+             '--init_from=FILE_OR_FOLDER, or --init_from=resume where out_dir has a checkpoint.')
     checkpoint = path and load_checkpoint(path)
     resume = init_from == 'resume' and bool(path) and not only_reads
     kind, script = ('classes', 'train_vit.py') if 'arch' in config else ('tokenizer', 'train_gpt.py')
@@ -239,8 +247,8 @@ def reads_only(config):
 
 def refuse_to_overwrite(out_dir, init_from, overwrite, only_reads):
     if our_files(out_dir) and init_from != 'resume' and not overwrite and not only_reads:
-        fail(f'{out_dir} has a run already. Continue it with --init_from=resume, replace it with --overwrite=True, or '
-             'choose another --out_dir.')
+        fail(f'{out_dir} has a run already. Continue it with --init_from=resume, replace it with '
+             '--overwrite=True, or choose another --out_dir.')
     if overwrite and os.path.abspath(out_dir) in (os.path.abspath(init_from),
                                                   os.path.dirname(os.path.abspath(init_from))):
         fail(f'{init_from} is in the out_dir that would be overwritten. Choose another --out_dir.')
@@ -253,7 +261,8 @@ FREE = {'dropout', 'drop_path', 'flash', 'init', 'loss_chunk', 'recompute_blocks
 def take_network(config, checkpoint, path, resume):
     """Set the keys of config that describe the network, but for stated ones, to those of the checkpoint."""
     args, then = checkpoint['model_args'], checkpoint.get('config', {})
-    network = {k: v for k, v in ({'arch': then.get('arch', 'vit')} | args).items() if k in config and k not in FREE}
+    network = {'arch': then.get('arch', 'vit')} | args
+    network = {k: v for k, v in network.items() if k in config and k not in FREE}
     if resume:  # continue_run compares what is stated
         named = stated.union(NORMS if 'setting' in stated else ())
         network['setting'] = then.get('setting', 'S1')
@@ -262,7 +271,8 @@ def take_network(config, checkpoint, path, resume):
     if 'setting' in replaced and 'pre_norm' in args:  # NFNet has no setting
         norms = resolve_norms(config)
         if any(norms[k] != args[k] for k in norms):
-            fail(f'{path} was trained with setting={then.get("setting")}, not {config["setting"]}. Leave --setting out.')
+            fail(f'{path} was trained with setting={then.get("setting")}, not {config["setting"]}. Leave '
+                 '--setting out.')
     if 'image_size' in replaced:  # the positions of a ViT are interpolated
         network.pop('image_size', None)
     length = network.pop('block_size', None)
@@ -277,7 +287,9 @@ def take_network(config, checkpoint, path, resume):
 
 
 def continue_gpt(start, network, config, model_args, data):
-    """Check the checkpoint of start against this run, say what changes, and choose vocabulary and positions."""
+    """
+    Check the checkpoint of start against this run, say what changes, and choose vocabulary and positions.
+    """
     checkpoint, path, meta = start.checkpoint, start.path, data.meta
     known = checkpoint['model_args'].get('vocab_size', 0) if checkpoint else -(-meta['vocab_size'] // 64) * 64
     model_args['vocab_size'] = config['vocab_size'] or max(known, meta['vocab_size'])
@@ -310,8 +322,8 @@ def continue_vit(start, network, config, model_args, meta, total_iters):
                 fail(f'{path} was trained on other classes: its class {i} is {a!r}, that of the data set is '
                      f'{b!r}.')
         if not fixed:
-            start.say(f'{path} has a head for {len(then)} classes, the data set has {len(now)} others: the head '
-                      'starts again at zero')
+            start.say(f'{path} has a head for {len(then)} classes, the data set has {len(now)} others: the '
+                      'head starts again at zero')
             pretrained.fresh_head(checkpoint, len(now))
     if not start.resume and 'pos_embed' in checkpoint['model']:
         model, args, patch = checkpoint['model'], checkpoint['model_args'], config['patch_size']
@@ -322,8 +334,8 @@ def continue_vit(start, network, config, model_args, meta, total_iters):
         args['image_size'] = config['image_size']
         if any(checkpoint['data'][k] != meta[k] for k in ('mean', 'std')):
             pretrained.take_pixels(model, checkpoint['data'], meta)
-    continue_run(start, network, config, model_args, meta, ['layout', 'train_images', 'val_images', 'mean', 'std',
-                                                            'val_from_train', 'seed'], total_iters, 'best_top1')
+    data_keys = ['layout', 'train_images', 'val_images', 'mean', 'std', 'val_from_train', 'seed']
+    continue_run(start, network, config, model_args, meta, data_keys, total_iters, 'best_top1')
 
 
 def continue_run(start, network, config, model_args, meta, data_keys, total_iters, best):
@@ -337,7 +349,8 @@ def continue_run(start, network, config, model_args, meta, data_keys, total_iter
     if not start.resume:
         start.say(f'weights of {path}' + ', with a fresh optimizer' * (not reads_only(config)))
         return
-    remedy = 'give the data set of that run, or start a new run from its weights (--init_from=FILE, another --out_dir)'
+    remedy = ('give the data set of that run, or start a new run from its weights (--init_from=FILE, another '
+              '--out_dir)')
     if {'content'} <= checkpoint['data'].keys() & meta.keys():  # the same bytes may come from another path
         if checkpoint['data']['content'] != meta['content']:
             fail(f'{path} was trained on other data than this data set has: {remedy}.')
@@ -369,13 +382,14 @@ def make_network(network: type, config: type, args: dict, start, env) -> torch.n
         model = normfree.build(network, config, args).to(env.device)
     except (RuntimeError, MemoryError) as e:  # torch raises these when memory is short or a size overflows
         size = ', '.join(f'{k}={args[k]}' for k in ('n_layer', 'n_embd', 'vocab_size') if k in args)
-        fail(f'A model of {size} does not fit into memory ({first_line(e)}). Use a smaller one.', any_rank=True)
+        fail(f'A model of {size} does not fit into memory ({first_line(e)}). Use a smaller one.',
+             any_rank=True)
     if start.checkpoint:
         try:
             model.load_state_dict(start.checkpoint['model'])
         except RuntimeError as e:
-            fail(f'{start.path} does not have the weights of this model ({" ".join(str(e).split())[:200]}). Use '
-                 'another file.')
+            fail(f'{start.path} does not have the weights of this model ({" ".join(str(e).split())[:200]}). '
+                 'Use another file.')
     return model
 
 
@@ -386,8 +400,8 @@ def load_optimizer(opt, start, env):
         try:
             opt.load_state_dict(start.checkpoint['optimizer'])
         except (KeyError, ValueError):
-            fail('The checkpoint has its optimizer state in other groups. Use the embed_optimizer and embed_lr of the '
-                 'original run.')
+            fail('The checkpoint has its optimizer state in other groups. Use the embed_optimizer and '
+                 'embed_lr of the original run.')
         for group, values in zip(opt.param_groups, flags):
             group.update(values)
     start.checkpoint = None  # frees its memory

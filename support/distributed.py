@@ -80,9 +80,10 @@ def join_torchrun():
     missing = [name for name, value in values.items() if not value]
     wrong = [f'{name}={values[name]}' for name in TORCHRUN[:3] if not (values[name] or '0').isdigit()]
     if missing or wrong:
-        what = f'{" and ".join(missing)} missing' if missing else f'{" and ".join(wrong)} not a number'
-        fail(f'The environment has some variables of torchrun (WORLD_SIZE={values["WORLD_SIZE"]}), with {what}. '
-             'Start several processes with torchrun; for a single one: unset RANK LOCAL_RANK WORLD_SIZE')
+        what = f'not {", ".join(missing)}' if missing else f'{", ".join(wrong)} must be a number'
+        fail(f'The environment has some variables of torchrun (WORLD_SIZE={values["WORLD_SIZE"]}), but '
+             f'{what}. Start several processes with torchrun. For a single process, run '
+             '"unset RANK LOCAL_RANK WORLD_SIZE" first.')
     return tuple(int(values[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'))
 
 
@@ -99,11 +100,12 @@ def choose_device(device, world_size, local_rank):
             device = f'cuda:{local_rank}'
         count = torch.cuda.device_count()
         if int(device.split(':')[1]) >= count:
-            fail(f'device={device}, but this machine has {count} GPUs. Start at most {count} processes on it.',
-                 any_rank=True)
+            fail(f'device={device} does not exist (GPUs on this machine: {count}). Use --device=cuda, with '
+                 'at most one process per GPU.', any_rank=True)
         torch.cuda.set_device(device)
     elif device == 'mps' and (world_size > 1 or not torch.backends.mps.is_available()):
-        fail('device=mps requires a Mac with Metal and a single process. Use --device=auto, without torchrun.')
+        fail('device=mps requires a Mac with Metal and a single process. Use --device=auto without '
+             'torchrun.')
     return device
 
 
@@ -118,7 +120,7 @@ def choose_dtype(dtype, device_type, n_embd):
     if dtype == 'auto':
         dtype = 'bfloat16' if bf16 else 'float32'
     if dtype not in ('float32', 'bfloat16'):
-        fail(f'dtype={dtype} is unknown. Use auto, float32 or bfloat16 (float16 is left out on purpose).')
+        fail(f'dtype={dtype} is unknown. Use auto, float32 or bfloat16.')
     if dtype == 'bfloat16' and device_type == 'cuda' and not bf16:
         fail(f'dtype=bfloat16 is not supported on this GPU ({torch.cuda.get_device_name()}). '
              'Use --dtype=float32.', any_rank=True)
@@ -196,19 +198,26 @@ def all_sum(values: list, env) -> list:
 
 
 def agree(loss_sum, grad_norm, signals, env):
-    """(mean loss over the processes, gradient norm, number of signals to stop), by one transfer from the device."""
+    """
+    (mean loss over the processes, gradient norm, number of signals to stop). It takes one transfer from the
+    device.
+    """
     numbers = torch.stack((loss_sum, grad_norm.to(loss_sum.dtype)))
     if env.world_size == 1:
         return *numbers.tolist(), len(signals)
     asked = torch.tensor([len(signals)], dtype=torch.float64, device=env.device)
     numbers = torch.cat((numbers.double(), asked))
     dist.all_reduce(numbers)
-    loss, norm, stops = numbers.tolist()  # every process has the same norm, because DDP averages the gradients
+    # every process has the same norm, because DDP averages the gradients
+    loss, norm, stops = numbers.tolist()
     return loss / env.world_size, norm / env.world_size, stops
 
 
 def on_master(action, env):
-    """What action() returns on rank 0, None elsewhere. Where it ends the program on rank 0, all processes leave."""
+    """
+    Call action() on rank 0 and return its result, or None on other ranks. If it ends the program on rank 0,
+    all processes leave.
+    """
     result = ended = None
     if env.master:
         try:

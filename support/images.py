@@ -19,6 +19,8 @@ from support import augment
 from support.pictures import pictures_in
 from support.tokens import data_folder
 
+AGAIN = 'Prepare the data set again with python prepare_imagenet.py --overwrite=True.'
+
 
 class Images:
     """
@@ -36,9 +38,11 @@ class Images:
     def open(self, *names):
         """Check and open splits by name."""
         for name in names:
-            there = [s for s in ('train', 'val', 'test') if os.path.exists(os.path.join(self.folder, f'{s}_labels.npy'))]
+            there = [split for split in ('train', 'val', 'test')
+                     if os.path.exists(os.path.join(self.folder, f'{split}_labels.npy'))]
             if self.config['eval_only'] and name not in there:
-                fail(f'{self.folder} has no {name} split: it has {", ".join(there)}')
+                fail(f'{self.folder} has no {name} split, only {", ".join(there)}. Choose another one with '
+                     '--eval_split.')
             self.splits[name] = self.read_split(name)
 
     def size(self, split):
@@ -51,33 +55,37 @@ class Images:
             pictures = np.load(os.path.join(folder, f'{split}_{kind}.npy'), mmap_mode='c')
             bytes_ = 0 if self.arrays else os.path.getsize(os.path.join(folder, f'{split}_jpeg.bin'))
         except FileNotFoundError as e:
-            fail(f'{e.filename} does not exist: the data set has no {split} split (a folder val/ beside train/, or '
-                 '--val_from_train=N, gives one), or it is not whole; prepare it again with prepare_imagenet.py')
+            fail(f'{e.filename} does not exist. The data set is incomplete or has no {split} split. {AGAIN} '
+                 'To get a val split, put a folder val/ beside train/ or use --val_from_train=N.')
         except (OSError, ValueError, EOFError) as e:
-            fail(f'the {split} split in {folder} is broken ({e}): prepare it again')
+            fail(f'The {split} split in {folder} cannot be read ({e}). {AGAIN}')
         kinds = [(array.dtype, array.ndim) for array in (pictures, labels)]
         if kinds != [(np.uint8, 4) if self.arrays else (np.int64, 1), (np.int64, 1)] or not len(labels):
-            fail(f'the {split} split in {folder} is empty, or not as prepare_imagenet.py leaves it: prepare it again')
+            fail(f'The {split} split in {folder} is empty, or its arrays have the wrong type or shape. '
+                 f'{AGAIN}')
         count = self.meta.get(f'{split}_images', len(labels))
         if len(labels) != count or len(pictures) != count + (not self.arrays) or not self.arrays and not (
                 pictures[0] == 0 and pictures[-1] == bytes_ and (np.diff(pictures) > 0).all()):
-            fail(f'the {split} split in {folder} is not whole ({len(labels)} labels, {len(pictures)} {kind}, meta.json '
-                 f'says {count} images): prepare it again')
+            fail(f'The {split} split in {folder} is incomplete ({len(labels)} labels, '
+                 f'{len(pictures)} {kind}, but meta.json states {count} images). {AGAIN}')
         classes = len(self.meta['classes'])
         if labels.min() < 0 or labels.max() >= classes:
-            fail(f'{split}_labels.npy has labels from {labels.min()} to {labels.max()}, but meta.json knows '
-                 f'{classes} classes (0 to {classes - 1}): prepare the data set again')
+            fail(f'{split}_labels.npy has labels from {labels.min()} to {labels.max()}, but meta.json lists '
+                 f'{classes} classes (0 to {classes - 1}). {AGAIN}')
         if self.arrays:
             stored = pictures.shape[1]
             if pictures.shape[1:] != (stored, stored, 3) or stored > size:
-                fail(f'the pictures of {folder} are {pictures.shape[2]} x {pictures.shape[1]} x {pictures.shape[3]}, '
-                     f'not image_size={size} each way and RGB: set image_size and a patch_size that divides it')
+                shape = f'{pictures.shape[2]} x {stored} x {pictures.shape[3]}'
+                fail(f'The pictures of {folder} are {shape}, but image_size={size} requires square RGB '
+                     f'pictures of at most {size} x {size} x 3. Use a larger --image_size and a --patch_size '
+                     'that divides it, or prepare other pictures.')
             if stored < size:
                 if self.config['shift'] >= stored:
-                    fail(f'shift={self.config["shift"]} is too far for pictures of {stored} x {stored}: use a '
-                         'smaller one')
+                    fail(f'shift={self.config["shift"]} is too large for pictures of {stored} x {stored}. '
+                         f'Set --shift to less than {stored}.')
                 if 'stored_size' not in self.meta:
-                    self.env.say(f'the pictures of {folder}, {stored} x {stored}, are resized to image_size={size}')
+                    self.env.say(f'the pictures of {folder}, {stored} x {stored}, are resized to '
+                                 f'image_size={size}')
                 self.meta['stored_size'] = stored  # predict makes a photo as small first
             pictures = torch.from_numpy(pictures)  # on a CPU it stays a memmap, shared by all processes
             pictures = pictures.to(self.env.device) if self.env.device_type != 'cpu' else pictures
@@ -92,25 +100,32 @@ class Images:
         return images.round().clamp(0, 255).to(torch.uint8)
 
     def jpegs(self, split, batches):
-        """The batches (lists of (epoch, index)), decoded ahead by worker processes: (images, labels) in their order."""
+        """
+        Yield (images, labels) for each of the batches, which are lists of (epoch, index). Worker processes
+        decode ahead and keep the order.
+        """
         workers = self.config['num_workers']
         if workers < 0:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-            workers = max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))) if sys.platform == 'linux' else 0
-        # workers have process groups of their own: a signal to the whole group (torchrun's, Ctrl-C) would end
-        # them before the run is saved
+            share = max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+            workers = share if sys.platform == 'linux' else 0
+        # Each worker has its own process group, because a signal to our group (from torchrun or Ctrl-C) would
+        # end the workers before the run is saved.
         loader = DataLoader(Jpegs(self, split), batch_sampler=batches, num_workers=workers,
                             pin_memory=self.env.device_type == 'cuda',
                             multiprocessing_context='fork' if workers else None,
                             worker_init_fn=lambda worker: os.setpgrp())
         try:
             yield from loader
-        except ValueError as e:  # a worker's comes with its traceback, the sentence at the end
+        except ValueError as e:  # from a worker, the sentence comes behind its traceback
             fail(str(e).strip().splitlines()[-1].removeprefix('ValueError: '), any_rank=True)
 
 
 class Jpegs(Dataset):
-    """uint8 (3, image_size, image_size) of a split by (epoch, index), augmented; epoch None: the evaluation crop."""
+    """
+    The pictures of a split by (epoch, index), each as uint8 (3, image_size, image_size) with its label. They
+    are augmented. Where epoch is None, they get the evaluation crop instead.
+    """
 
     def __init__(self, images, split):
         self.path, self.config = os.path.join(images.folder, f'{split}_jpeg.bin'), images.config
@@ -119,19 +134,20 @@ class Jpegs(Dataset):
 
     def __getitem__(self, key):
         (epoch, index), config = key, self.config
-        if self.owner != os.getpid():  # each worker opens the file once for itself, because they share positions
+        if self.owner != os.getpid():  # each worker opens the file for itself, because forks share positions
             self.file, self.owner = open(self.path, 'rb'), os.getpid()
         self.file.seek(self.offsets[index])
         blob = self.file.read(self.offsets[index + 1] - self.offsets[index])
         try:
             image = Image.open(io.BytesIO(blob)).convert('RGB')
         except Exception as e:  # Pillow raises nearly everything on broken files
-            raise ValueError(f'picture {index} (from 0) in {self.path} is damaged: prepare the data set again') from e
+            raise ValueError(f'Picture {index} (counted from 0) in {self.path} is damaged. {AGAIN}') from e
         if epoch is None:
             image = augment.eval_crop(image, config['image_size'])
         else:
             rng = np.random.default_rng((config['seed'], 1, epoch, index))
-            image = augment.train_view(image, rng, config['image_size'], config['crop_scale'], config['randaugment'])
+            image = augment.train_view(image, rng, config['image_size'], config['crop_scale'],
+                                       config['randaugment'])
         return augment.to_tensor(image), self.labels[index]
 
 
@@ -139,37 +155,42 @@ def read_meta(folder):
     """meta.json, checked."""
     path = os.path.join(folder, 'meta.json')
     if not os.path.isdir(folder):
-        fail(f'there is no data set in {folder}: make it with python prepare_imagenet.py --dataset=NAME_OR_FOLDER '
-             f'--out_dir={folder}')
+        fail(f'There is no data set in {folder}. Make it with python prepare_imagenet.py '
+             f'--dataset=NAME_OR_FOLDER --out_dir={folder}.')
     try:
         with open(path, encoding='utf-8') as f:
             meta = dict(json.load(f))
-        valid = (meta['layout'] in ('arrays', 'jpeg') and isinstance(meta['classes'], list) and len(meta['classes']) > 0
+        valid = (meta['layout'] in ('arrays', 'jpeg')
+                 and isinstance(meta['classes'], list) and len(meta['classes']) > 0
                  and len(meta['mean']) == len(meta['std']) == 3
                  and all(0 <= v <= 1 for v in meta['mean'] + meta['std']))  # std 0: a constant channel
     except FileNotFoundError:
-        fail(f'{folder} has no meta.json: it is no data set of images, or not finished; prepare_imagenet.py makes it')
+        fail(f'{folder} has no meta.json. It is not a data set of pictures, or preparing it did not finish. '
+             'Prepare it with python prepare_imagenet.py.')
     except (OSError, ValueError, KeyError, TypeError):
         valid = False
     if not valid:
-        fail(f'{path} is broken or of another kind of data set: prepare the images again, with --overwrite=True')
+        fail(f'{path} is not a valid meta.json for pictures. {AGAIN}')
     return meta
 
 
 @torch.no_grad()
 def predict_files(path, model, data, mean, std):
-    """Print the five likeliest classes of a picture, or of each picture in a folder, with their probabilities."""
+    """Print the five likeliest classes, with probabilities, of a picture or of each picture in a folder."""
     size, classes, env, told = data.config['image_size'], data.meta['classes'], data.env, False
     model.eval()
     for file, image, reason in pictures_in(path, data.meta, data.meta.get('stored_size', size)):
+        if reason and not os.path.isdir(path):
+            fail(f'{file} cannot be read as a picture ({reason}). Use another file with --predict.')
         if reason:
-            env.say(f'{file}: left out, {reason}') if os.path.isdir(path) else fail(f'{file} cannot be read as a picture ({reason}).')
+            env.say(f'{file}: skipped ({reason})')
             continue
         image = image if data.arrays else augment.eval_crop(image, size)
         images = augment.normalize(data.resized(augment.to_tensor(image)[None].to(env.device)), mean, std)
         with env.autocast:
             top = model(images)[0].float().softmax(-1).topk(min(5, len(classes)))
-        env.say(f'{file}: ' + ', '.join(f'{classes[i]} {p:.1%}' for p, i in zip(top.values.tolist(), top.indices)))
+        guesses = zip(top.values.tolist(), top.indices)
+        env.say(f'{file}: ' + ', '.join(f'{classes[i]} {p:.1%}' for p, i in guesses))
         told = True
     if not told:
-        fail(f'{path} has no picture that can be read.')
+        fail(f'{path} has no picture that can be read. Use another file or folder with --predict.')

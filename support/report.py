@@ -13,7 +13,8 @@ from tqdm import tqdm
 # dense bf16 peaks in TFLOP/s from the makers' data sheets (not the sparse figures, which are twice as high)
 PEAK_TFLOPS = (('H100 PCIe', 756), ('H100 NVL', 835), ('H100', 989), ('H200 NVL', 835), ('H200', 989),
                ('H800 PCIe', 756), ('H800', 989), ('GH200', 989), ('B200', 2250), ('A100', 312),
-               ('A800', 312),               ('L40S', 362), ('L4', 121), ('RTX 4090 D', 147), ('RTX 4090', 165), ('RTX 3090', 71))
+               ('A800', 312), ('L40S', 362), ('L4', 121), ('RTX 4090 D', 147), ('RTX 4090', 165),
+               ('RTX 3090', 71))
 
 
 def peak_flops(device_type):
@@ -80,7 +81,8 @@ class Report:
             line.append(f'{row["data_wait"]:.0%} waiting for data')
         every = self.eval_interval or self.max_iters
         evaluations = -(-self.max_iters // every) - iter_num // every
-        line.append(f'{duration((self.max_iters - iter_num - 1) * dt + evaluations * self.eval_seconds)} left')
+        left = (self.max_iters - iter_num - 1) * dt + evaluations * self.eval_seconds
+        line.append(f'{duration(left)} left')
         if self.peak and self.flops:
             row['mfu'] = round(speed * self.flops / (self.peak * self.env.world_size), 4)
             line.append(f'mfu {row["mfu"]:.1%}')

@@ -69,8 +69,8 @@ def test_a_long_evaluation_says_what_it_reads(env, clock):
 def test_a_short_run_is_told_how_to_keep_its_share_of_warmup(env):
     config = configure(defaults('train_gpt.py'), [str(ROOT / 'config/dnt_tiny.py'), '--max_iters=400'])
     warn_of_warmup(config['warmup_iters'], 400, replaced.get('max_iters', 0), env)
-    assert env.said == ['The warmup (1350 updates) is not shorter than the run (400), so the learning rate does '
-                        'not reach its peak. Use --warmup_iters=120.']
+    assert env.said == ['The warmup (1350 updates) is not shorter than the run (400), so the learning rate '
+                        'does not reach its peak. Use --warmup_iters=120.']
     data = SimpleNamespace(splits=['train'], size=lambda split: 50000, arrays=True, folder='cifar10', env=env)
     for flag, updates, share in (('--max_iters=300', 300, 0.032), ('--epochs=0.5', 781, 0.083)):
         config = configure(defaults('train_vit.py'), [str(ROOT / 'config/vdnt_cifar10.py'), flag])
@@ -113,7 +113,6 @@ def test_a_folder_stands_for_its_best_checkpoint(tmp_path):
     assert find_checkpoint(str(tmp_path / 'ckpt.pt')) == str(tmp_path / 'ckpt.pt')
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='ru_maxrss is in KiB there')
 def test_a_checkpoint_is_not_read_before_it_is_used(tmp_path):
     code = """
@@ -209,7 +208,6 @@ def sampled(straight, *flags, **kwargs):
     return subprocess.run(line, cwd=ROOT, capture_output=True, timeout=120, **kwargs)
 
 
-@pytest.mark.slow
 def test_samples_come_token_by_token_and_are_those_of_generate(straight, tmp_path):
     """With a prompt that is not valid UTF-8, which keeps its bytes."""
     prompt = b'\xff\xfe caf\xc3\xa9 \xc3'
@@ -239,7 +237,6 @@ def test_samples_show_what_the_terminal_cannot(straight):
 # -----------------------------------------------------------------------------
 # terminals and environments
 
-@pytest.mark.slow
 def test_a_closed_pipe_and_an_accent_on_an_ascii_terminal(tokens, tmp_path):
     out = tmp_path / 'café'
     line = [sys.executable, 'train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', '| head -2']
@@ -263,8 +260,9 @@ def test_an_out_dir_that_is_not_valid_utf8(tokens, tmp_path):
 
 
 @pytest.mark.parametrize('left,words', [
-    ({'WORLD_SIZE': '2'}, 'RANK and LOCAL_RANK and MASTER_ADDR and MASTER_PORT missing. Start several '
-                          'processes with torchrun; for a single one: unset RANK LOCAL_RANK WORLD_SIZE'),
+    ({'WORLD_SIZE': '2'},
+     '(WORLD_SIZE=2), but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Start several processes with '
+     'torchrun. For a single process, run "unset RANK LOCAL_RANK WORLD_SIZE" first.'),
     ({'LOCAL_RANK': '1'}, '--lrr=1: unknown key lrr.')], ids=str)
 def test_variables_of_torchrun_that_are_left_over(tokens, tmp_path, left, words):
     flags = ['--lrr=1'] if 'LOCAL_RANK' in left else [f'--out_dir={tmp_path}']

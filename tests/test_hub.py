@@ -231,15 +231,16 @@ def fetch_weights(name, url, folder, monkeypatch, offline=False):
     """load_checkpoint() of a name from a Hub at that address, called in a folder; the cache is in it too."""
     constants = pytest.importorskip('huggingface_hub.constants')
     template = '/'.join((url, '{repo_id}/resolve/{revision}/{filename}'))
-    for key, value in (('ENDPOINT', url), ('HUGGINGFACE_CO_URL_TEMPLATE', template), ('HF_HUB_OFFLINE', offline),
-                       ('HF_HUB_CACHE', str(folder / 'cache'))):
+    for key, value in (('ENDPOINT', url), ('HUGGINGFACE_CO_URL_TEMPLATE', template),
+                       ('HF_HUB_OFFLINE', offline), ('HF_HUB_CACHE', str(folder / 'cache'))):
         monkeypatch.setattr(constants, key, value)
     monkeypatch.chdir(folder)
     return load_checkpoint(find_weights(name))
 
 
 def test_weights_from_the_hub(tmp_path, hub, monkeypatch):
-    for name, keys in (('me/tiny', {}), ('openai-community/gpt2', {'n_positions': 8}), ('me/parts', {'shards': 3})):
+    for name, keys in (('me/tiny', {}), ('openai-community/gpt2', {'n_positions': 8}),
+                       ('me/parts', {'shards': 3})):
         write_gpt2(tmp_path / name, **keys)
     write_timm(tmp_path / 'timm/vit_x.tag')
     away = tmp_path / 'away'  # where none of these folders lies

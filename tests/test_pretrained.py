@@ -1,6 +1,6 @@
 """
-Weights of other projects: random tiny models in their formats, against references that are written here from their
-definitions and import nothing of model.py.
+Weights of other projects: random tiny models in their formats, against references that are written here from
+their definitions and import nothing of model.py.
 """
 
 import json
@@ -38,15 +38,16 @@ from tests.common import (
 # GPT-2 as Hugging Face defines it
 
 HF = {'model_type': 'gpt2', 'n_layer': 2, 'n_head': 2, 'n_embd': 16, 'n_positions': 12, 'n_inner': None,
-      'vocab_size': 64, 'activation_function': 'gelu_new', 'layer_norm_epsilon': 1e-5, 'scale_attn_weights': True,
-      'reorder_and_upcast_attn': False, 'resid_pdrop': 0.1}
+      'vocab_size': 64, 'activation_function': 'gelu_new', 'layer_norm_epsilon': 1e-5,
+      'scale_attn_weights': True, 'reorder_and_upcast_attn': False, 'resid_pdrop': 0.1}
 
 
 def write_gpt2(folder, prefix='transformer.', shards=1, without=(), head=False, **keys):
     """A random GPT-2; without: keys that its config.json lacks. -> (the config, the tensors)"""
     hf, rng = HF | keys, torch.Generator().manual_seed(0)
     C, V = hf['n_embd'], hf['vocab_size']
-    shapes = {'wte.weight': (V, C), 'wpe.weight': (hf['n_positions'], C), 'ln_f.weight': (C,), 'ln_f.bias': (C,)}
+    shapes = {'wte.weight': (V, C), 'wpe.weight': (hf['n_positions'], C),
+              'ln_f.weight': (C,), 'ln_f.bias': (C,)}
     for i in range(hf['n_layer']):
         for name, shape in (('attn.c_attn', (C, 3 * C)), ('attn.c_proj', (C, C)), ('mlp.c_fc', (C, 4 * C)),
                             ('mlp.c_proj', (4 * C, C))):
@@ -62,10 +63,12 @@ def write_gpt2(folder, prefix='transformer.', shards=1, without=(), head=False, 
     if shards == 1:
         save_file(tensors, folder / 'model.safetensors')
     else:
-        files = {name: f'model-{i % shards + 1:05}-of-{shards:05}.safetensors' for i, name in enumerate(names)}
+        files = {name: f'model-{i % shards + 1:05}-of-{shards:05}.safetensors'
+                 for i, name in enumerate(names)}
         for file in set(files.values()):
             save_file({k: t for k, t in tensors.items() if files[k] == file}, folder / file)
-        (folder / 'model.safetensors.index.json').write_text(json.dumps({'metadata': {}, 'weight_map': files}))
+        index = {'metadata': {}, 'weight_map': files}
+        (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
     return hf, tensors
 
 
@@ -76,7 +79,8 @@ def gelu(x, name):
 
 
 def layer_norm(x, weight, bias, eps):
-    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + eps).sqrt() * weight + bias
+    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + eps).sqrt()
+    return x * weight + bias
 
 
 def gpt2_logits(hf, tensors, idx):
@@ -119,8 +123,9 @@ IDX = torch.randint(64, (3, 11), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize('keys', [
-    {}, {'prefix': ''}, {'shards': 3}, {'activation_function': 'gelu'}, {'activation_function': 'gelu_pytorch_tanh'},
-    {'layer_norm_epsilon': 0.1}, {'tie_word_embeddings': False, 'head': True}, {'head': True}, {'n_inner': 64},
+    {}, {'prefix': ''}, {'shards': 3}, {'activation_function': 'gelu'},
+    {'activation_function': 'gelu_pytorch_tanh'}, {'layer_norm_epsilon': 0.1},
+    {'tie_word_embeddings': False, 'head': True}, {'head': True}, {'n_inner': 64},
     {'n_ctx': 12, 'without': ['n_positions']}, {'without': ['model_type']}, {'reorder_and_upcast_attn': True},
     {'without': ['activation_function', 'layer_norm_epsilon']}], ids=str)
 def test_gpt2_computes_what_hugging_face_defines(tmp_path, keys):
@@ -163,7 +168,8 @@ def test_a_gpt2_that_is_not_plain_is_refused_by_key(tmp_path, keys, words):
 
 @pytest.mark.parametrize('lost,words', [
     (['config.json'], 'nor a config.json'), (['model.safetensors.index.json'], 'nor a model.safetensors'),
-    (['model-00002-of-00003.safetensors'], 'model-00002-of-00003.safetensors'), ([], 'cannot be read (Safetensor')])
+    (['model-00002-of-00003.safetensors'], 'model-00002-of-00003.safetensors'),
+    ([], 'cannot be read (Safetensor')])
 def test_a_folder_that_is_not_complete_says_what_is_missing(tmp_path, lost, words):
     write_gpt2(tmp_path, shards=3)
     for name in lost:
@@ -238,8 +244,8 @@ def test_gpt2_with_another_tokenizer_is_refused(tokens, tmp_path):
 def test_sample_continues_a_prompt_with_gpt2(tmp_path):
     import tiktoken
     hf, tensors = write_gpt2(tmp_path / 'gpt2', vocab_size=50257)
-    out, _ = finish(python('sample.py', f'--init_from={tmp_path}/gpt2', '--prompt=Hello world', '--device=cpu',
-                           '--dtype=float32', '--temperature=0', '--max_new_tokens=5'))
+    out, _ = finish(python('sample.py', f'--init_from={tmp_path}/gpt2', '--prompt=Hello world',
+                           '--device=cpu', '--dtype=float32', '--temperature=0', '--max_new_tokens=5'))
     gpt2 = tiktoken.get_encoding('r50k_base')
     ids = [50256, *gpt2.encode('Hello world')]
     for _ in range(5):
@@ -254,7 +260,8 @@ def write_timm(folder, n_classes=6, qkv_bias=True, size=16, patch=4, width=64, l
                extra=(), **keys):
     """A random plain ViT in timm's format. -> its tensors"""
     rng, C, n = torch.Generator().manual_seed(0), width, (size // patch) ** 2
-    shapes = {'cls_token': (1, 1, C), 'pos_embed': (1, 1 + n, C), 'patch_embed.proj.weight': (C, 3, patch, patch),
+    shapes = {'cls_token': (1, 1, C), 'pos_embed': (1, 1 + n, C),
+              'patch_embed.proj.weight': (C, 3, patch, patch),
               'patch_embed.proj.bias': (C,), 'norm.weight': (C,), 'norm.bias': (C,)}
     for i in range(layers):
         for name, shape in (('norm1', (C,)), ('norm2', (C,)), ('attn.qkv', (3 * C, C)), ('attn.proj', (C, C)),
@@ -284,7 +291,10 @@ def bicubic(old, new):
 
 
 def vit_logits(tensors, images, heads=1):
-    """Of images (B, 3, H, H) that are normalized as timm does it, in float64. The positions follow their size."""
+    """
+    The logits, in float64, of images (B, 3, H, H) that are normalized as timm does it. The positions are
+    interpolated to the size of the images.
+    """
     w = {k: t.double() for k, t in tensors.items()}
     C, P = w['cls_token'].size(-1), w['patch_embed.proj.weight'].size(-1)
     B, grid = len(images), images.size(-1) // P
@@ -295,16 +305,18 @@ def vit_logits(tensors, images, heads=1):
     def ln(x, name):
         return layer_norm(x, w[f'{name}.weight'], w[f'{name}.bias'], 1e-6)
 
-    patches = images.double().view(B, 3, grid, P, grid, P).permute(0, 2, 4, 1, 3, 5).reshape(B, grid * grid, -1)
+    patches = images.double().view(B, 3, grid, P, grid, P).permute(0, 2, 4, 1, 3, 5)
+    patches = patches.reshape(B, grid * grid, -1)
     x = patches @ w['patch_embed.proj.weight'].flatten(1).T + w['patch_embed.proj.bias']
     old = math.isqrt(w['pos_embed'].size(1) - 1)
     m = bicubic(old, grid)
     square = torch.einsum('ai,bj,ijc->abc', m, m, w['pos_embed'][0, 1:].view(old, old, C))
-    x = torch.cat((w['cls_token'].expand(B, 1, C) + w['pos_embed'][:, :1], x + square.reshape(1, -1, C)), dim=1)
+    cls = w['cls_token'].expand(B, 1, C) + w['pos_embed'][:, :1]
+    x = torch.cat((cls, x + square.reshape(1, -1, C)), dim=1)
     for b in sorted({k.split('.')[1] for k in w if k.startswith('blocks')}, key=int):
         b = f'blocks.{b}'
-        q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in linear(ln(x, f'{b}.norm1'),
-                                                                              f'{b}.attn.qkv').chunk(3, dim=2))
+        qkv = linear(ln(x, f'{b}.norm1'), f'{b}.attn.qkv').chunk(3, dim=2)
+        q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in qkv)
         scores = (q @ k.transpose(2, 3) / math.sqrt(C // heads)).softmax(-1)
         x = x + linear((scores @ v).transpose(1, 2).flatten(2), f'{b}.attn.proj')
         x = x + linear(gelu(linear(ln(x, f'{b}.norm2'), f'{b}.mlp.fc1'), 'gelu'), f'{b}.mlp.fc2')
@@ -356,9 +368,9 @@ def test_a_vit_that_is_not_plain_is_refused_by_key(tmp_path, keys, words):
     assert '\n' not in stop.value.code
 
 
-TUNE = ['config/finetune_vit.py', '--device=cpu', '--dtype=float32', '--global_batch_size=4', '--max_iters=10',
-        '--warmup_epochs=0', '--log_interval=1', '--eval_interval=10', '--keep_interval=5', '--ckpt_interval=5',
-        '--shift=0']
+TUNE = ['config/finetune_vit.py', '--device=cpu', '--dtype=float32', '--global_batch_size=4',
+        '--max_iters=10', '--warmup_epochs=0', '--log_interval=1', '--eval_interval=10', '--keep_interval=5',
+        '--ckpt_interval=5', '--shift=0']
 
 
 def tune(data, out, *extra, code=0):
@@ -447,7 +459,8 @@ def test_small_pictures_are_resized_as_pillow_does_it(arrays, size):
     assert len(Env.said) == 1
     pictures = data.splits['train'][0] // 2 + 64  # Pillow rounds and cuts off after each of its two passes
     ours = data.resized(pictures.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy().astype(int)
-    theirs = np.stack([Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC) for p in pictures.numpy()])
+    theirs = np.stack([Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC)
+                       for p in pictures.numpy()])
     assert np.abs(ours - theirs).max() <= 1
 
 
@@ -457,7 +470,8 @@ def test_small_pictures_are_resized_as_pillow_does_it(arrays, size):
 @pytest.mark.parametrize('args', [{}, {'bias': True, 'gelu': 'tanh', 'norm_eps': 0.01}, {'tied': False},
                                   {'bias': True, 'qkv_bias': False}], ids=str)
 def test_an_s1_model_is_exported_as_a_gpt2_of_hugging_face(tmp_path, args):
-    args = dict(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=64, norm='layer', **SETTINGS['S1']) | args
+    args = dict(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=64, norm='layer',
+                **SETTINGS['S1']) | args
     model = GPT(GPTConfig(**args))
     with torch.no_grad():
         for p in model.parameters():
@@ -465,7 +479,8 @@ def test_an_s1_model_is_exported_as_a_gpt2_of_hugging_face(tmp_path, args):
     saved = {'model': model.state_dict(), 'model_args': args, 'config': {'setting': 'S1'},
              'data': {'tokenizer': 'byte', 'vocab_size': 64}}
     assert 'Hugging Face' in pretrained.export(saved, str(tmp_path / 'out'))
-    hf, tensors = json.loads((tmp_path / 'out/config.json').read_text()), load_file(tmp_path / 'out/model.safetensors')
+    hf = json.loads((tmp_path / 'out/config.json').read_text())
+    tensors = load_file(tmp_path / 'out/model.safetensors')
     assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['config.json', 'model.safetensors']
     assert (hf['model_type'], hf['architectures']) == ('gpt2', ['GPT2LMHeadModel'])
     assert hf['activation_function'] == {'exact': 'gelu', 'tanh': 'gelu_new'}[args.get('gelu', 'exact')]
@@ -481,7 +496,8 @@ def test_an_s1_model_is_exported_as_a_gpt2_of_hugging_face(tmp_path, args):
 @pytest.mark.slow
 def test_runs_are_exported_by_sample_and_read_again(straight, seen, tokens, arrays, tmp_path):
     def export(run, name):
-        return finish(python('sample.py', f'--out_dir={run}', f'--export={tmp_path}/{name}', '--device=cpu'))[0]
+        return finish(python('sample.py', f'--out_dir={run}', f'--export={tmp_path}/{name}',
+                             '--device=cpu'))[0]
 
     said = in_parallel([lambda: export(straight, 'text'), lambda: export(seen, 'vision')])
     assert all('our own names' in s for s in said)

@@ -111,7 +111,7 @@ def test_a_jpeg_that_is_damaged_gets_a_sentence(tmp_path, workers):
     blob[start:end] = bytes(end - start)
     (data / 'train_jpeg.bin').write_bytes(blob)
     _, said = train_vit(data, tmp_path / 'out', f'--num_workers={workers}', '--global_batch_size=22', code=1)
-    assert 'picture 11 (from 0) in' in said
+    assert 'Picture 11 (counted from 0) in' in said
     assert 'is damaged' in said
     assert len(said.strip().splitlines()) == 1
 
