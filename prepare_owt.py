@@ -232,7 +232,8 @@ def open_hub(config):
 
 def open_table(way, label, stream, config, disk=None):
     """The source of what load_dataset(**way) loads."""
-    from datasets import concatenate_datasets, config as hf, load_dataset_builder
+    from datasets import concatenate_datasets, load_dataset_builder
+    from datasets import config as hf
     hf.STREAMING_READ_MAX_RETRIES = hf.STREAMING_OPEN_MAX_RETRIES = 2  # each is half a minute of retries
     stage = 'open'
     try:

@@ -113,6 +113,7 @@ def test_a_folder_stands_for_its_best_checkpoint(tmp_path):
     assert find_checkpoint(str(tmp_path / 'ckpt.pt')) == str(tmp_path / 'ckpt.pt')
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='ru_maxrss is in KiB there')
 def test_a_checkpoint_is_not_read_before_it_is_used(tmp_path):
     code = """
@@ -150,6 +151,7 @@ for argv in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_brings_its_network(straight, seen, tokens, arrays, tmp_path):
     smooth_picture(50, 30).save(tmp_path / 'photo.png')
     gpt = ['train_gpt.py', f'--dataset={tokens}', '--device=cpu', '--dtype=float32', '--compile=False']
@@ -208,6 +210,7 @@ def sampled(straight, *flags, **kwargs):
     return subprocess.run(line, cwd=ROOT, capture_output=True, timeout=120, **kwargs)
 
 
+@pytest.mark.slow
 def test_samples_come_token_by_token_and_are_those_of_generate(straight, tmp_path):
     """With a prompt that is not valid UTF-8, which keeps its bytes."""
     prompt = b'\xff\xfe caf\xc3\xa9 \xc3'
@@ -237,6 +240,7 @@ def test_samples_show_what_the_terminal_cannot(straight):
 # -----------------------------------------------------------------------------
 # terminals and environments
 
+@pytest.mark.slow
 def test_a_closed_pipe_and_an_accent_on_an_ascii_terminal(tokens, tmp_path):
     out = tmp_path / 'café'
     line = [sys.executable, 'train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', '| head -2']

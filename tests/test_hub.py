@@ -199,6 +199,7 @@ def test_prepare_says_that_there_is_no_network(tmp_path):
     assert not (tmp_path / 'data').exists()
 
 
+@pytest.mark.slow
 def test_sets_on_the_hub(tmp_path, hub):
     for split, n in (('train', 6), ('test', 2)):
         pictures = [(noise_picture(4, 4, i), i % 2) for i in range(n)]
@@ -238,6 +239,7 @@ def fetch_weights(name, url, folder, monkeypatch, offline=False):
     return load_checkpoint(find_weights(name))
 
 
+@pytest.mark.slow
 def test_weights_from_the_hub(tmp_path, hub, monkeypatch):
     for name, keys in (('me/tiny', {}), ('openai-community/gpt2', {'n_positions': 8}),
                        ('me/parts', {'shards': 3})):
@@ -260,6 +262,7 @@ def test_weights_from_the_hub(tmp_path, hub, monkeypatch):
     assert not cached & {'pytorch_model.bin', 'README.md'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name,words', [
     ('me/a401', ['me/a401 is gated', 'Accept its terms', 'hf auth login']),
     ('me/a403', ['me/a403 is gated', 'Accept its terms', 'hf auth login']),
@@ -286,6 +289,7 @@ def test_the_hub_refuses_weights_in_one_sentence(tmp_path, hub, monkeypatch, nam
     assert '\n' not in stop.value.code
 
 
+@pytest.mark.slow
 def test_without_a_network_weights_say_where_a_folder_would_be_found(tmp_path, hub, monkeypatch):
     for url, offline in ((NOBODY, False), (hub.url, True)):
         with pytest.raises(SystemExit) as stop:

@@ -92,6 +92,7 @@ def test_prepare_text_files(tmp_path):
     assert sorted(train + val) == sorted(in_order[:40])
 
 
+@pytest.mark.slow
 def test_prepare_json_lines_and_parquet_give_the_same_bins(tmp_path):
     pytest.importorskip('datasets')
     write_lines(tmp_path / 'lines/a.jsonl', TEXTS[:90])

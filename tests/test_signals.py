@@ -91,6 +91,7 @@ MOMENTS = {  # kind, number, iteration; then whether the run has two processes
     'evaluation of two': ('val', 4 + 2, 4, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('moment', ['mid-accumulation'] + [
     pytest.param(name, marks=pytest.mark.slow) for name in list(MOMENTS)[1:]])
 def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(tokens, tmp_path, moment):

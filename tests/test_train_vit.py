@@ -55,6 +55,7 @@ def test_vision_log_and_checkpoint_are_as_promised(seen, arrays):
     assert (final(seen, 'best.pt')['best_top1'], -final(seen, 'best.pt')['iter']) == max(tops)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('layout', ['arrays', pytest.param('jpeg', marks=pytest.mark.slow)])
 def test_each_image_once_an_epoch(tmp_path, layout):
     """A rate of 0 leaves the weights alone, pictures have one colour: the loss tells which image it was."""
@@ -116,6 +117,7 @@ def test_a_jpeg_that_is_damaged_gets_a_sentence(tmp_path, workers):
     assert len(said.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_vision_repeats_and_resumes_bit_for_bit(seen, arrays, tmp_path):
     def again():
         train_vit(arrays, tmp_path / 'again')
