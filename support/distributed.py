@@ -250,8 +250,8 @@ def first_line(e):
 def explain(e, too_large):
     """Say in one sentence what failed in the first forward and backward pass: the compiler, or memory."""
     if type(e).__module__.startswith('torch._'):  # dynamo and inductor
-        fail(f'torch.compile fails here ({first_line(e)}). Use --compile=False and --compile_optimizer=False.',
-             any_rank=True)
+        fail(f'torch.compile fails here ({first_line(e)}). Use --compile=False and '
+             '--compile_optimizer=False.', any_rank=True)
     if isinstance(e, torch.OutOfMemoryError) or 'allocate' in str(e):
         fail(too_large, any_rank=True)
     raise e
