@@ -114,7 +114,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     def count(line):
         return int(finish(python('-c', faults.format(line)))[0])
 
-    # addresses are random, and where the heap cannot grow in one piece, glibc keeps less: one of three must do
+    # addresses are random; where the heap cannot grow in one piece, glibc keeps less, so one of three must do
     assert any(count("start('cpu', 'float32', False, 0, False)") < 10 for _ in range(3))
     assert count('') > 10
 
