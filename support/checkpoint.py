@@ -265,8 +265,7 @@ def take_network(config, checkpoint, path, resume):
     network = {k: v for k, v in network.items() if k in config and k not in FREE}
     if resume:  # continue_run compares what is stated
         named = stated.union(NORMS if 'setting' in stated else ())
-        network['setting'] = then.get('setting', 'S1')
-        config.update((k, v) for k, v in network.items() if k not in named)
+        config.update((k, then[k]) for k in ['setting', *network] if k in then and k not in named)
         return
     if 'setting' in replaced and 'pre_norm' in args:  # NFNet has no setting
         norms = resolve_norms(config)

@@ -1,6 +1,7 @@
 """Runs that were killed, stopped or went wrong: what they leave, and how they go on."""
 
 import random
+import shutil
 import time
 
 import pytest
@@ -179,3 +180,9 @@ def test_sigterm_under_torchrun_saves_once_and_all_leave(tokens, tmp_path):
     assert process.returncode not in (None, -9)
     assert final(tmp_path)['iter'] >= 9
     assert final(tmp_path)['iter'] <= rows(tmp_path)[-1]['iter'] + 1
+
+
+def test_a_resumed_run_says_only_what_was_changed(straight, tokens, tmp_path):
+    shutil.copytree(straight, tmp_path / 'run')
+    said = train(tokens, tmp_path / 'run', '--dropout=0.1', '--init_from=resume', '--max_iters=22')[0]
+    assert 'not as in the checkpoint: max_iters 20 -> 22\n' in said
