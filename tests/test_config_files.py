@@ -227,6 +227,7 @@ learning_rte = 1.0
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('launch', [
     pytest.param([], id='python'),
     pytest.param(['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'], id='torchrun',

@@ -129,6 +129,7 @@ def test_pictures_of_one_small_size_become_arrays(tmp_path):
     assert not (tmp_path / 'out/train_images.npy').exists()
 
 
+@pytest.mark.slow
 def test_parquet_and_the_splits(tmp_path):
     """The three ways to get val and test; each training picture is in exactly one place."""
     rows = [(noise_picture(6, 6, i), i % 3) for i in range(150)]

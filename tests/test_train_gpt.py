@@ -56,6 +56,7 @@ def test_batches_are_windows_of_the_data_and_change_with_iteration_and_seed(tmp_
     assert [r['loss'] for r in rows(tmp_path / 'a')] != [r['loss'] for r in rows(tmp_path / 'b')]
 
 
+@pytest.mark.slow
 def test_one_process_or_two(tokens, tmp_path):
     runs = runs_like_one(tokens, tmp_path, one=[], two=[])
     assert [(r['iter'], r['split']) for r in runs['two']] == [(r['iter'], r['split']) for r in runs['one']]

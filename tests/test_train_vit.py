@@ -180,6 +180,7 @@ def test_a_signal_to_all_processes_of_a_run_with_workers(jpegs, tmp_path, torchr
     assert torchrun or a == b
 
 
+@pytest.mark.slow
 def test_predict_and_test_split(seen, arrays, tmp_path):
     (tmp_path / 'photos').mkdir()
     smooth_picture(50, 30).save(tmp_path / 'photos/a.jpg')
