@@ -101,7 +101,7 @@ def test_weights_of_another_run_and_samples(straight, tokens, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
 def test_freed_memory_is_kept():
-    """64 MB that were freed stay with the process; without start() they go back to the kernel, to be cleared."""
+    """64 MB that were freed stay with the process. Without start() they go back to the kernel."""
     kept = """
 import os, torch
 from support.distributed import start
