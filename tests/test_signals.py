@@ -39,11 +39,12 @@ def line(tokens, out, *extra):
     return ['train_gpt.py', *FLAGS, f'--dataset={tokens}', f'--out_dir={out}', *extra]
 
 
-def paused(tokens, tmp_path, kind, number, torchrun=0, **keys):
+def paused(tokens, tmp_path, kind, number, torchrun=0, hangup=signal.SIG_DFL):
     """A run that waits there, and the process ids of its ranks."""
     (tmp_path / 'pausing.py').write_text(PAUSING)
+    # nohup ignores SIGHUP, and children inherit that
     process = python(tmp_path / 'pausing.py', tmp_path, kind, number, *line(tokens, tmp_path / 'out'),
-                     torchrun=torchrun, **keys)
+                     torchrun=torchrun, preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup))
     pids = [tmp_path / f'pid{rank}' for rank in range(torchrun or 1)]
     while not all(pid.exists() for pid in pids):
         assert process.poll() is None, process.communicate()
@@ -172,8 +173,7 @@ def test_a_signal_that_torchrun_passes_on_to_ranks_which_had_it_is_one(tokens, t
 
 @pytest.mark.slow
 def test_a_run_under_nohup_goes_on(tokens, tmp_path):
-    process, _ = paused(tokens, tmp_path, 'train', 3,
-                        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process, _ = paused(tokens, tmp_path, 'train', 3, hangup=signal.SIG_IGN)
     process.send_signal(signal.SIGHUP)
     (tmp_path / 'go').touch()
     assert STOPPING not in finish(process)[1]
