@@ -325,6 +325,7 @@ def test_a_config_starts_from_another_in_any_folder(tmp_path):
     assert c == {**resolve('gpt2_tiny'), 'n_layer': 8, 'out_dir': 'out/mine'}
 
 
+@pytest.mark.slow
 def test_help_lists_every_key_with_its_comment():
     out = subprocess.run([sys.executable, 'train_gpt.py', '--help'], cwd=ROOT, capture_output=True, text=True,
                          check=True).stdout

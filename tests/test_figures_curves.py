@@ -206,6 +206,7 @@ for name in sys.argv[1:]:
 '''
 
 
+@pytest.mark.slow
 def test_a_study_that_is_run_as_a_file_says_how_to_run_it():
     names = [name for name in STUDIES if name != 'vocabulary']  # tiktoken may not be here
     said = subprocess.run([sys.executable, '-c', WITHOUT_PATH, *names], cwd=ROOT, capture_output=True,

@@ -380,6 +380,7 @@ def test_long_white_space_has_the_ids_of_tiktoken(monkeypatch):
         assert prepare_owt.encode_gpt2(encoding, text).tolist() == encoding.encode_ordinary(text), repr(text)
 
 
+@pytest.mark.slow
 def test_a_million_white_spaces():
     encoding = tiktoken_encoding()
     with pytest.raises(BaseException):  # else we need none of it

@@ -121,6 +121,7 @@ def test_prepare_json_lines_and_parquet_give_the_same_bins(tmp_path):
     assert train == [t for i, t in enumerate(TEXTS[:150]) if i % 10]
 
 
+@pytest.mark.slow
 def test_prepare_cuts_a_lone_text_by_position(tmp_path):
     lines = [f'{i}: caf\u00e9\n' for i in range(100)]
     (tmp_path / 'input.txt').write_text(''.join(lines), encoding='utf-8')

@@ -207,6 +207,7 @@ def test_behind_the_limit_of_programs_the_step_raises(monkeypatch):
             assert torch.equal(p.detach(), torch.full_like(p, 1.0 if fails else 0.5))
 
 
+@pytest.mark.slow
 def test_where_torch_compile_fails_the_step_raises(monkeypatch, tmp_path):
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))  # no earlier run's program is found
     torch._dynamo.reset()
