@@ -1,6 +1,10 @@
 """The environment that all tests see, and the runs and data that several of them look at."""
 
+import contextlib
+import io
 import os
+import runpy
+import sys
 
 import pytest
 
@@ -19,7 +23,7 @@ os.environ |= {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', 'HF_HUB_DISABLE_TELE
                'HF_HUB_DISABLE_XET': '1', 'HF_HUB_ETAG_TIMEOUT': '2', 'HF_HUB_DOWNLOAD_TIMEOUT': '2'}
 pytest.register_assert_rewrite('tests.common')
 
-from tests.common import train, train_vit, write_images, write_tokens
+from tests.common import ROOT, train, train_vit, write_images, write_tokens
 
 
 @pytest.fixture(scope='session')
@@ -51,3 +55,19 @@ def seen(arrays, tmp_path_factory):
     out = tmp_path_factory.mktemp('seen')
     train_vit(arrays, out)
     return out
+
+
+@pytest.fixture
+def figures(tmp_path, monkeypatch):
+    """The command, in tmp_path: figures('grid', '--study=x') is what it printed; plt.gcf() its picture."""
+    import matplotlib.pyplot as plt  # here, because it takes time and few tests draw
+    monkeypatch.chdir(tmp_path)
+
+    def command(*args):
+        plt.close('all')
+        monkeypatch.setattr(sys, 'argv', ['figures', *args])
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            runpy.run_path(str(ROOT / 'experiments/figures.py'), run_name='__main__')
+        return said.getvalue()
+    yield command
+    plt.close('all')

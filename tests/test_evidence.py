@@ -13,6 +13,7 @@ from experiments.searches import key
 from model import SETTINGS, ViT, ViTConfig
 from support.optim import make_optimizer, state_size
 from test_model import tiny
+from tests.test_optim import take_steps
 
 CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.02, momentum=0.9, beta1=0.9, beta2=0.95,
               embed_lr=0.0, embed_optimizer='auto', embed_weight_decay=-1.0, compile_optimizer=False)
@@ -24,13 +25,7 @@ def make(model, optimizer='sgdw', **more):
 
 
 def steps(model, opt, numbers):
-    for i in numbers:
-        rng = torch.Generator().manual_seed(i)
-        for p in model.parameters():
-            p.grad = torch.randn(p.shape, dtype=p.dtype, generator=rng)
-        for group in opt.param_groups:
-            group['lr'] = 0.3 / (1 + i) * group['lr_scale']
-        opt.step()
+    take_steps(model, opt, numbers)
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 

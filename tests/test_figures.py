@@ -1,13 +1,11 @@
 """experiments/figures.py; in a process of its own each picture would spend most of the time importing."""
 
 import contextlib
-import io
 import json
 import math
 import os
 import re
 import runpy
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,21 +15,6 @@ import torch
 
 from model import GPT, NORMS, SETTINGS, GPTConfig
 from tests.common import ROOT, table_of, write_tokens
-
-
-@pytest.fixture
-def figures(tmp_path, monkeypatch):
-    """The command, in tmp_path: figures('grid', '--study=x') is what it printed; plt.gcf() its picture."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*args):
-        plt.close('all')
-        monkeypatch.setattr(sys, 'argv', ['figures', *args])
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            runpy.run_path(str(ROOT / 'experiments/figures.py'), run_name='__main__')
-        return said.getvalue()
-    yield command
-    plt.close('all')
 
 
 def functions():

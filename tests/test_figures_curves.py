@@ -1,6 +1,5 @@
 """experiments/figures.py and the map of the studies: curves of any run, one look for each arm, --help."""
 
-import contextlib
 import io
 import json
 import os
@@ -18,22 +17,6 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = sorted(p.stem for p in (ROOT / 'experiments').glob('*.py') if p.stem != 'configurator')
-
-
-@pytest.fixture
-def figures(tmp_path, monkeypatch):
-    """figures('curves', '--runs=a') runs in tmp_path and gives what it printed; its picture is plt.gcf()."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT))
-
-    def command(*args):
-        plt.close('all')
-        monkeypatch.setattr(sys, 'argv', ['figures', *args])
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            runpy.run_path(str(ROOT / 'experiments/figures.py'), run_name='__main__')
-        return said.getvalue()
-    yield command
-    plt.close('all')
 
 
 @pytest.fixture

@@ -83,9 +83,8 @@ def test_embedding_optimizer_refuses_in_words(words, make, changes):
         make_optimizer(make(), CONFIG | changes)
 
 
-def several_steps(make, model, steps=range(6)):
-    """-> the optimizer that make(model) is, and the weights after updates with a series of gradients"""
-    opt = make(model)
+def take_steps(model, opt, steps):
+    """Updates with a series of gradients, at falling rates."""
     for i in steps:
         rng = torch.Generator().manual_seed(i)
         for p in model.parameters():
@@ -94,6 +93,12 @@ def several_steps(make, model, steps=range(6)):
             group['lr'] = 0.3 / (1 + i) * group['lr_scale']
         opt.step()
         opt.zero_grad()
+
+
+def several_steps(make, model, steps=range(6)):
+    """-> the optimizer that make(model) is, and the weights after updates with a series of gradients"""
+    opt = make(model)
+    take_steps(model, opt, steps)
     return opt, weights(model)
 
 
