@@ -204,7 +204,7 @@ class NetworkConfig:
     def __post_init__(self):
         for key, a, b in (('norm', 'rms', 'layer'), ('gelu', 'exact', 'tanh'), ('init', 'xavier', 'torch')):
             if getattr(self, key) not in (a, b):
-                raise ValueError(f'{key}={getattr(self, key)!r} is unknown: use {a!r} or {b!r}')
+                raise ValueError(f'{key}={getattr(self, key)!r} is unknown. Use {a!r} or {b!r}.')
 
 # -----------------------------------------------------------------------------
 # language

@@ -260,8 +260,8 @@ def open_parquet(root, config):
             said |= {names[path]: '' for path in files['test']}
             del labels['test']
         else:
-            sys.exit(f'{split} of {root} has the label {strange}, which is none of the {len(classes)} '
-                     'classes of train: correct the labels, or choose another column with --label_column')
+            sys.exit(f'{split} of {root} has the label {strange}, but train has no such class. '
+                     'Correct the labels, or choose another column with --label_column.')
     others = [path for path in pictures + others if not is_table(path)]
     print(tell_splits(said, [os.path.relpath(path, root) for path in others]))
 

@@ -340,9 +340,9 @@ def test_generate():
 
 
 @pytest.mark.parametrize('network,config,sizes,words', [
-    (GPT, GPTConfig, dict(norm='batch'), "norm='batch' is unknown: use 'rms' or 'layer'"),
-    (GPT, GPTConfig, dict(gelu='fast'), "gelu='fast' is unknown: use 'exact' or 'tanh'"),
-    (GPT, GPTConfig, dict(init='zero'), "init='zero' is unknown: use 'xavier' or 'torch'"),
+    (GPT, GPTConfig, dict(norm='batch'), "norm='batch' is unknown. Use 'rms' or 'layer'."),
+    (GPT, GPTConfig, dict(gelu='fast'), "gelu='fast' is unknown. Use 'exact' or 'tanh'."),
+    (GPT, GPTConfig, dict(init='zero'), "init='zero' is unknown. Use 'xavier' or 'torch'."),
     (GPT, GPTConfig, dict(n_embd=64, n_head=5), 'n_embd=64 does not divide into n_head=5 heads'),
     (ViT, ViTConfig, dict(image_size=32, patch_size=5), 'patch_size=5 does not divide image_size=32')],
     ids=['norm', 'gelu', 'init', 'n_head', 'patch_size'])

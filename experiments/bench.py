@@ -73,16 +73,16 @@ check_range(config, 1, 2**20, 'loss_chunk')
 check_range(config, 0, 2**20, 'micro_batch_size', 'block_size', 'memory_batch_size', 'image_batch_size')
 for key in ('size', 'optimizer_size'):
     if config[key] not in SIZES and (key, config[key]) != ('optimizer_size', 'auto'):
-        fail(f'{key}={config[key]} is unknown: use one of {", ".join(SIZES)}')
+        fail(f'{key}={config[key]} is unknown. Use one of {", ".join(SIZES)}.')
 longest, vocab = (getattr(GPTConfig(**SIZES[size]), key) for key in ('block_size', 'vocab_size'))
 if block_size > longest:
     fail(f'block_size={block_size} is more than the {longest} positions of size={size}')
 if not set(only.split(',')) <= set(sections):
-    fail(f'--only={only}: use some of {",".join(sections)}')
+    fail(f'--only={only} has an unknown section. Use some of {",".join(sections)}.')
 if not re.fullmatch(r'((AdamW|mSGDW),\d+)?', peak_of):
     fail(f'--peak_of={peak_of} is not AdamW or mSGDW, a comma and a number of tokens')
 if nanogpt and not os.path.exists(os.path.join(nanogpt, 'model.py')):
-    fail(f'--nanogpt={nanogpt} has no model.py: give the path of a checkout of nanoGPT')
+    fail(f'--nanogpt={nanogpt} has no model.py. Give the path of a checkout of nanoGPT.')
 if not os.path.isdir(os.path.dirname(json) or '.'):
     fail(f'--json={json}: there is no folder {os.path.dirname(json)}')
 

@@ -56,7 +56,7 @@ def round_off(x):
 
 peaks = dict(PEAK_TFLOPS)
 if gpu not in peaks:
-    fail(f'gpu={gpu} is unknown: use one of {", ".join(peaks)}')
+    fail(f'gpu={gpu} is unknown. Use one of {", ".join(peaks)}.')
 print(f'{gpu}, {peaks[gpu]} TFLOP/s dense bf16, at an assumed {mfu:.0%} of it:\n')
 print('| config | run | GFLOPs a token | memory: AdamW | mSGDW | and each sequence or image | 1 GPU | 8 GPUs '
       '| 32 GPUs |\n|---|---|---|---|---|---|---|---|---|')

@@ -3,14 +3,15 @@ Compares optimizers by a protocol: first search the settings of every arm, then 
 
     python -m experiments.evidence                   run all questions; after a kill, run it again to go on
     python -m experiments.evidence --question=parts  run one question
+    python -m experiments.evidence --device=cuda     on a GPU, many runs at once (experiments/stack.py)
     python -m experiments.evidence --table=True      print the tables of what has finished
 
 The protocol:
 
 - An arm is a network and an optimizer. Each arm is searched over learning rate, warmup and weight decay, and
   over the rate of its embeddings where it has one. The search has the length of the scored runs.
-- The search goes along one axis after another, on the mean of SEARCH_SEEDS. It ends when no step helps. It
-  also ends after POINTS settings, once smaller and larger values than the best were tried on every axis.
+- The search tries the value below and the value above on every axis, on the mean of SEARCH_SEEDS, and goes
+  on from the best. It ends where no neighbour is better, or after POINTS settings.
 - The best setting is scored with seeds that the search never used.
 - Differences are taken between runs of the same seed. Their 95 % interval is that of the t distribution. Two
   arms match if it lies within ±LEVEL.
@@ -19,8 +20,10 @@ The protocol:
 One line for each finished run goes to results/evidence.jsonl. To stop, kill the whole process group.
 """
 
+import math
 import os
 import statistics
+import time
 
 import numpy as np
 import torch
@@ -29,22 +32,26 @@ import torch.nn.functional as F
 from configurator import configure, fail
 from experiments import reproduce
 from experiments.lag import CPU
-from experiments.reproduce import difference, folder, interval, read, run_study, train
-from experiments.searches import DECAYS, LEAST, WARMUPS, key
+from experiments.reproduce import difference, folder, interval, note, read, run_study, train
+from experiments.searches import DECAYS, WARMUPS, key
+from experiments.stack import OWN, train_stack
 from model import GPT, GPTConfig
 from support import normfree
 from support.tokens import Tokens
 
-question = 'all'  # or headline, parts, why, regime, sizes, pictures, depth
+question = 'all'  # or some of headline, others, parts, why, regime, batches, sizes, pictures, depth
 processes = 2  # runs at the same time
 threads = 1  # of each run
+device = 'cpu'  # or 'cuda': the runs on text, as stacks in one process
 compile = True  # of each run, with a C++ compiler; the same for all arms of a comparison
 table = False  # True: print tables of results/evidence.jsonl, run nothing
 
 RESULTS = 'results/evidence.jsonl'
 SEARCH_SEEDS = (101, 102)
 POINTS = 12  # settings of a search
+GAIN = 0.004  # nats: what a step of a search must gain; less is noise
 EMBED_DECAY = 0.1
+LARGEST = 256  # runs of a stack
 BY_FREQUENCY = 'stdlib_4096'  # runs on this data set note the loss by frequency of the token
 
 NETWORKS = {
@@ -67,7 +74,7 @@ CORE = ('mSGDW + row norm', 'AdamW + row norm', 'mSGDW', 'AdamW')
 
 # where the searches begin, from earlier searches and runs: rate, warmup (a share of the run), decay
 GPT2_START = {'adamw': (0.004, 0.5, 0.1), 'sgdw': (0.4, 0.7, 1e-3), 'muon': (0.004, 0.3, 0.1)}
-DNT_START = {'adamw': (0.008, 0.5, 0.1), 'sgdw': (0.2, 0.3, 3e-3), 'muon': (0.008, 0.3, 0.1)}
+DNT_START = {'adamw': (0.004, 0.5, 0.1), 'sgdw': (0.4, 0.3, 3e-3), 'muon': (0.008, 0.3, 0.1)}
 IMAGE_START = {'adamw': (0.001, 0.1, 0.1), 'sgdw': (0.05, 0.1, 1e-3)}
 START = {'GPT-2': GPT2_START, 'S1': GPT2_START, 'ViT': IMAGE_START, 'V-DNT': IMAGE_START}
 RATES = {'sgdw': [0.2 * 2.0**i for i in range(-6, 7)], 'adamw': [0.004 * 2.0**i for i in range(-6, 7)]}
@@ -79,15 +86,14 @@ AXES = ('learning_rate', 'embed_lr', 'warmup', 'weight_decay')
 class Arm:
     """
     A network and an optimizer at a point: a data set, a width, a length and what else is fixed. What is not
-    searched stays where a search would start. warmup: start with this share of the run instead.
+    searched stays where a search would start. start: begin at this (rate, warmup, decay) instead.
     """
 
-    def __init__(self, network, optimizer, point, seeds, searched=AXES, warmup=None):
+    def __init__(self, network, optimizer, point, seeds, searched=AXES, start=None):
         self.network, self.optimizer, self.seeds, self.point = network, optimizer, seeds, point
         flags = OPTIMIZERS[optimizer]
         kind, of_embeddings = flags['optimizer'], flags['embed_optimizer']
-        rate, usual, decay = START.get(network, DNT_START)[kind]
-        warmup = usual if warmup is None else warmup
+        rate, warmup, decay = start or START.get(network, DNT_START)[kind]
         axes = [(RATES[kind], rate), (RATES.get(of_embeddings, [0.0]), EMBED_START.get(of_embeddings, 0.0)),
                 ([0.0, *WARMUPS], warmup), (DECAYS['sgdw' if kind == 'sgdw' else 'adamw'], decay)]
         self.values = [values if name in searched else [start] for name, (values, start) in zip(AXES, axes)]
@@ -108,45 +114,47 @@ class Arm:
 
     def search(self, done):
         """
-        (the setting that is needed next or None, the best so far or None, {setting: loss} of all tried).
-        The walk goes along one axis while the loss falls by more than LEAST, then along the next, until no
-        axis helps. It depends on the losses alone, not on the order in which runs end.
+        (the settings that are needed next, the best so far or None, {setting: loss} of all tried). The search
+        tries both neighbours of a setting on every axis. From there it goes to the best of them, or to the
+        setting that has the better value of each axis, until no neighbour gains more than GAIN or POINTS
+        settings were tried. It depends on the losses alone, not on the order in which runs end.
         """
-        at, tried = self.start, {}
-        free = [i for i, values in enumerate(self.values) if len(values) > 1]
+        tried, free = {}, [i for i, values in enumerate(self.values) if len(values) > 1]
 
         def loss(to):
-            run = self.run(to)
-            tried[to] = statistics.fmean(done[key({**run, 'seed': s})]['val_loss'] for s in SEARCH_SEEDS)
-            return tried[to]
+            rows = [done.get(key({**self.run(to), 'seed': s})) for s in SEARCH_SEEDS]
+            if all(rows):
+                tried[to] = statistics.fmean(row['val_loss'] for row in rows)
+            return tried.get(to)
 
-        def enough():
-            tried_on = [[to[i] for to in tried] for i in free]
-            return len(tried) >= POINTS and all(min(t) < at[i] < max(t) for i, t in zip(free, tried_on))
+        def beside(at):
+            """The neighbours by axis, {axis: [settings]}."""
+            return {i: [(*at[:i], at[i] + step, *at[i + 1:]) for step in (-1, 1)
+                        if at[i] + step in range(len(self.values[i]))] for i in free}
 
-        wanted, turn, still = at, 0, 0
-        try:
-            loss(at)
-            while still < len(free) and not enough():
-                axis, before = free[turn % len(free)], at
-                for step in (-1, 1):
-                    while at[axis] + step in range(len(self.values[axis])):
-                        wanted = (*at[:axis], at[axis] + step, *at[axis + 1:])
-                        if not loss(wanted) < loss(at) - LEAST:
-                            break
-                        at = wanted
-                    if at != before:  # the value before it and the value after it are worse
-                        break
-                turn, still = turn + 1, still + 1 if at == before else 1
-            wanted = None
-        except KeyError:  # a run that has not finished
-            pass
-        return wanted, at if tried else None, tried
+        def cross(at):
+            return [at, *(to for settings in beside(at).values() for to in settings)]
+
+        at = self.start
+        while True:
+            needed = [to for to in cross(at) if loss(to) is None]
+            if not needed:
+                better = {i: min(settings, key=loss) for i, settings in beside(at).items()}
+                better = {i: to for i, to in better.items() if loss(to) < loss(at) - GAIN}
+                if not better:
+                    return [], at, tried
+                joint = tuple(better[i][i] if i in better else at[i] for i in range(len(at)))
+                if loss(joint) is None:
+                    needed = [to for to in cross(joint) if loss(to) is None]
+            if needed:
+                return needed[:max(0, POINTS - len(tried))], min(tried, key=tried.get, default=None), tried
+            at = min([joint, *better.values()], key=loss)
 
     def todo(self, done):
         """The runs that are needed next: of the search, then of the scoring."""
-        wanted, best, _ = self.search(done)
-        return [{**self.run(wanted or best), 'seed': s} for s in (SEARCH_SEEDS if wanted else self.seeds)]
+        needed, best, _ = self.search(done)
+        return [{**self.run(setting), 'seed': s} for setting in needed or [best]
+                for s in (SEARCH_SEEDS if needed else self.seeds)]
 
 
 def point(iters, width=64, dataset='stdlib', **more):
@@ -154,14 +162,22 @@ def point(iters, width=64, dataset='stdlib', **more):
 
 
 def headline():
-    """Question 1: the tiny runs of the README at full length. Optimizers outside CORE keep their decay."""
+    """
+    Question 1: the tiny runs of the README at full length. After 16 seeds it was open whether mSGDW matches
+    AdamW on L-DNT with row norm. These two arms have 32.
+    """
     for network in ('L-DNT', 'GPT-2'):
         for optimizer in CORE:
-            yield Arm(network, optimizer, point(4500), range(1, 9))
+            close = network == 'L-DNT' and 'row norm' in optimizer
+            yield Arm(network, optimizer, point(4500), range(1, 33 if close else 17))
+
+
+def others():
+    """Question 1, the other optimizers. Their search is shorter: over the two learning rates."""
     for network in ('L-DNT', 'GPT-2'):
         for optimizer in OPTIMIZERS:
             if optimizer not in CORE:
-                yield Arm(network, optimizer, point(4500), range(1, 9), AXES[:3])
+                yield Arm(network, optimizer, point(4500), range(1, 17), AXES[:2])
 
 
 def parts():
@@ -172,16 +188,24 @@ def parts():
 
 
 def why():
-    """Question 5: the loss by token frequency, vocabulary 4,096 (from experiments.vocabulary)."""
+    """
+    Question 5: the loss by token frequency, vocabulary 4,096 (from experiments.vocabulary). The search is
+    shorter: over the two learning rates.
+    """
     for optimizer in (*CORE, 'hybrid'):
-        yield Arm('L-DNT', optimizer, point(1600, dataset=BY_FREQUENCY), range(1, 6))
+        start = (0.004, 0.3, 0.3) if 'AdamW' in optimizer else (0.4, 0.3, 3e-3)
+        yield Arm('L-DNT', optimizer, point(1600, dataset=BY_FREQUENCY), range(1, 6), AXES[:2], start)
 
 
 def regime():
-    """Question 4: 48,000 updates at width 32, no warmup (AdamW: 2 %); then three batches at equal updates."""
+    """Question 4: 515 tokens for each parameter, at width 32, and no warmup (AdamW: 2 %)."""
     for optimizer in CORE:
-        yield Arm('L-DNT', optimizer, point(48000, 32), range(1, 6), ('learning_rate', 'weight_decay'),
-                  0.02 if 'AdamW' in optimizer else 0.0)
+        start = (0.004, 0.02, 0.1) if 'AdamW' in optimizer else (0.2, 0.0, 1e-3)
+        yield Arm('L-DNT', optimizer, point(32000, 32), range(1, 6), ('learning_rate', 'weight_decay'), start)
+
+
+def batches():
+    """Question 4: three batches at equal updates."""
     for batch in ({}, {'global_batch_size': 32}, {'global_batch_size': 128}):  # without: 8
         for optimizer in CORE:
             yield Arm('L-DNT', optimizer, point(1600, 32, **batch), range(1, 6))
@@ -201,7 +225,8 @@ def depth():
         for network in ('L-DNT', 'S1'):
             for optimizer in CORE[:2]:
                 yield Arm(network, optimizer, point(800, 32, n_layer=layers), range(1, 6))
-            yield Arm(network, CORE[0], point(800, 32, n_layer=layers), range(1, 6), no_warmup, 0.0)
+            start = (START.get(network, DNT_START)['sgdw'][0], 0.0, 3e-3)
+            yield Arm(network, CORE[0], point(800, 32, n_layer=layers), range(1, 6), no_warmup, start)
 
 
 def pictures():
@@ -211,25 +236,32 @@ def pictures():
             yield Arm(network, optimizer, {'dataset': 'cifar10', 'patch_size': 8, 'epochs': 2.0}, range(1, 6))
 
 
-QUESTIONS = {f.__name__: f for f in (headline, parts, why, regime, sizes, pictures, depth)}
+QUESTIONS = {f.__name__: f for f in (headline, others, parts, why, regime, batches, sizes, pictures, depth)}
 
 # -----------------------------------------------------------------------------
 # run
 
 
-def by_frequency(checkpoint, dataset, bins=10):
+def parts_by_frequency(dataset, vocab_size, bins=10):
     """
-    The validation loss of frequent and rare tokens: the vocabulary is sorted by frequency, the most frequent
-    first, and cut into parts that each cover about a tenth of the training text.
+    Which part each token id belongs to. The vocabulary is sorted by frequency, the most frequent first, and
+    cut into parts that each cover about a tenth of the training text.
     """
-    model = normfree.build(GPT, GPTConfig, checkpoint['model_args']).eval()
-    model.load_state_dict(checkpoint['model'])
-    data = Tokens(dataset, checkpoint['config']['block_size'], CPU)
+    data = Tokens(dataset, 1, CPU)
     train_ids = np.fromfile(os.path.join(data.folder, 'train.bin'), data.meta['dtype'])
-    counts = np.bincount(train_ids, minlength=checkpoint['model_args']['vocab_size'])
+    counts = np.bincount(train_ids, minlength=vocab_size)
     order = np.argsort(-counts, kind='stable')
     part = np.empty(len(counts), int)
     part[order] = np.minimum(bins - 1, bins * (np.cumsum(counts[order]) - counts[order]) // counts.sum())
+    return part
+
+
+def by_frequency(checkpoint, dataset, bins=10):
+    """The validation loss of frequent and rare tokens, from a checkpoint."""
+    model = normfree.build(GPT, GPTConfig, checkpoint['model_args']).eval()
+    model.load_state_dict(checkpoint['model'])
+    data = Tokens(dataset, checkpoint['config']['block_size'], CPU)
+    part = parts_by_frequency(dataset, checkpoint['model_args']['vocab_size'], bins)
     T, sums, seen = data.block_size, np.zeros(bins), np.zeros(bins)
     for i in range((data.val_tokens - 1) // T):  # the windows of train_gpt.py's evaluation
         x, y = data.windows('val', [i * T])
@@ -246,6 +278,28 @@ def one(run, study):
         path = os.path.join(folder(run, study), 'ckpt.pt')
         row['by_frequency'] = by_frequency(torch.load(path, weights_only=True), run['dataset'])
     return row
+
+
+def run_stacks(arms, done):
+    """All runs on text on one GPU: what is needed next of all arms is trained together, shape by shape."""
+    while True:
+        stacks = {}
+        for run in (run for arm in arms for run in arm.todo(done)):
+            if key(run) not in done and 'epochs' not in run:
+                shape = key({k: v for k, v in run.items() if k not in OWN})
+                stacks.setdefault(shape, {})[key(run)] = run
+        if not stacks:
+            return
+        for runs in (list(runs.values()) for runs in stacks.values()):
+            for some in (runs[i:i + LARGEST] for i in range(0, len(runs), LARGEST)):
+                begin = time.time()
+                by_bin = some[0]['dataset'] == BY_FREQUENCY
+                bins = parts_by_frequency(BY_FREQUENCY, 4096) if by_bin else None
+                for run, (loss, of_bins) in zip(some, train_stack(some, device, bins)):
+                    row = {'run': run, 'ended': 'finished', 'val_loss': loss} if math.isfinite(loss) else \
+                        {'run': run, 'ended': 'diverged'}
+                    note(RESULTS, {**row, **({'by_frequency': of_bins} if by_bin else {})}, done)
+                print(f'{len(some)} runs in {time.time() - begin:.0f} s', flush=True)
 
 
 def print_table(name, done):
@@ -287,14 +341,18 @@ def print_by_frequency(arms):
 
 if __name__ == '__main__':
     configure(globals())
-    if question != 'all' and question not in QUESTIONS:
-        fail(f'question={question} is unknown: use all or one of {", ".join(QUESTIONS)}')
-    names = list(QUESTIONS) if question == 'all' else [question]
+    names = list(QUESTIONS) if question == 'all' else question.split(',')
+    if not set(names) <= QUESTIONS.keys():
+        fail(f'question={question} is unknown. Use all or some of {",".join(QUESTIONS)}.')
     if not table:
         reproduce.processes, reproduce.threads, reproduce.compile = processes, threads, compile
         torch.set_num_threads(threads)
         arms = [arm for name in names for arm in QUESTIONS[name]()]
-        run_study('evidence', lambda done: (run for arm in arms for run in arm.todo(done)),
-                  read(RESULTS), one)
+        if device == 'cpu':
+            run_study('evidence', lambda done: (run for arm in arms for run in arm.todo(done)),
+                      read(RESULTS), one)
+        else:
+            for name in names:
+                run_stacks(list(QUESTIONS[name]()), read(RESULTS))
     for name in names:
         print_table(name, read(RESULTS))

@@ -89,7 +89,7 @@ def run_dirs():
     dirs = [d for d in runs.split(',') if d] or fail('which runs? write --runs=out/a,out/b')
     for d in dirs:
         if not os.path.isdir(d):
-            fail(f'there is no run in {d}: give the out_dir of a run, or of several with commas between them')
+            fail(f'There is no run in {d}. Give the out_dir of a run, or several with commas between them.')
     return dirs
 
 
@@ -163,7 +163,7 @@ def read_run(out_dir):
         with open(os.path.join(out_dir, 'config.json'), encoding='utf-8') as f:
             config = {**json.load(f), 'out_dir': out_dir}
     except (OSError, ValueError):
-        fail(f'{out_dir} has no config.json that can be read: give the out_dir of a run')
+        fail(f'{out_dir} has no readable config.json. Give the out_dir of a run.')
     factor, log = quantity(key, False)[0], {'train': {}, 'val': {}}
     for row in read_rows(os.path.join(out_dir, 'log.jsonl'), 'wait until the run has begun'):
         if isinstance(row.get(key), (int, float)):

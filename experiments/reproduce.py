@@ -219,6 +219,15 @@ def train(run, study):
     fail(f'{out_dir} ended with exit code {code}: see {out_dir}.txt')
 
 
+def note(path, row, done):
+    """Write a finished run down, with the time."""
+    row['date'] = datetime.now().isoformat(' ', 'minutes')
+    with open(path, 'a', encoding='utf-8') as f:
+        f.write(json.dumps(row) + '\n')
+    done[key(row['run'])] = {'val_loss': math.inf, **row}  # as read() has it
+    print(f'{row["date"]} {row.get("val_loss", row["ended"])} {key(row["run"])}', flush=True)
+
+
 def run_study(study, runs, done, one=train):
     """
     Run what runs(done) yields until all of it is done, a line each to results/STUDY.jsonl. Whenever a run
@@ -227,13 +236,6 @@ def run_study(study, runs, done, one=train):
     path, under_way = f'results/{study}.jsonl', {}
     os.makedirs(os.path.join('out', study), exist_ok=True)
     os.makedirs('results', exist_ok=True)
-
-    def finish(row):
-        row['date'] = datetime.now().isoformat(' ', 'minutes')
-        with open(path, 'a', encoding='utf-8') as f:
-            f.write(json.dumps(row) + '\n')
-        done[key(row['run'])] = {'val_loss': math.inf, **row}  # as read() has it
-        print(f'{row["date"]} {row.get("val_loss", row["ended"])} {key(row["run"])}', flush=True)
 
     with ThreadPoolExecutor(processes) as pool:
         while True:
@@ -246,7 +248,7 @@ def run_study(study, runs, done, one=train):
                 return
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                 del under_way[future]
-                finish(future.result())
+                note(path, future.result(), done)
 
 # -----------------------------------------------------------------------------
 # statistics

@@ -280,7 +280,7 @@ def take_network(config, checkpoint, path, resume):
             fail(f'{path} was trained with block_size={length}. Use --block_size={length} or less.')
         config['block_size'] = min(config['block_size'], length)
     refuse_changes(path, network, config, [k for k in network if k in replaced and config[k] != 'auto'],
-                   'leave out what differs')
+                   'Leave out the keys that differ.')
     config.update(network)
     config['setting'] = config['setting'] if 'setting' in replaced else then.get('setting', 'S1')
 
@@ -348,11 +348,11 @@ def continue_run(start, network, config, model_args, meta, data_keys, total_iter
     if not start.resume:
         start.say(f'weights of {path}' + ', with a fresh optimizer' * (not reads_only(config)))
         return
-    remedy = ('give the data set of that run, or start a new run from its weights (--init_from=FILE, another '
-              '--out_dir)')
+    remedy = ('Use the data set of the original run, or start a new run from its weights with '
+              '--init_from=FILE and another --out_dir.')
     if {'content'} <= checkpoint['data'].keys() & meta.keys():  # the same bytes may come from another path
         if checkpoint['data']['content'] != meta['content']:
-            fail(f'{path} was trained on other data than this data set has: {remedy}.')
+            fail(f'{path} was trained on data that this data set does not have. {remedy}')
     else:
         refuse_changes(path, checkpoint['data'], meta, ['source', *data_keys], remedy)
     refuse_changes(path, checkpoint['config'], config, ['seed', 'global_batch_size', 'optimizer'])
@@ -368,11 +368,11 @@ def continue_run(start, network, config, model_args, meta, data_keys, total_iter
         start.say('not as in the checkpoint: ' + ', '.join(changed))
 
 
-def refuse_changes(path, then, now, keys, remedy='give the config of that run'):
+def refuse_changes(path, then, now, keys, remedy='Use the values of the original run.'):
     """End with one sentence where a key of the checkpoint at path has another value now."""
     changed = [f'{k}={then.get(k)}, now it is {now.get(k)}' for k in keys if then.get(k) != now.get(k)]
     if changed:
-        fail(f'{path} was made with {"; ".join(changed)}: {remedy}.')
+        fail(f'{path} was made with {"; ".join(changed)}. {remedy}')
 
 
 def make_network(network: type, config: type, args: dict, start, env) -> torch.nn.Module:

@@ -36,7 +36,7 @@ def bench(monkeypatch, *args):
 
 @pytest.mark.parametrize('flag,words', [
     ('--size=125M', '125M is unknown'), ('--optimizer_size=2', '2 is unknown'), ('--repeats=0', 'repeats=0'),
-    ('--only=steps', 'use some of memory,nanogpt,optimizer'), ('--nanogpt={tmp}', 'has no model.py'),
+    ('--only=steps', 'Use some of memory,nanogpt,optimizer'), ('--nanogpt={tmp}', 'has no model.py'),
     ('--json=no/such/file', 'no folder no/such'), ('--block_size=2048', 'the 1024 positions of size=124M'),
     ('--sizes=tiny', 'Did you mean size'), ('--peak_of=Adam,1', 'AdamW or mSGDW')])
 def test_bench_refuses_what_it_cannot_do(monkeypatch, capsys, tmp_path, flag, words):

@@ -182,10 +182,11 @@ def test_a_checkpoint_brings_its_network(straight, seen, tokens, arrays, tmp_pat
         loss = said[name].splitlines()[-1].removeprefix('val loss ').removesuffix(' nats per token')
         assert float(loss) == pytest.approx(best, abs=1e-6)  # other micro batches, other rounding
     path = f'{straight}/best.pt'
-    assert code['other layers'] == f'{path} was made with n_layer=2, now it is 3: leave out what differs.'
+    assert code['other layers'] == (f'{path} was made with n_layer=2, now it is 3. Leave out the keys that '
+                                    'differ.')
     assert code['other setting'] == f'{path} was trained with setting=S5, not S1. Leave --setting out.'
-    assert code['other norm'] == (f'{path} was made with mid_norm=True, now it is False: leave out what '
-                                  'differs.')
+    assert code['other norm'] == (f'{path} was made with mid_norm=True, now it is False. Leave out the keys '
+                                  'that differ.')
     assert code['longer'] == f'{path} was trained with block_size=8. Use --block_size=8 or less.'
 
     assert code['tuned'] == 0 and '0.01M parameters, setting S5' in said['tuned']
@@ -196,8 +197,8 @@ def test_a_checkpoint_brings_its_network(straight, seen, tokens, arrays, tmp_pat
     assert code['predict'] == 0 and said['predict'].splitlines()[-1].startswith(f'{tmp_path}/photo.png: ')
     top1 = max(row['top1'] for row in rows(seen) if row['split'] == 'val' and row['iter'])
     assert f'top-1 {top1:.4f} | ' in said['vit eval'] and code['vit eval'] == 0
-    assert code['other patch'] == (f'{seen}/best.pt was made with patch_size=4, now it is 2: leave out what '
-                                   'differs.')
+    assert code['other patch'] == (f'{seen}/best.pt was made with patch_size=4, now it is 2. Leave out the '
+                                   'keys that differ.')
     assert {code[name] for name in lines if name.startswith('sample')} == {0}
     assert len({said[name] for name in lines if name.startswith('sample')}) == 1
 

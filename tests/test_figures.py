@@ -239,7 +239,7 @@ MISTAKES = [
     ('', 'which picture? python -m experiments.figures [curves|seeds|grid|settings|gradients]'),
     ('pie', 'which picture?'),
     ('curves', 'which runs? write --runs=out/a,out/b'),
-    ('curves --runs=out/none', 'there is no run in out/none'),
+    ('curves --runs=out/none', 'There is no run in out/none'),
     ('curves --runs=out/nothing', 'out/nothing has no config.json'),
     ('curves --runs=out/empty', 'out/empty/log.jsonl is empty: wait until the run has begun'),
     ('curves --runs=out/val --key=top1', 'out/val/log.jsonl has no rows with top1'),

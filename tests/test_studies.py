@@ -24,7 +24,7 @@ def test_costs_on_paper_are_the_ones_done_by_hand():
     (out, _), (_, err) = in_parallel([
         lambda: finish(python('-m', 'experiments.costs', '--gpu=A100', '--mfu=0.25')),
         lambda: finish(python('-m', 'experiments.costs', '--gpu=H900'), code=1)])
-    assert 'gpu=H900 is unknown: use one of' in err
+    assert 'gpu=H900 is unknown. Use one of' in err
     lines = [line for line in out.splitlines() if line.startswith('| `')]
     rows = {line.split('`')[1]: [cell.strip() for cell in line.split('|')] for line in lines}
     assert list(rows) == ['dnt_small', 'dnt_large', 'dnt_xl', 'vdnt_large', 'vdnt_huge']

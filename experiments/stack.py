@@ -1,0 +1,279 @@
+"""
+Trains many small GPTs at once on one device: the same network with other seeds, optimizers and rates.
+
+A tiny network leaves a GPU idle. Here all runs go through model.py's GPT together: the batch holds the
+sequences of run 1, then those of run 2, and so on, and each layer has a stack of weights, one for each run.
+The updates are those of support/optim.py, written for the whole stack. A run gets the same initial weights,
+batches and schedule as from train_gpt.py, and the same loss up to rounding (tests/test_evidence.py).
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from experiments.searches import read_config
+from model import GPT, SETTINGS, GPTConfig, LayerNorm, RMSNorm
+from support.optim import EMBEDDINGS
+from support.tokens import Tokens
+
+# what the runs of one stack may differ in
+OWN = ('variant', 'seed', 'optimizer', 'embed_optimizer', 'momentum', 'learning_rate', 'embed_lr',
+       'embed_weight_decay', 'warmup_iters', 'weight_decay')
+
+# -----------------------------------------------------------------------------
+# layers: what belongs to the same run is multiplied by its weights. E runs, B sequences of each
+
+class Linear(nn.Module):
+    def __init__(self, weight, batch):
+        super().__init__()
+        self.weight = weight  # (E, out, in)
+
+    def forward(self, x):  # (E * B, T, in)
+        y = torch.bmm(x.reshape(len(self.weight), -1, x.size(-1)), self.weight.transpose(1, 2))
+        return y.view(*x.shape[:-1], -1)
+
+
+class Tokens2Vectors(nn.Module):
+    def __init__(self, weight, batch):
+        super().__init__()
+        self.weight = weight  # (E, V, C)
+
+    def forward(self, idx):  # (E * B, T)
+        E, V, C = self.weight.shape
+        rows = idx.reshape(E, -1) + V * torch.arange(E, device=idx.device)[:, None]
+        return self.weight.reshape(E * V, C).index_select(0, rows.flatten()).view(*idx.shape, C)
+
+
+class Positions(nn.Module):
+    def __init__(self, weight, batch):
+        super().__init__()
+        self.weight, self.batch = weight, batch  # (E, block_size, C)
+
+    def forward(self, pos):  # (T,)
+        E, _, C = self.weight.shape
+        T = len(pos)
+        return self.weight[:, None, :T].expand(E, self.batch[0], T, C).reshape(-1, T, C)
+
+
+class Norm(nn.Module):
+    def __init__(self, weight, batch, norm):
+        super().__init__()
+        self.weight, self.norm, self.eps = weight, norm, norm.eps  # (E, C)
+
+    def forward(self, x):  # (E * B, T, C), or (E * B, T, H, D)
+        of = F.rms_norm if isinstance(self.norm, RMSNorm) else F.layer_norm
+        y = of(x, x.shape[-1:], eps=self.eps)
+        return (y.reshape(len(self.weight), -1, x.size(-1)) * self.weight[:, None]).view(x.shape)
+
+
+def stacked(model, weights, batch):
+    """The network with its layers replaced by stacks. weights: {name of a parameter: (E, *its shape)}."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, (nn.Linear, nn.Embedding, RMSNorm, LayerNorm)):
+            if getattr(module, 'bias', None) is not None:
+                raise ValueError('a stack has no biases')
+            weight = weights['wte.weight' if name == 'lm_head' and name + '.weight' not in weights
+                             else f'{name}.weight']
+            new = Linear(weight, batch) if isinstance(module, nn.Linear) else \
+                Norm(weight, batch, module) if isinstance(module, (RMSNorm, LayerNorm)) else \
+                Positions(weight, batch) if name == 'wpe' else Tokens2Vectors(weight, batch)
+            for parent in [model.get_submodule(name.rpartition('.')[0])]:
+                setattr(parent, name.rpartition('.')[2], new)
+    return model
+
+# -----------------------------------------------------------------------------
+# updates of the runs e in rows, on a range of columns of (E, P). lr, wd: (e, 1)
+
+def sgdw(w, g, m, v, lr, wd, mu, t, tensors):
+    m.mul_(mu).add_(g)
+    w.mul_(1 - lr * wd).sub_(lr * m)
+
+
+def rownorm(w, g, m, v, lr, wd, mu, t, tensors):
+    m.mul_(mu).add_(g)
+    w.mul_(1 - lr * wd)
+    for a, shape in tensors:
+        n = math.prod(shape)
+        step = m[:, a:a + n].unflatten(1, shape)
+        squares = step.square().mean(-1, keepdim=True)
+        step = step / (squares.sqrt() + 0.1 * squares.mean(1, keepdim=True).sqrt()).clamp_min(1e-15)
+        w[:, a:a + n].sub_(lr * step.flatten(1))
+
+
+def adamw(w, g, m, v, lr, wd, mu, t, tensors, beta1=0.9, beta2=0.95):
+    w.mul_(1 - lr * wd)
+    m.lerp_(g, 1 - beta1)
+    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    bias1, bias2 = ((1 - beta ** (t + 1).double()).float() for beta in (beta1, beta2))
+    w.sub_(lr / bias1 * m / (v.sqrt() / bias2.sqrt() + 1e-8))
+
+
+def muon(w, g, m, v, lr, wd, mu, t, tensors):
+    m.lerp_(g, 1 - mu)
+    update = g.lerp(m, mu)
+    w.mul_(1 - lr * wd)
+    for a, shape in tensors:
+        n, tall = math.prod(shape), shape[0] > shape[1]
+        x = update[:, a:a + n].unflatten(1, shape).bfloat16()
+        x = x.mT if tall else x
+        x = x / x.float().norm(dim=(1, 2), keepdim=True).bfloat16().clamp(min=1e-7)
+        for _ in range(5):
+            gram = x @ x.mT
+            gram = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+            x = torch.baddbmm(x, gram, x, beta=3.4445)
+        x = (x.mT if tall else x).float().flatten(1)
+        w[:, a:a + n].sub_(0.2 * math.sqrt(max(shape)) * lr * x)
+
+
+RULES = {'sgdw': sgdw, 'rownorm': rownorm, 'adamw': adamw, 'muon': muon}
+
+
+def group(name):
+    """Which columns hold a parameter: those of matrices, of embeddings, and of gains, which do not decay."""
+    return 'embeddings' if name.split('.')[0] in EMBEDDINGS else 'gains' if 'norm' in name else 'matrices'
+
+
+def parts(runs, columns, device):
+    """(rule, rows, columns, factor of the rate, decay, momentum, tensors) for each part of the stack."""
+    kinds = [(c['optimizer'], c['embed_optimizer'], c['momentum']) for c in runs]
+    for kind in dict.fromkeys(kinds):
+        rows = slice(kinds.index(kind), kinds.index(kind) + kinds.count(kind))
+        optimizer, embed, mu = kind
+        for what, (a, b, tensors) in columns.items():
+            own = what == 'embeddings' and runs[rows.start]['embed_lr']
+            rule = embed if own and embed != 'auto' else optimizer
+            rule = 'adamw' if rule == 'muon' and what != 'matrices' else rule
+            scale = [c['embed_lr'] / c['learning_rate'] if own else 1.0 for c in runs[rows]]
+            stated = own and runs[rows.start]['embed_weight_decay'] >= 0
+            key = 'embed_weight_decay' if stated else 'weight_decay'
+            decay = [0.0 if what == 'gains' else c[key] for c in runs[rows]]
+            columns_of = [torch.tensor(x, device=device)[:, None] for x in (scale, decay)]
+            yield RULES[rule], rows, slice(a, b), *columns_of, mu, tensors
+
+
+def schedule(config):
+    """The rates of all updates: train_gpt.py's get_lr."""
+    i, warmup, peak, low = (np.arange(config['max_iters']), config['warmup_iters'], config['learning_rate'],
+                            config['min_lr'])
+    progress = np.minimum(1.0, (i - warmup) / max(1, config['max_iters'] - warmup))
+    cosine = low + 0.5 * (1.0 + np.cos(np.pi * progress)) * (peak - low)
+    return np.where(i < warmup, peak * (i + 1) / (warmup + 1), cosine)
+
+# -----------------------------------------------------------------------------
+
+class Env:
+    device_type = 'cpu'  # of the batches that Tokens reads; it only checks the files here
+
+
+def train_stack(runs, device, bins=None, compile=False):
+    """
+    Train the runs, which differ in OWN alone, and return for each its validation loss, as train_gpt.py
+    computes it. bins: (V,) the part that each token belongs to; then the loss of each part, too.
+    """
+    runs = [{'tied': True, 'dropout': 0.0, 'embed_lr': 0.0, 'embed_optimizer': 'auto',
+             'embed_weight_decay': -1.0, **read_config(run['config']), **run} for run in runs]
+    order = sorted(range(len(runs)), key=lambda i: [str(runs[i][k]) for k in
+                                                    ('optimizer', 'embed_optimizer', 'momentum')])
+    runs = [runs[i] for i in order]
+    c, E = runs[0], len(runs)
+    B, T, iters = c['global_batch_size'], c['block_size'], c['max_iters']
+    data = Tokens(c['dataset'], T, Env)
+    ids = {split: np.fromfile(f'{data.folder}/{split}.bin', data.meta['dtype']) for split in ('train', 'val')}
+    ids = {split: torch.from_numpy(x.astype(np.int32)).to(device) for split, x in ids.items()}
+    seeds = sorted({c['seed'] for c in runs})
+    of_seed = torch.tensor([seeds.index(c['seed']) for c in runs], device=device)
+    last = data.train_tokens - T - 1
+    # (iters, seeds, B), as in train_gpt.py's get_batch
+    offsets = np.stack([[np.random.default_rng((s, i)).integers(0, last, size=B, endpoint=True)
+                         for i in range(iters)] for s in seeds], 1)
+    offsets = torch.from_numpy(offsets).to(device)
+    window = torch.arange(T + 1, device=device)
+
+    # the weights of a run are a row of W; views of W are the weights of the layers
+    args = GPTConfig(**SETTINGS[c['setting']], norm=c['norm'], n_layer=c['n_layer'], n_head=c['n_head'],
+                     n_embd=c['n_embd'], block_size=T, bias=c['bias'], tied=c['tied'],
+                     vocab_size=-(-data.meta['vocab_size'] // 64) * 64)
+    first = {}
+    for s in seeds:
+        torch.manual_seed(s)
+        first[s] = dict(GPT(args).named_parameters())
+    shapes = {name: p.shape for name, p in first[seeds[0]].items()}
+    names = sorted(shapes, key=lambda name: ('matrices', 'embeddings', 'gains').index(group(name)))
+    W = torch.stack([torch.cat([first[c['seed']][name].detach().flatten() for name in names]) for c in runs])
+    W = W.to(device)
+    G, M, V = (torch.zeros_like(W) for _ in range(3))
+    views, columns, at = {}, {}, 0
+    for name in names:
+        n = shapes[name].numel()
+        views[name] = W[:, at:at + n].unflatten(1, shapes[name]).detach().requires_grad_()
+        a, _, tensors = columns.get(group(name), (at, at, []))
+        columns[group(name)] = a, at + n, tensors + [(at - a, shapes[name])]
+        at += n
+    batch = [B]
+    net = stacked(GPT(args).to(device), views, batch)
+    net = torch.compile(net) if compile else net
+    rates = torch.from_numpy(np.stack([schedule(c) for c in runs], 1)).float().to(device)[:, :, None]
+    todo = list(parts(runs, columns, device))
+    clip = c['grad_clip']
+    t = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def losses(rows):  # (E, B, T + 1) to the loss of each token, (E, B * T)
+        idx, targets = rows[..., :-1].flatten(0, 1), rows[..., 1:].flatten()
+        logits = net(idx)[0]
+        return F.cross_entropy(logits.flatten(0, 1), targets, reduction='none').view(E, -1)
+
+    def update():
+        starts = offsets.index_select(0, t)[0].index_select(0, of_seed)  # (E, B)
+        loss = losses(ids['train'][starts[:, :, None] + window].long()).mean(1)
+        grads = torch.autograd.grad(loss.sum(), [views[name] for name in names])
+        torch.cat([g.flatten(1) for g in grads], 1, out=G)
+        with torch.no_grad():
+            if clip:
+                G.mul_((clip / (G.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0))
+            lr = rates.index_select(0, t)[0]  # (E, 1)
+            for rule, rows, cols, scale, decay, mu, tensors in todo:
+                w, g, m, v = (x[rows, cols] for x in (W, G, M, V))
+                rule(w, g, m, v, lr[rows] * scale, decay, mu, t, tensors)
+            t.add_(1)
+
+    if str(device).startswith('cuda'):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # real updates, which also load what a graph cannot load
+                update()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            update()
+        for i in range(iters - 3):
+            graph.replay()
+            if i % 100 == 0:
+                torch.cuda.synchronize()  # a signal to stop acts at once
+        torch.cuda.synchronize()
+        del graph
+    else:
+        for _ in range(iters):
+            update()
+
+    # evaluation: the same windows as train_gpt.py
+    net = getattr(net, '_orig_mod', net)
+    starts = torch.arange((data.val_tokens - 1) // T, device=device) * T
+    n_bins = int(bins.max()) + 1 if bins is not None else 1
+    part = torch.zeros(args.vocab_size, dtype=torch.int64) if bins is None else torch.as_tensor(bins)
+    one_hot = F.one_hot(part.to(device), n_bins).double()  # (V, bins)
+    sums, seen = torch.zeros(E, n_bins, dtype=torch.float64, device=device), 0
+    with torch.no_grad():
+        for some in starts.split(max(1, 4096 // E)):
+            batch[0] = len(some)
+            rows = ids['val'][some[:, None] + window].long()
+            of_part = one_hot[rows[:, 1:].flatten()]  # (N, bins)
+            sums += losses(rows.expand(E, -1, -1)).double() @ of_part
+            seen = seen + of_part.sum(0)
+    total = (sums.sum(1) / seen.sum()).tolist()
+    by_part = (sums / seen.clamp(min=1)).tolist()
+    results = dict(zip(order, zip(total, by_part)))
+    return [results[i] for i in range(E)]
