@@ -5,6 +5,7 @@ from config.dnt_tiny import *
 out_dir = 'out/dnt_tiny_adamw'
 global_batch_size = 8
 optimizer = 'adamw'
-learning_rate = 0.016
+embed_optimizer, embed_lr, embed_weight_decay = 'auto', 0.0, -1.0
+learning_rate = 0.008
 weight_decay = 0.1
-warmup_iters = 2250
+warmup_iters = 1350

@@ -6,6 +6,7 @@ out_dir = 'out/gpt2_tiny'
 setting, norm = 'S1', 'layer'
 global_batch_size = 8
 optimizer = 'adamw'
+embed_optimizer, embed_lr, embed_weight_decay = 'auto', 0.0, -1.0
 learning_rate = 0.008
 weight_decay = 0.1
 warmup_iters = 2250

@@ -313,16 +313,19 @@ def print_table(name, done):
             rows.append((arm, arm.run(best), best, tried, seeds, scored))
     if not rows:
         return
-    head = ['arm', 'at', 'rate', 'embedding rate', 'warmup', 'decay', 'settings tried', 'loss in the search',
-            'seeds scored', 'val_loss, 95 % interval', 'minus AdamW', 'minus AdamW + row norm']
-    print(f'\n{name}: {QUESTIONS[name].__doc__}\n\n| {" | ".join(head)} |\n' + '|---' * len(head) + '|')
+    points = [arm.point for arm, *_ in rows]
+    at_keys = [k for k in dict.fromkeys(k for p in points for k in p) if len({p.get(k) for p in points}) > 1]
+    head = ['arm', *at_keys, 'rate', 'embedding rate', 'warmup', 'decay', 'settings tried', 'seeds scored',
+            'val_loss, 95 % interval', 'minus AdamW', 'minus AdamW + row norm']
+    print(f'\n{name}: {" ".join((QUESTIONS[name].__doc__ or "").split())}\n')
+    print(f'| {" | ".join(head)} |\n' + '|---' * len(head) + '|')
     for arm, best, at, tried, seeds, scored in rows:
         losses = {seed: row['val_loss'] for seed, row in scored.items()}
         others = {other.optimizer: {seed: row['val_loss'] for seed, row in of_other.items()}
                   for other, *_, of_other in rows if (other.network, other.point) == (arm.network, arm.point)}
-        cells = [best['variant'], ' '.join(f'{k}={v}' for k, v in arm.point.items()),
-                 *(f'{values[i]:g}' for values, i in zip(arm.values, at)), len(tried), f'{tried[at]:.4f}',
-                 seeds, '{:.4f} ± {:.4f}'.format(*interval(list(losses.values()))) if losses else '',
+        cells = [best['variant'], *(arm.point.get(k, '') for k in at_keys),
+                 *(f'{values[i]:g}' for values, i in zip(arm.values, at)), len(tried), seeds,
+                 '{:.4f} ± {:.4f}'.format(*interval(list(losses.values()))) if losses else '',
                  *(difference(losses, others.get(other, {})) if other != arm.optimizer else ''
                    for other in ('AdamW', 'AdamW + row norm'))]
         print('| ' + ' | '.join(map(str, cells)) + ' |')

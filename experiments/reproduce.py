@@ -1,9 +1,6 @@
 """
 Grids, seeds and variants: starts the train scripts as processes and writes down how they end.
 
-    python -m experiments.reproduce tiny_grid            learning rate x warmup of the four tiny configs
-    python -m experiments.reproduce tiny                 the four tiny configs at full length, three seeds
-    python -m experiments.reproduce tiny_rates           whether those rates are the best at full length, too
     python -m experiments.reproduce cifar10_grid         learning rates of the four CIFAR-10 configs, short
     python -m experiments.reproduce cifar10              the four at full length, at half the rates too
     python -m experiments.reproduce stability            learning rates from 1e-4 to 1, with and without norms
@@ -19,7 +16,7 @@ Grids, seeds and variants: starts the train scripts as processes and writes down
     python -m experiments.reproduce ablation_grid        S1 to S5 under both optimizers: learning rates
     python -m experiments.reproduce ablation             these at the best rate of each, three seeds
     python -m experiments.reproduce ablation_cifar10_grid and ablation_cifar10: the same for CIFAR-10
-    python -m experiments.reproduce tiny --table=True    print the table of what has been run
+    python -m experiments.reproduce cifar10 --table=True    print the table of what has been run
 
 Run it again after a kill: what is finished is not run again, the rest is resumed. One line for each finished
 run goes to results/STUDY.jsonl. A run that another study has finished counts for all.
@@ -45,8 +42,8 @@ threads = 1  # of each run
 compile = 'auto'  # of each run; True saves a sixth of a CIFAR-10 run on a CPU, with a C++ compiler
 table = False  # True: only print the table of results/STUDY.jsonl
 
-TINY = ('dnt_tiny', 'dnt_tiny_adamw', 'gpt2_tiny', 'gpt2_tiny_sgdw')
-LRS = {'sgdw': (0.1, 0.2, 0.4, 0.8, 1.6, 3.2), 'adamw': (1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3)}
+# the tiny config of L-DNT has a row norm. A run has it only where it says so
+PLAIN = {'embed_optimizer': 'auto', 'embed_lr': 0.0, 'embed_weight_decay': -1.0}
 CIFAR = ('vdnt_cifar10', 'vdnt_cifar10_adamw', 'vit_cifar10', 'vit_cifar10_sgdw')
 CIFAR_LRS = {'sgdw': (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6),
              'adamw': (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3)}
@@ -63,44 +60,6 @@ VARIANTS = {
 }
 SMALL = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 'dtype': 'float32',
          'eval_interval': 0, 'ckpt_interval': 0}  # a ViT for two cores
-WARMUPS = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the run
-
-
-def tiny_grid(done):
-    """
-    A third of the length, one grid for every arm: first the learning rates (but the highest) at warmup 0.1,
-    then from the best so far to its eight neighbours in rate and warmup, until none of them is better.
-    """
-    iters = 1500
-    for config in TINY:
-        lrs = LRS[read_config(config)['optimizer']]
-        yield from walk(lambda lr, w: {'config': config, 'learning_rate': lr, 'warmup_iters': int(w * iters),
-                                       'max_iters': iters},
-                        (lrs, WARMUPS), [(lr, 0.1) for lr in lrs[:-1]], done, box=True)[0]
-
-
-def tiny(done):
-    """As the configs stand, three seeds."""
-    for config in TINY:
-        stated = read_config(config)
-        for seed in (1, 2, 3):
-            yield {'config': config, **{k: stated[k] for k in ('learning_rate', 'warmup_iters', 'max_iters')},
-                   'seed': seed}
-
-
-def tiny_rates(done):
-    """
-    Whether the rates hold at full length: half and twice of each, and what is next to that if it is better,
-    seed 1; then the best with the other seeds.
-    """
-    for config in ('dnt_tiny_adamw', 'dnt_tiny', 'gpt2_tiny', 'gpt2_tiny_sgdw'):
-        stated = read_config(config)
-        todo, best = walk(lambda lr: {'config': config, 'learning_rate': lr,
-                                      'warmup_iters': stated['warmup_iters'],
-                                      'max_iters': stated['max_iters'], 'seed': 1},
-                          [[stated['learning_rate'] * 2.0**i for i in range(-4, 5)]],
-                          [[stated['learning_rate']]], done)
-        yield from todo or ({**best, 'seed': seed} for seed in (2, 3))
 
 
 def cifar10_grid(done):
@@ -122,8 +81,8 @@ def cifar10_grid(done):
 def cifar10(done):
     """
     Full length: seed 1 at the rate of the config and at half of it, and on to the half while that is better
-    (short runs may choose too high a rate: tiny_rates); then the best with two more seeds. The test set is
-    read once a run.
+    (short runs may choose too high a rate); then the best with two more seeds. The test set is read once a
+    run.
     """
     for config in CIFAR:
         lr = read_config(config)['learning_rate']
@@ -161,8 +120,8 @@ def decay(done):
                        'optimizer': optimizer, 'weight_decay': weight_decay, 'learning_rate': lr}
 
 
-STUDIES = {**{f.__name__: f for f in (tiny_grid, tiny, tiny_rates, cifar10_grid, cifar10, stability, weights,
-                                      decay)}, **searches.STUDIES}
+STUDIES = {**{f.__name__: f for f in (cifar10_grid, cifar10, stability, weights, decay)},
+           **searches.STUDIES}
 
 # -----------------------------------------------------------------------------
 # runs
@@ -190,7 +149,7 @@ def train(run, study):
     images = 'image_size' in read_config(run['config'])
     line = [sys.executable, 'train_vit.py' if images else 'train_gpt.py', f'config/{run["config"]}.py',
             f'--out_dir={out_dir}', '--init_from=resume', f'--compile={compile}',
-            *(f'--{k}={v}' for k, v in run.items() if k not in ('config', 'variant'))]
+            *(f'--{k}={v}' for k, v in {**PLAIN, **run}.items() if k not in ('config', 'variant'))]
     env = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
     with open(f'{out_dir}.txt', 'a', encoding='utf-8') as console:
         code = subprocess.run(line, stdout=console, stderr=console, env=env).returncode
@@ -321,21 +280,6 @@ def print_table(study):
         print(f'| `{a}` | `{b}` | {difference(seeds[a], seeds[b], points="top1" in metrics[-1])} |')
 
 
-def print_grid(study):
-    """For each config learning rate against warmup (a share of the run), the best in bold."""
-    results = list(read(f'results/{study}.jsonl').values())
-    for config in dict.fromkeys(row['run']['config'] for row in results):
-        cells = {(row['run']['learning_rate'],
-                  row['run']['warmup_iters'] / row['run']['max_iters']): row['val_loss']
-                 for row in results if row['run']['config'] == config}
-        print(f'\n`{config}`\n\n| learning rate | ' + ' | '.join(map(str, WARMUPS)) + ' |\n|---|' + '---|'
-              * len(WARMUPS))
-        for lr in sorted({lr for lr, _ in cells}):
-            losses = [f'{cells[lr, w]:.4f}' if (lr, w) in cells else '' for w in WARMUPS]
-            losses = [f'**{x}**' if x == f'{min(cells.values()):.4f}' else x for x in losses]
-            print(f'| {lr:g} | ' + ' | '.join(losses) + ' |')
-
-
 def print_variants(study):
     """Variant against learning rate: top-1 in percent, the best in bold; the share of units AGC clipped."""
     results = read(f'results/{study}.jsonl').values()
@@ -412,7 +356,7 @@ def print_sizes(study):
               f'{difference(dict(enumerate(b)), dict(enumerate(a)))} |')
 
 
-TABLES = {'tiny_grid': print_grid, 'stability': print_variants, 'weights': print_variants,
+TABLES = {'stability': print_variants, 'weights': print_variants,
           'decay': print_variants, 'sizes': print_sizes,
           **{f'{name}_grid': print_search for name in searches.SEARCHES},
           **dict.fromkeys(searches.SEARCHES, print_arms)}

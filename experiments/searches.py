@@ -9,7 +9,7 @@ thing costs: at 800 some three hours of one core.
 
 import os
 import runpy
-from itertools import chain, product
+from itertools import chain
 
 from configurator import fail
 
@@ -62,14 +62,14 @@ def key(run):
     return ' '.join(f'{k}={v}' for k, v in run.items())
 
 
-def walk(make, axes, starts, done, box=False, least=0.0):
+def walk(make, axes, starts, done, least=0.0):
     """
     The next step of a search for the lowest validation loss on a grid: (the runs it needs, the best run so
     far).
 
     axes are lists of values, starts lists of such values, and make(*values) is the run there. From the best
-    start it goes along one axis as long as that lowers the loss by more than least, then along the next (box:
-    to the best of all around), until it stands still on all of them; then no runs are left.
+    start it goes along one axis as long as that lowers the loss by more than least, then along the next,
+    until it stands still on all of them; then no runs are left.
     """
     def run(at):
         return make(*(values[i] for values, i in zip(axes, at)))
@@ -79,7 +79,6 @@ def walk(make, axes, starts, done, box=False, least=0.0):
 
     n = len(axes)
     rings = [[tuple(d * (k == axis) for k in range(n)) for d in (-1, 1)] for axis in range(n)]
-    rings = [list(product((-1, 0, 1), repeat=n))] if box else rings
     near, at, axis, still = [tuple(values.index(v) for values, v in zip(axes, start))
                              for start in starts], None, 0, 0
     while True:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from configurator import configure
+from experiments.reproduce import read
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from support.normfree import build
 
@@ -55,11 +56,11 @@ def base_of(path):
 # -----------------------------------------------------------------------------
 # our files
 
-def test_there_are_31_configs_of_six_families_and_two_for_fine_tuning():
+def test_there_are_32_configs_of_six_families_and_two_for_fine_tuning():
     bases = [name for name, path in CONFIGS.items() if base_of(path) is None]
     assert bases == ['dnt_small', 'dnt_tiny', *FINETUNE,
                      'nfnet_cifar10', 'nft_cifar10', 'vdnt_cifar10', 'vdnt_large']
-    assert len(CONFIGS) == 33 and (ROOT / 'config/__init__.py').read_text() == ''
+    assert len(CONFIGS) == 34 and (ROOT / 'config/__init__.py').read_text() == ''
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -112,7 +113,7 @@ def test_config_has_the_numbers_of_its_row(name):
     text, c = CONFIGS[name].read_text(), resolve(name)
     (arch, size), rest = name.split('_')[:2], name.split('_')[2:]
     sgdw = c['optimizer'] == 'sgdw'
-    assert rest == ([] if sgdw == (arch == 'dnt') else [c['optimizer']])
+    assert rest == ([] if sgdw == (arch == 'dnt') else [c['optimizer']]) or name == 'dnt_tiny_plain'
     assert (c['setting'], c['norm']) == (('S5', 'rms') if arch == 'dnt' else ('S1', 'layer'))
     assert not c['bias']
     assert all(c[n] == 'auto' for n in NORMS)
@@ -135,11 +136,17 @@ def test_config_has_the_numbers_of_its_row(name):
             assert f'{batch * 1024 * 200000 / 1e9:.1f}B tokens' in text
     else:  # the tiny ones share everything but norms, optimizer and its numbers
         first = resolve('dnt_tiny')
+        embed = {'embed_optimizer', 'embed_lr', 'embed_weight_decay'}
         own = {'out_dir', 'setting', 'norm', 'optimizer', 'learning_rate', 'weight_decay', 'warmup_iters'}
-        assert {k for k in c if c[k] != first[k]} <= own
-        rates = {'dnt_tiny': (0.4, 3e-3, 1350), 'dnt_tiny_adamw': (0.016, 0.1, 2250),
-                 'gpt2_tiny': (0.008, 0.1, 2250), 'gpt2_tiny_sgdw': (0.2, 3e-3, 3150)}
-        assert (c['learning_rate'], c['weight_decay'], c['warmup_iters']) == rates[name]
+        assert {k for k in c if c[k] != first[k]} <= own | embed
+        arm = {'dnt_tiny': 'L-DNT mSGDW + row norm', 'dnt_tiny_plain': 'L-DNT mSGDW',
+               'dnt_tiny_adamw': 'L-DNT AdamW', 'gpt2_tiny': 'GPT-2 AdamW',
+               'gpt2_tiny_sgdw': 'GPT-2 mSGDW'}[name]
+        logged = [row['run'] for row in read(ROOT / 'results/evidence.jsonl').values()
+                  if [row['run'][k] for k in ('variant', 'max_iters', 'seed')] == [arm, 4500, 1]]
+        assert len(logged) == 1  # the best of the arm's search
+        same = {*embed, 'setting', 'norm', 'optimizer', 'learning_rate', 'weight_decay', 'warmup_iters'}
+        assert {k: c[k] for k in same} == {k: logged[0][k] for k in same}
         assert (c['n_layer'], c['n_head'], c['n_embd'], c['block_size'], c['global_batch_size'],
                 c['max_iters'], c['min_lr'], c['dataset'], c['dtype']) == \
             (4, 2, 64, 128, 8, 4500, 0, 'stdlib', 'auto')
