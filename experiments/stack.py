@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from experiments.lag import CPU
 from experiments.searches import read_config
 from model import GPT, SETTINGS, GPTConfig, LayerNorm, RMSNorm
 from support.optim import EMBEDDINGS
@@ -22,12 +23,13 @@ from support.tokens import Tokens
 # what the runs of one stack may differ in
 OWN = ('variant', 'seed', 'optimizer', 'embed_optimizer', 'momentum', 'learning_rate', 'embed_lr',
        'embed_weight_decay', 'warmup_iters', 'weight_decay')
+KIND = ('optimizer', 'embed_optimizer', 'momentum')  # runs of a kind stand side by side in the stack
 
 # -----------------------------------------------------------------------------
-# layers: what belongs to the same run is multiplied by its weights. E runs, B sequences of each
+# layers: E runs with B sequences each come as E * B sequences, and each run is multiplied by its own weights
 
 class Linear(nn.Module):
-    def __init__(self, weight, batch):
+    def __init__(self, weight):
         super().__init__()
         self.weight = weight  # (E, out, in)
 
@@ -36,52 +38,50 @@ class Linear(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
 
-class Tokens2Vectors(nn.Module):
-    def __init__(self, weight, batch):
+class Embedding(nn.Module):
+    def __init__(self, weight):
         super().__init__()
         self.weight = weight  # (E, V, C)
 
     def forward(self, idx):  # (E * B, T)
         E, V, C = self.weight.shape
+        self.B = len(idx) // E
         rows = idx.reshape(E, -1) + V * torch.arange(E, device=idx.device)[:, None]
         return self.weight.reshape(E * V, C).index_select(0, rows.flatten()).view(*idx.shape, C)
 
 
 class Positions(nn.Module):
-    def __init__(self, weight, batch):
+    def __init__(self, weight, tokens):
         super().__init__()
-        self.weight, self.batch = weight, batch  # (E, block_size, C)
+        self.weight, self.tokens = weight, tokens  # (E, block_size, C); the embedding of the same sequences
 
     def forward(self, pos):  # (T,)
         E, _, C = self.weight.shape
-        T = len(pos)
-        return self.weight[:, None, :T].expand(E, self.batch[0], T, C).reshape(-1, T, C)
+        return self.weight[:, None, :len(pos)].expand(E, self.tokens.B, -1, C).reshape(-1, len(pos), C)
 
 
 class Norm(nn.Module):
-    def __init__(self, weight, batch, norm):
+    def __init__(self, weight, norm):
         super().__init__()
-        self.weight, self.norm, self.eps = weight, norm, norm.eps  # (E, C)
+        self.weight, self.eps = weight, norm.eps  # (E, C)
+        self.normalize = F.rms_norm if isinstance(norm, RMSNorm) else F.layer_norm
 
-    def forward(self, x):  # (E * B, T, C), or (E * B, T, H, D)
-        of = F.rms_norm if isinstance(self.norm, RMSNorm) else F.layer_norm
-        y = of(x, x.shape[-1:], eps=self.eps)
+    def forward(self, x):  # (E * B, T, C), or (E * B, T, H, D) of queries and keys
+        y = self.normalize(x, x.shape[-1:], eps=self.eps)
         return (y.reshape(len(self.weight), -1, x.size(-1)) * self.weight[:, None]).view(x.shape)
 
 
-def stacked(model, weights, batch):
-    """The network with its layers replaced by stacks. weights: {name of a parameter: (E, *its shape)}."""
+def stacked(model, weights):
+    """The network with stacks as its layers. weights: {name: (E, *shape)}; there are no biases."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, (nn.Linear, nn.Embedding, RMSNorm, LayerNorm)):
-            if getattr(module, 'bias', None) is not None:
-                raise ValueError('a stack has no biases')
-            weight = weights['wte.weight' if name == 'lm_head' and name + '.weight' not in weights
-                             else f'{name}.weight']
-            new = Linear(weight, batch) if isinstance(module, nn.Linear) else \
-                Norm(weight, batch, module) if isinstance(module, (RMSNorm, LayerNorm)) else \
-                Positions(weight, batch) if name == 'wpe' else Tokens2Vectors(weight, batch)
-            for parent in [model.get_submodule(name.rpartition('.')[0])]:
-                setattr(parent, name.rpartition('.')[2], new)
+        weight = weights.get(f'{name}.weight', weights['wte.weight'])  # the head may be tied
+        parent, _, leaf = name.rpartition('.')
+        if isinstance(module, nn.Linear):
+            setattr(model.get_submodule(parent), leaf, Linear(weight))
+        elif isinstance(module, RMSNorm | LayerNorm):
+            setattr(model.get_submodule(parent), leaf, Norm(weight, module))
+    model.wte = Embedding(weights['wte.weight'])
+    model.wpe = Positions(weights['wpe.weight'], model.wte)
     return model
 
 # -----------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def group(name):
 
 def parts(runs, columns, device):
     """(rule, rows, columns, factor of the rate, decay, momentum, tensors) for each part of the stack."""
-    kinds = [(c['optimizer'], c['embed_optimizer'], c['momentum']) for c in runs]
+    kinds = [tuple(c[k] for k in KIND) for c in runs]
     for kind in dict.fromkeys(kinds):
         rows = slice(kinds.index(kind), kinds.index(kind) + kinds.count(kind))
         optimizer, embed, mu = kind
@@ -164,23 +164,17 @@ def schedule(config):
 
 # -----------------------------------------------------------------------------
 
-class Env:
-    device_type = 'cpu'  # of the batches that Tokens reads; it only checks the files here
-
-
-def train_stack(runs, device, bins=None, compile=False):
+def train_stack(runs, device, bins=None):
     """
-    Train the runs, which differ in OWN alone, and return for each its validation loss, as train_gpt.py
-    computes it. bins: (V,) the part that each token belongs to; then the loss of each part, too.
+    Train runs that differ in OWN alone. Returns (validation loss, loss of each bin) for each of them, over
+    the windows of train_gpt.py's evaluation. bins: the bin of each token id, (V,); None: all are in one.
     """
-    runs = [{'tied': True, 'dropout': 0.0, 'embed_lr': 0.0, 'embed_optimizer': 'auto',
-             'embed_weight_decay': -1.0, **read_config(run['config']), **run} for run in runs]
-    order = sorted(range(len(runs)), key=lambda i: [str(runs[i][k]) for k in
-                                                    ('optimizer', 'embed_optimizer', 'momentum')])
+    runs = [{**read_config(run['config']), **run} for run in runs]
+    order = sorted(range(len(runs)), key=lambda i: [str(runs[i][k]) for k in KIND])
     runs = [runs[i] for i in order]
     c, E = runs[0], len(runs)
     B, T, iters = c['global_batch_size'], c['block_size'], c['max_iters']
-    data = Tokens(c['dataset'], T, Env)
+    data = Tokens(c['dataset'], T, CPU)
     ids = {split: np.fromfile(f'{data.folder}/{split}.bin', data.meta['dtype']) for split in ('train', 'val')}
     ids = {split: torch.from_numpy(x.astype(np.int32)).to(device) for split, x in ids.items()}
     seeds = sorted({c['seed'] for c in runs})
@@ -194,7 +188,7 @@ def train_stack(runs, device, bins=None, compile=False):
 
     # the weights of a run are a row of W; views of W are the weights of the layers
     args = GPTConfig(**SETTINGS[c['setting']], norm=c['norm'], n_layer=c['n_layer'], n_head=c['n_head'],
-                     n_embd=c['n_embd'], block_size=T, bias=c['bias'], tied=c['tied'],
+                     n_embd=c['n_embd'], block_size=T,
                      vocab_size=-(-data.meta['vocab_size'] // 64) * 64)
     first = {}
     for s in seeds:
@@ -212,9 +206,7 @@ def train_stack(runs, device, bins=None, compile=False):
         a, _, tensors = columns.get(group(name), (at, at, []))
         columns[group(name)] = a, at + n, tensors + [(at - a, shapes[name])]
         at += n
-    batch = [B]
-    net = stacked(GPT(args).to(device), views, batch)
-    net = torch.compile(net) if compile else net
+    net = stacked(GPT(args).to(device), views)
     rates = torch.from_numpy(np.stack([schedule(c) for c in runs], 1)).float().to(device)[:, :, None]
     todo = list(parts(runs, columns, device))
     clip = c['grad_clip']
@@ -260,20 +252,15 @@ def train_stack(runs, device, bins=None, compile=False):
             update()
 
     # evaluation: the same windows as train_gpt.py
-    net = getattr(net, '_orig_mod', net)
     starts = torch.arange((data.val_tokens - 1) // T, device=device) * T
-    n_bins = int(bins.max()) + 1 if bins is not None else 1
-    part = torch.zeros(args.vocab_size, dtype=torch.int64) if bins is None else torch.as_tensor(bins)
-    one_hot = F.one_hot(part.to(device), n_bins).double()  # (V, bins)
-    sums, seen = torch.zeros(E, n_bins, dtype=torch.float64, device=device), 0
+    bins = torch.zeros(args.vocab_size, dtype=torch.int64) if bins is None else torch.as_tensor(bins)
+    one_hot = F.one_hot(bins.to(device)).double()  # (V, bins)
+    sums, seen = torch.zeros(E, one_hot.size(1), dtype=torch.float64, device=device), 0
     with torch.no_grad():
         for some in starts.split(max(1, 4096 // E)):
-            batch[0] = len(some)
             rows = ids['val'][some[:, None] + window].long()
-            of_part = one_hot[rows[:, 1:].flatten()]  # (N, bins)
-            sums += losses(rows.expand(E, -1, -1)).double() @ of_part
-            seen = seen + of_part.sum(0)
-    total = (sums.sum(1) / seen.sum()).tolist()
-    by_part = (sums / seen.clamp(min=1)).tolist()
-    results = dict(zip(order, zip(total, by_part)))
-    return [results[i] for i in range(E)]
+            of_bin = one_hot[rows[:, 1:].flatten()]  # (tokens, bins)
+            sums += losses(rows.expand(E, -1, -1)).double() @ of_bin
+            seen = seen + of_bin.sum(0)
+    results = zip((sums.sum(1) / seen.sum()).tolist(), (sums / seen.clamp(min=1)).tolist())
+    return [result for _, result in sorted(zip(order, results))]

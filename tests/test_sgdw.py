@@ -405,6 +405,30 @@ def test_dtypes_to_their_rounding(dtype, foreach, rownorm):
         torch.testing.assert_close(a.double(), b, atol=16 * torch.finfo(dtype).eps, rtol=0)
 
 
+@pytest.mark.parametrize('momentum,nesterov', MOMENTA)
+@pytest.mark.parametrize('way', ['loop', 'foreach', pytest.param('compiled', marks=[needs_compiler, pytest.mark.slow])])
+def test_gradients_that_stay_are_views_into_a_bucket(way, momentum, nesterov):
+    """DDP keeps gradients as views into its buckets, and zero_grad(set_to_none=False) fills them with 0."""
+    shapes, rng = [(256, 128), (64,)], torch.Generator().manual_seed(1)
+    new, kept = (tensors(shapes, torch.Generator().manual_seed(0)) for _ in range(2))
+    bucket = torch.zeros(sum(p.numel() for p in kept))
+    for p, part in zip(kept, bucket.split([p.numel() for p in kept])):
+        p.grad = part.view_as(p)
+    options = dict(foreach=way == 'foreach', compile=way == 'compiled', nesterov=nesterov)
+    opts = [SGDW(params, 0.1, momentum, 0.01, **options) for params in (new, kept)]
+    for _ in range(3):
+        for p, q in zip(new, kept):
+            p.grad = torch.randn(p.shape, generator=rng)
+            q.grad += p.grad
+        before = bucket.clone()
+        for opt in opts:
+            opt.step()
+        assert torch.equal(bucket, before)  # the step only reads gradients
+        assert all(torch.equal(p, q) for p, q in zip(new, kept))
+        opts[1].zero_grad(set_to_none=False)
+        assert not bucket.any()
+
+
 def test_a_gradient_of_another_dtype():
     p, q = (torch.ones(3, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
     if not hasattr(p, 'grad_dtype'):
