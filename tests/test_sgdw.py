@@ -406,7 +406,8 @@ def test_dtypes_to_their_rounding(dtype, foreach, rownorm):
 
 
 @pytest.mark.parametrize('momentum,nesterov', MOMENTA)
-@pytest.mark.parametrize('way', ['loop', 'foreach', pytest.param('compiled', marks=[needs_compiler, pytest.mark.slow])])
+@pytest.mark.parametrize('way', ['loop', 'foreach', pytest.param(
+    'compiled', marks=[needs_compiler, pytest.mark.slow])])
 def test_gradients_that_stay_are_views_into_a_bucket(way, momentum, nesterov):
     """DDP keeps gradients as views into its buckets, and zero_grad(set_to_none=False) fills them with 0."""
     shapes, rng = [(256, 128), (64,)], torch.Generator().manual_seed(1)
