@@ -76,15 +76,15 @@ for key in ('size', 'optimizer_size'):
         fail(f'{key}={config[key]} is unknown. Use one of {", ".join(SIZES)}.')
 longest, vocab = (getattr(GPTConfig(**SIZES[size]), key) for key in ('block_size', 'vocab_size'))
 if block_size > longest:
-    fail(f'block_size={block_size} is more than the {longest} positions of size={size}')
+    fail(f'block_size={block_size} is more than the {longest} positions of size={size}.')
 if not set(only.split(',')) <= set(sections):
     fail(f'--only={only} has an unknown section. Use some of {",".join(sections)}.')
 if not re.fullmatch(r'((AdamW|mSGDW),\d+)?', peak_of):
-    fail(f'--peak_of={peak_of} is not AdamW or mSGDW, a comma and a number of tokens')
+    fail(f'--peak_of={peak_of} is not AdamW or mSGDW, a comma and a number of tokens.')
 if nanogpt and not os.path.exists(os.path.join(nanogpt, 'model.py')):
     fail(f'--nanogpt={nanogpt} has no model.py. Give the path of a checkout of nanoGPT.')
 if not os.path.isdir(os.path.dirname(json) or '.'):
-    fail(f'--json={json}: there is no folder {os.path.dirname(json)}')
+    fail(f'There is no folder {os.path.dirname(json)} for --json={json}.')
 
 with contextlib.redirect_stdout(io.StringIO()):  # a word on training without compile
     env = start(device, dtype, compile, seed, deterministic=False)
@@ -202,7 +202,7 @@ def update(opt, dtype, loss_of, *args):
     params = [p for group in opt.param_groups for p in group['params']]
     norm = torch.nn.utils.get_total_norm([p.grad for p in params])
     if not math.isfinite(loss.item() + norm.item()):  # the loop waits here, too
-        fail(f'the loss is {loss.item()}, the gradient norm {norm.item()}: there is nothing to measure')
+        fail(f'The loss is {loss.item()} and the gradient norm {norm.item()}, so nothing can be measured.')
     torch.nn.utils.clip_grads_with_norm_(params, 1.0, norm)
     opt.step()
     opt.zero_grad(set_to_none=True)
@@ -239,7 +239,7 @@ def memory():
             said = subprocess.run([sys.executable, '-m', 'experiments.bench', *sys.argv[1:],
                                    f'--peak_of={optimizer},{chunk}'], capture_output=True, text=True)
             if said.returncode:
-                fail(f'the peak of {optimizer} was not measured: {said.stderr.splitlines()[-1:]}')
+                fail(f'The peak of {optimizer} was not measured ({said.stderr.splitlines()[-1:]}).')
             most = int(said.stdout)
             # in backward fp32 log probabilities, their gradient and that of the logits are there together
             state, logits = 4 * copies * n, 3 * 4 * vocab * min(memory_B * longest, chunk or math.inf)
@@ -395,7 +395,7 @@ def peer():
                                   *(f'--{k}={v}' for k, v in keys.items())],
                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         # noqa: E731
-        answer = lambda: child.stdout.readline() or fail(f'nanoGPT ended with exit code {child.wait()}')
+        answer = lambda: child.stdout.readline() or fail(f'nanoGPT ended with exit code {child.wait()}.')
         losses, said = [float(answer())], torch.load(file, map_location=env.device)
 
     def theirs(way):
@@ -411,8 +411,8 @@ def peer():
         losses.append(gpt_loss(ours, X, Y).item())
     del weights, said
     if abs(losses[0] - losses[1]) > 1e-3:
-        fail(f'from the same weights nanoGPT has the loss {losses[0]}, ours {losses[1]}: they are not the '
-             'same network')
+        fail(f'From the same weights, nanoGPT has the loss {losses[0]} and ours is {losses[1]}. They are not '
+             'the same network.')
     arms = {'nanoGPT, float32, AdamW': partial(theirs, 'float32'),
             'ours, float32, AdamW': partial(update, adamw(ours, fused=True), 'float32', gpt_loss, ours, X, Y),
             f'ours, {env.dtype}, mSGDW': partial(update, OPTIMIZERS['mSGDW'](more), env.dtype, gpt_loss,

@@ -81,12 +81,12 @@ def read_rows(path, how):
                 except ValueError:  # the last line of a run that goes on, or a line that a kill cut short
                     continue
     except OSError as e:
-        fail(f'cannot read {path} ({e.strerror}): {how}')
-    return rows or fail(f'{path} is empty: {how}')
+        fail(f'Cannot read {path} ({e.strerror}). {how}')
+    return rows or fail(f'{path} is empty. {how}')
 
 
 def run_dirs():
-    dirs = [d for d in runs.split(',') if d] or fail('which runs? write --runs=out/a,out/b')
+    dirs = [d for d in runs.split(',') if d] or fail('No runs are given. Use --runs=out/a,out/b.')
     for d in dirs:
         if not os.path.isdir(d):
             fail(f'There is no run in {d}. Give the out_dir of a run, or several with commas between them.')
@@ -151,7 +151,7 @@ def save(fig, name):
         empty = ('Date', 'Creator') if path.endswith('.svg') else ('Software',)
         fig.savefig(path, dpi=120, metadata=dict.fromkeys(empty))
     except OSError as e:
-        fail(f'cannot write {path} ({e.strerror}): choose another --out')
+        fail(f'Cannot write {path} ({e.strerror}). Choose another --out.')
     print(f'\n{path}')
 
 # -----------------------------------------------------------------------------
@@ -165,11 +165,11 @@ def read_run(out_dir):
     except (OSError, ValueError):
         fail(f'{out_dir} has no readable config.json. Give the out_dir of a run.')
     factor, log = quantity(key, False)[0], {'train': {}, 'val': {}}
-    for row in read_rows(os.path.join(out_dir, 'log.jsonl'), 'wait until the run has begun'):
+    for row in read_rows(os.path.join(out_dir, 'log.jsonl'), 'Wait until the run has begun.'):
         if isinstance(row.get(key), (int, float)):
             log[row['split']][row['iter']] = factor * row[key]
     if not any(log.values()):
-        fail(f'{out_dir}/log.jsonl has no rows with {key}: use another --key, or wait for the first')
+        fail(f'{out_dir}/log.jsonl has no rows with {key}. Use another --key, or wait for the first row.')
     return config, log
 
 
@@ -233,15 +233,15 @@ def curves():
 
 def read_study(*needed):
     """(rows, each with its name, factor, words) of a study; every run in it has those keys."""
-    path = f'results/{study or fail("which study? write --study=NAME for results/NAME.jsonl")}.jsonl'
+    path = f'results/{study or fail("No study is given. Use --study=NAME for results/NAME.jsonl.")}.jsonl'
     wanted = [pair.split('=') for pair in where.split(',') if '=' in pair]
-    rows = [row for row in read_rows(path, 'run the study first, python -m experiments.reproduce')
+    rows = [row for row in read_rows(path, 'Run it first with python -m experiments.reproduce.')
             if all(str(row['run'].get(k)) == v for k, v in wanted)] or fail(f'{path} has no run with {where}')
     for name in needed:
         if any(name not in row['run'] for row in rows):
-            fail(f'{path} has runs without {name}: this picture needs it')
+            fail(f'{path} has runs without {name}, which this picture needs.')
     if not any(metric in row for row in rows if row['ended'] != 'diverged'):
-        fail(f'{path} has no finished run with {metric}: use another --metric')
+        fail(f'{path} has no finished run with {metric}. Use another --metric.')
     for row in rows:
         run = row['run']
         row['name'] = run.get('variant') or name_runs([{**read_file(f'config/{run["config"]}.py'), **run}])[0]
@@ -400,7 +400,7 @@ def load_gpt(path):
         model = normfree.build(GPT, GPTConfig, saved['model_args'])
         model.load_state_dict(saved['model'])
     except Exception as e:  # a zip that is cut short, a pickle of classes, a file of something else, a ViT
-        fail(f'{path} is not a whole checkpoint of train_gpt.py ({type(e).__name__}): give another run')
+        fail(f'{path} is not a complete checkpoint of train_gpt.py ({type(e).__name__}). Use another run.')
     return saved, model.eval()  # no dropout
 
 
@@ -464,7 +464,7 @@ def gradients():
         files = {d: sorted(f for f in os.listdir(d) if re.fullmatch(r'ckpt_\d+\.pt', f)) for d in run_dirs()}
         for d in files:
             if not files[d]:
-                fail(f'{d} has no checkpoints that were kept (ckpt_000500.pt): train with --keep_interval=N')
+                fail(f'{d} has no checkpoints such as ckpt_000500.pt. Train with --keep_interval=500.')
         names = name_runs([{**load_gpt(os.path.join(d, of_run[0]))[0]['config'], 'out_dir': d} for d,
                            of_run in files.items()])
         rows = [{'run': name, **row} for name, (d, of_run) in zip(names, files.items())
@@ -473,7 +473,7 @@ def gradients():
         os.makedirs('results', exist_ok=True)
         with open(path, 'w', encoding='utf-8') as f:
             f.writelines(json.dumps(row) + '\n' for row in rows)
-    rows = read_rows(path, 'measure them first, with --runs=out/a,out/b')
+    rows = read_rows(path, 'Measure them first with --runs=out/a,out/b.')
     names = list(dict.fromkeys(row['run'] for row in rows))
     last = {name: max(row['iter'] for row in rows if row['run'] == name) for name in names}
     fig, axes = plt.subplots(1, 2, figsize=(15, 7), sharey=True, layout='constrained')
@@ -511,9 +511,9 @@ if __name__ == '__main__':
         configure(globals(), ['--help'])
     command = COMMANDS.get((sys.argv + [''])[1])
     if not command:
-        fail(f'which picture? python -m experiments.figures [{"|".join(COMMANDS)}]')
+        fail(f'No picture is named. Use python -m experiments.figures [{"|".join(COMMANDS)}].')
     for name, value in configure(globals(), sys.argv[2:]).items():
         low, high = 0 if name in ('seed', 'batch_size') else 1e-9, 0.5 if name == 'tail' else 2 ** 40
         if not isinstance(value, str) and not low <= value <= high:
-            fail(f'{name}={value} is out of range: use {"a smaller" if value > high else "a larger"} one')
+            fail(f'{name}={value} is out of range. Use a {"smaller" if value > high else "larger"} value.')
     save(command(), study if study and command in (seeds, grid) else command.__name__)

@@ -1,5 +1,5 @@
 """
-A law of what mSGDW lacks on L-DNT against AdamW, by length, width and vocabulary, and one point predicted by
+A law of the gap between mSGDW and AdamW on L-DNT by length, width and vocabulary, and one point predicted by
 it.
 
     python -m experiments.reproduce law          the points, after language_grid
@@ -52,7 +52,7 @@ def fit(points, values):
         return [1, *(math.log2(a / b) for a, b in zip(axes_of(point), axes_of(points[0])))]
     X = np.array([x(point) for point in points])
     if not np.isfinite(values).all():
-        fail('a run of the law has diverged: no line goes through that')
+        fail('A run of the law has diverged, so no line can be fitted.')
     coefficients = np.linalg.lstsq(X, np.array(values), rcond=None)[0]
     left = np.sqrt(np.mean((X @ coefficients - values) ** 2))
     return lambda point: float(x(point) @ coefficients), coefficients.tolist(), float(left)
@@ -71,12 +71,12 @@ def write_prediction(done, points, fits):
     """Once, from all points, and before the fifth is begun."""
     point, missing = fifth_point(), len(law_points()) - len(points)
     if missing:
-        fail(f'{missing} points are missing: python -m experiments.reproduce law runs them')
+        fail(f'{missing} points are missing. Run python -m experiments.reproduce law.')
     for run in (row['run'] for row in done.values()):
         if (run.get('dataset'), run.get('n_embd'), run.get('max_iters')) == point:
-            fail(f'{run} was run already: a prediction comes before it')
+            fail(f'{run} was run already. A prediction must come before its run.')
     if os.path.exists(searches.PREDICTION):
-        fail(f'{searches.PREDICTION} stands')
+        fail(f'{searches.PREDICTION} exists already.')
     said = {arm: {form: prediction(point) for form, (prediction, *_) in of_arm.items()} for arm,
             of_arm in fits.items()}
     with open(searches.PREDICTION, 'w', encoding='utf-8') as f:

@@ -849,7 +849,7 @@ def check(statements=STATEMENTS, widths=WIDTHS):
 if __name__ == '__main__':
     configure(globals())
     if not os.path.isdir(os.path.dirname(json) or '.'):
-        fail(f'--json={json}: there is no folder {os.path.dirname(json)}')
+        fail(f'There is no folder {os.path.dirname(json)} for --json={json}.')
     results = check()
     show([{'statement': result['statement'], 'verdict': result['verdict']} for result in results])
     if json:

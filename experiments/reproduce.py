@@ -10,7 +10,7 @@ Grids, seeds and variants: starts the train scripts as processes and writes down
     python -m experiments.reproduce language             these at the best of that, three seeds
     python -m experiments.reproduce knobs_grid           from there: momentum, clip, batch, untied; best rates
     python -m experiments.reproduce knobs                these at the best of that, three seeds
-    python -m experiments.reproduce law                  what mSGDW lacks: length, width, vocabulary (law.py)
+    python -m experiments.reproduce law                  the gap of mSGDW: length, width, vocabulary (law.py)
     python -m experiments.reproduce law_fifth            the point that experiments.law has predicted
     python -m experiments.reproduce sizes                AdamW and the hybrid at three widths, after law
     python -m experiments.reproduce ablation_grid        S1 to S5 under both optimizers: learning rates
@@ -175,7 +175,7 @@ def train(run, study):
                 found = re.findall(r'test loss (\S+) \| top-1 (\S+)', said)[0]
                 row['test_loss'], row['test_top1'] = map(float, found)
         return row
-    fail(f'{out_dir} ended with exit code {code}: see {out_dir}.txt')
+    fail(f'{out_dir} ended with exit code {code}. See {out_dir}.txt.')
 
 
 def note(path, row, done):
@@ -365,7 +365,7 @@ if __name__ == '__main__':
     if {'-h', '--help'} & set(sys.argv):
         configure(globals(), ['--help'])
     if len(sys.argv) < 2 or sys.argv[1] not in STUDIES:
-        fail(f'which study? python -m experiments.reproduce [{"|".join(STUDIES)}]')
+        fail(f'No study is named. Use python -m experiments.reproduce [{"|".join(STUDIES)}].')
     configure(globals(), sys.argv[2:])
     if not table:
         run_study(sys.argv[1], STUDIES[sys.argv[1]], read_all())

@@ -2,7 +2,7 @@
 Studies that search before they compare: each arm at its own best of one grid, which a walk finds with few
 runs.
 
-experiments.reproduce runs them: language (six arms), knobs (one more setting each), law (what mSGDW lacks by
+experiments.reproduce runs them: language (six arms), knobs (one more setting each), law (the gap of mSGDW by
 length, width and vocabulary), ablation (S1 to S5). Each run states all that varies. ITERS is what the whole
 thing costs: at 800 some three hours of one core.
 """
@@ -136,7 +136,7 @@ def language_searches(done):
 def knob_searches(done):
     found = dict(zip(ARMS, language_searches(done)))
     if any(todo for todo, _ in found.values()):
-        fail('knobs begins where language_grid ends: run that first')
+        fail('knobs begins where language_grid ends. Run language_grid first.')
     yield from (found[arm] for arm in KNOBS)  # as they are, to compare with
     for arm, changes in KNOBS.items():
         _, base = found[arm]
@@ -164,7 +164,7 @@ def law_runs(variant, point, done):
     """(what the search at a point still needs, the point's runs: the best found, with two more seeds)."""
     todo, base = search(variant, (TEXT, 32, ITERS), done)
     if todo:
-        fail('the law begins where language_grid ends: run that first')
+        fail('law begins where language_grid ends. Run language_grid first.')
     todo, best = search(variant, point, done, base)
     return todo, [] if todo else [best, *({**best, 'seed': seed} for seed in SEEDS[:2])]
 
@@ -177,7 +177,7 @@ def law(done, points=None):
 
 def law_fifth(done):
     if not os.path.exists(PREDICTION):
-        fail('nothing has been predicted: python -m experiments.law --predict=True, once law is finished')
+        fail('There is no prediction. Run python -m experiments.law --predict=True once law is finished.')
     return law(done, [fifth_point()])
 
 
@@ -192,7 +192,7 @@ def size_runs(done):
         factor = 2 * ITERS // iters
         found = {variant: law_runs(variant, (TEXT, width, iters), done) for variant in SIZE_ARMS}
         if any(todo for todo, _ in found.values()):
-            fail('sizes begins where law ends: run that first')
+            fail('sizes begins where law ends. Run law first.')
         runs[width] = {variant: [{**run, 'max_iters': factor * run['max_iters'], 'warmup_iters': factor
                                   * run['warmup_iters']}
                                  for run in of_arm] for variant, (_, of_arm) in found.items()}
@@ -237,7 +237,7 @@ def grid_and_seeds(name, search_all):
     def seeds(done):
         found = list(search_all(done))
         if any(todo for todo, _ in found):
-            fail(f'{name} begins where {name}_grid ends: run that first')
+            fail(f'{name} begins where {name}_grid ends. Run {name}_grid first.')
         return [{**best, 'seed': seed} for seed in SEEDS for _, best in found]
     return {f'{name}_grid': grid, name: seeds}
 

@@ -84,16 +84,16 @@ if __name__ == '__main__':
         splits = {split: documents(os.path.join(source, f'{split}.bin'), meta, gpt2)
                   for split in ('train', 'val')}
     except OSError as e:
-        fail(f'cannot read {e.filename} ({e.strerror}): prepare the text with prepare_owt.py first, and put '
-             'the file of the tokenizer where README.md says')
+        fail(f'Cannot read {e.filename} ({e.strerror}). Prepare the text with prepare_owt.py first, and put '
+             'the file of the tokenizer where docs/data.md says.')
     except (ValueError, KeyError) as e:
-        fail(f'{source}/meta.json or sizes={sizes} is not as it should be ({e}): sizes are numbers')
+        fail(f'{source}/meta.json or sizes={sizes} is not valid ({e}). Use --sizes=512,1024 for example.')
     if not all(257 <= size <= 50257 for size in wanted):
-        fail(f'sizes={sizes}: a vocabulary has 257 to 50257 ids')
+        fail(f'sizes={sizes} is out of range. A vocabulary has 257 to 50257 ids.')
     for size in wanted:
         folder = f'{out_dir or source.rstrip("/")}_{size}'
         if os.path.exists(os.path.join(folder, 'meta.json')) and not overwrite:
-            fail(f'{folder} is there already: --overwrite=True replaces it')
+            fail(f'{folder} exists already. Use --overwrite=True to replace it.')
         counts = write(folder, size, splits, meta, gpt2)
         print(f'{folder}: {counts["train_tokens"]:,} + {counts["val_tokens"]:,} tokens, '
               f'{counts["train_bytes"] / counts["train_tokens"]:.2f} bytes each; left out '

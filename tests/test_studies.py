@@ -95,7 +95,7 @@ def test_studies_follow_each_other_and_the_law_predicts(tmp_path, monkeypatch):
     done = {}
     for name in ('language', 'knobs_grid', 'law', 'law_fifth', 'sizes'):
         with pytest.raises(SystemExit,
-                           match='begins where (language_grid|law) ends|nothing has been predicted'):
+                           match='begins where (language_grid|law) ends|There is no prediction'):
             list(searches.STUDIES[name](done))
     assert finish_study('language_grid', done, loss) < 80
     best = {b['variant']: (b['learning_rate'], b.get('embed_lr'))
@@ -145,12 +145,12 @@ def test_studies_follow_each_other_and_the_law_predicts(tmp_path, monkeypatch):
     assert predicted['points'] == 9
     assert predicted['gaps']['L-DNT mSGDW']['power'] == pytest.approx(0.05)
     assert predicted['gaps']['L-DNT hybrid']['power'] == pytest.approx(0.005)
-    with pytest.raises(SystemExit, match='stands'):  # once
+    with pytest.raises(SystemExit, match='exists already'):  # once
         command('law', '--predict=True')
     assert finish_study('law_fifth', done, loss) > 6
     assert '| L-DNT mSGDW | power | +0.0500 | +0.0500 ± 0.0000 |' in command('law')
     os.remove(searches.PREDICTION)
-    with pytest.raises(SystemExit, match='was run already: a prediction comes before it'):
+    with pytest.raises(SystemExit, match='was run already. A prediction must come before its run'):
         command('law', '--predict=True')
 
 
