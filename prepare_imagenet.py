@@ -1,32 +1,31 @@
 """
-Pictures in, memmapped arrays out: data/NAME/ as train_vit.py reads it.
+Pictures in, memmapped arrays out: data/NAME/, which is what train_vit.py reads.
 
     python prepare_imagenet.py --dataset=synthetic    ten made-up classes, 32 x 32: no network, a first try
     python prepare_imagenet.py --dataset=cifar10      from the Hub; also cifar100, tiny-imagenet, imagenet-1k
     python prepare_imagenet.py --dataset=PATH         train/CLASS/* and val/CLASS/*, or a folder of parquet
-    python prepare_imagenet.py --dataset=PATH         CLASS/* alone: a tenth of each class becomes val_*
+    python prepare_imagenet.py --dataset=PATH         CLASS/* alone: val_* is a tenth of each class
     python prepare_imagenet.py --dataset=cifar10 --val_from_train=5000 --out_dir=data/cifar10-tune
 
-Pictures of one size, at most 96 pixels a side, become arrays: {train,val,test}_images.npy, uint8 (N, H, W,
-3). All others become JPEGs, one after another in {split}_jpeg.bin; number i lies at bytes offsets[i] to
-offsets[i + 1] of {split}_offsets.npy, int64 (N + 1). Both have {split}_labels.npy, int64 (N), and a meta.json
-with the classes (sorted folder names, the Hub's order, or the numbers that occur), the mean and std of the
-training pixels in 0..1, and content, the BLAKE2 digest of the files of train and val: two sets with the same
-content are the same.
+If all pictures have one size of at most 96 pixels a side, they become arrays: {train,val,test}_images.npy,
+uint8 (N, H, W, 3). Otherwise they become JPEGs, one after another in {split}_jpeg.bin. Picture i is its bytes
+offsets[i] to offsets[i + 1], with the offsets in {split}_offsets.npy, int64 (N + 1). Both layouts have
+{split}_labels.npy, int64 (N), and meta.json: the classes (sorted folder names, the Hub's order, or the
+numbers that occur), the mean and std of the training pixels in 0..1, and content, a BLAKE2 digest of the
+files of train and val. Two data sets with the same content are the same.
 
-val_*   the source's validation split; where it has only a test split, as CIFAR, that one, as most code does
-test_*  the source's test split beside a validation split, if it has labels
+val_*   the source's validation split; if it has only a test split (CIFAR), that one, as most code does
+test_*  the source's test split, if it has labels and there is a validation split too
 
---val_from_train=N holds N random training pictures out as val_*, to choose hyperparameters on. The source's
-own test split, or its validation split where it has no test labels, as ImageNet, is then test_*: for the
-final number. Where the source has training pictures only, --val_fraction=F holds the share F of each class
-out.
+--val_from_train=N holds out N random training pictures as val_*, to choose hyperparameters on. The source's
+test split is then test_*, for the final number. If it has no test labels (ImageNet), its validation split is
+test_*. If the source has only training pictures, --val_fraction=F holds out the share F of each class.
 
-JPEGs: short side down to 256 (bicubic), quality 95: 36 kB a picture, 40 dB from the pixels (90: 25 kB, 38
-dB); that is 50 GB and 2 core hours for ImageNet. RGB JPEGs with a shorter side keep their bytes. What becomes
-of other kinds of pictures stands in support/pictures.py. Pictures that cannot be used are named, counted and
-left out. If you stop the program at any moment, the same command continues from there. The result is finished
-when meta.json is there, and its bytes do not depend on --num_proc.
+JPEGs have a short side of at most 256 pixels (bicubic) and quality 95. A picture takes 36 kB at a PSNR of 40
+dB (higher is better; at quality 90: 25 kB, 38 dB). ImageNet takes 50 GB and 2 core hours. RGB JPEGs that are
+small enough keep their bytes. support/pictures.py says how other kinds of pictures are converted. Pictures
+that cannot be used are skipped, counted and listed. You can stop the program at any moment; the same command
+continues from there. The data set is finished when meta.json exists. Its bytes do not depend on --num_proc.
 """
 
 import errno
@@ -67,36 +66,36 @@ from support.pictures import (
 from support.splits import RULE as _RULE  # no key
 from support.splits import split_names, tell_splits
 
-dataset = 'imagenet-1k'  # 'synthetic', a folder, a name of the table HUB, or OWNER/NAME on the Hub
+dataset = 'imagenet-1k'  # 'synthetic', a folder, a short name as above, or OWNER/NAME on the Hub
 out_dir = ''             # where the arrays go; '' is data/NAME
 val_from_train = 0       # random training pictures held out as val_*
-val_fraction = 0.0       # share of each class held out where the source has train alone (0: see above)
-seed = 0                 # which of them are held out
-resize_short = 256       # JPEGs: short side at most so many pixels; 0 leaves sizes as they are
-quality = 95             # JPEGs: of those that are written anew
-image_column = ''        # of parquet; '' is image or img
-label_column = ''        # of parquet; '' is label or fine_label
+val_fraction = 0.0       # share of each class held out if only train exists; CLASS/* alone: 0 is 0.1
+seed = 0                 # chooses which pictures are held out
+resize_short = 256       # JPEGs: most pixels of the short side; 0 keeps all sizes
+quality = 95             # quality of the JPEGs that this script encodes
+image_column = ''        # column of pictures in parquet; '' is image or img
+label_column = ''        # column of labels in parquet; '' is label or fine_label
 num_proc = 0             # processes that decode; 0 is one on every core
 overwrite = False        # replace what out_dir holds; it stays until the new one is complete
 if __name__ == '__main__':  # a spawned worker imports this file too
     __doc__ += f'\n{_RULE}\n'  # --help prints it
     config = configure(globals())
 
-HUB = {  # columns and splits are recognized by name: those of the comment
+HUB = {  # columns and splits are recognized by the names in the comments
     'cifar10': 'uoft-cs/cifar10',            # img, label; train, test
     'cifar100': 'uoft-cs/cifar100',          # img, fine_label (and coarse_label); train, test
     'tiny-imagenet': 'zh-plus/tiny-imagenet',  # image, label; train, valid
     'imagenet-1k': 'ILSVRC/imagenet-1k',     # image, label; train, validation (test has no labels); gated
 }
 SYNTHETIC = {'train': 8000, 'val': 1000, 'test': 1000}  # pictures
-SMALL = 96      # pixels a side that an array picture has at most
+SMALL = 96      # most pixels a side of a picture in arrays
 BATCH = 64      # pictures in a job
 HEADER = 128    # bytes before the data of an .npy file
 FILES = [f'{split}_{part}' for split in ('train', 'val', 'test')
          for part in ('images.npy', 'jpeg.bin', 'offsets.npy', 'labels.npy')]
 
 
-# ---- sources: classes, the labels of each split, and items(split): (name, path or bytes) in their order
+# ---- sources: the classes, the labels of each split, and items(split), which gives (name, path or bytes)
 
 
 def open_synthetic():
@@ -106,15 +105,15 @@ def open_synthetic():
 
 
 def said_by(names):
-    """The split that the name of each top folder says, or '': as it would beside train and val."""
+    """The split that each top folder's name stands for, or '', as if train and val were beside it."""
     said = split_names([f'{name}/x' for name in (*names, 'train', 'val')], files=None)
     return {name: said[f'{name}/x'] for name in names}
 
 
 def class_folders(top):
     """
-    {split: {class: its folders}} of SPLIT/CLASS, or of CLASS alone, which are all training pictures; None of
-    neither. Where folders with classes say val or test and none train, the others with classes are train.
+    {split: {class: its folders}} for SPLIT/CLASS, or for CLASS alone (all are training pictures), else None.
+    If folders with classes are named val or test and none train, the others with classes are train.
     """
     inner = {name: subfolders(top / name) for name in subfolders(top)}
     said = said_by(inner)
@@ -124,32 +123,32 @@ def class_folders(top):
     if 'train' in splits.values():
         for name in inner:
             if said[name] == 'val' and not inner[name] and find_pictures(top / name)[0]:
-                sys.exit(f'the pictures in {top / name} are not in class folders: move each to '
-                         f'{top / name}/CLASS/')
+                sys.exit(f'The pictures in {top / name} are not in class folders. Move each to '
+                         f'{top / name}/CLASS/.')
         folders = {split: {} for split in ('train', 'val', 'test') if split in splits.values()}
         for name, split in splits.items():
             for of_class in inner[name]:
-                # an accent is one letter or two (macOS)
+                # macOS may store an accented letter as two characters
                 folders[split].setdefault(normalize('NFC', of_class), []).append(top / name / of_class)
         return folders
     if splits or {'train'} < set(said.values()) - {''}:  # train/ and val/ with pictures are not two classes
         return None
     for name in inner:
         if {'train'} < set(said_by(inner[name]).values()) - {''}:
-            sys.exit(f'{top / name} looks like a data set of its own: use --dataset={top / name}')
+            sys.exit(f'{top / name} looks like a data set of its own. Use --dataset={top / name}.')
     found = {name: find_pictures(top / name) for name in inner}
     if any(is_table(path) for path in chain(top.iterdir(), *(others for _, others in found.values()))):
         return None
     classes = {name: [top / name] for name in inner if found[name][0]}
     if len(classes) == 1:
-        sys.exit(f'{top} has pictures in one folder only ({", ".join(classes)}): at least two class folders '
-                 'are needed')
+        sys.exit(f'{top} has pictures in one folder only ({", ".join(classes)}). Sort them into at '
+                 'least two class folders.')
     return {'train': classes} if classes else None
 
 
 def open_folder(root):
     """The ImageFolder layout: (SPLIT/)CLASS/**/picture; None if it is another one."""
-    around = [root]  # a folder around everything, as of an archive, is not looked at
+    around = [root]  # skip a single folder around everything, as archives have it
     while len(names := subfolders(around[-1])) == 1 and not said_by(names)[names[0]] \
             and subfolders(around[-1] / names[0]):
         around.append(around[-1] / names[0])
@@ -159,7 +158,8 @@ def open_folder(root):
     classes = sorted(folders['train'])
     number = {name: i for i, name in enumerate(classes)}
     if strange := sorted(set(folders.get('test', ())) - set(classes)):
-        print(f'{root}: test has the folder {strange[0]}, which is no class of train, left out')
+        print(f'The test split of {root} has the folder {strange[0]}, which is not a class of train. It is '
+              'skipped.')
         del folders['test']
     ours = [folder for by_class in folders.values() for of_class in by_class.values() for folder in of_class]
     above = {*around, *(folder.parent for folder in ours)}
@@ -171,12 +171,12 @@ def open_folder(root):
         paths[split], found = [], []
         for name, folder in ((name, folder) for name in sorted(by_class) for folder in by_class[name]):
             if name not in number:
-                sys.exit(f'the class {name} is in {folder.parent} but not in train, whose folders are the '
-                         'classes: rename or remove that folder')
+                sys.exit(f'The class {name} is in {folder.parent} but not in train, whose folders are the '
+                         f'classes. Rename or remove {folder}.')
             pictures, rest = find_pictures(folder, seen)
             if not pictures:
-                sys.exit(f'the class folder {folder} holds no pictures ({" ".join(sorted(ENDINGS))}): add '
-                         'some or remove it')
+                sys.exit(f'The class folder {folder} holds no pictures ({" ".join(sorted(ENDINGS))}). Add '
+                         'some or remove the folder.')
             others += rest
             paths[split] += pictures
             found += [number[name]] * len(pictures)
@@ -205,37 +205,37 @@ def open_parquet(root, config):
              for split in ('train', 'val', 'test')}
     for path in paths:
         if 'partial' in re.split('[^a-z]+', names[path].lower()):
-            sys.exit(f'{path} is part of an export that the Hub cut short: download the whole data set')
+            sys.exit(f'{path} is part of an export that the Hub cut short. Download the whole data set.')
     if not files['train']:
-        sys.exit(f'{root} has no files of train: name them as in train-00000-of-00001.parquet')
+        sys.exit(f'{root} has no training files. Name them like train-00000-of-00001.parquet.')
     if len(folders := {str(path.parent) for path in files['train']}) > 1:
-        sys.exit(f'the train files of {root} are in several folders ({", ".join(sorted(folders))}): use one '
-                 'of them as --dataset')
+        sys.exit(f'The train files of {root} are in several folders ({", ".join(sorted(folders))}). Choose '
+                 'one of them with --dataset=FOLDER.')
     usual = {'image_column': ['image', 'img'], 'label_column': ['label', 'fine_label']}
     classes, columns, labels = None, {}, {}
     for split, path in [(split, path) for split in files for path in files[split]]:
         try:
-            with open(path, 'rb') as f:  # a path would be read as a pattern: [ ] * ?
+            with open(path, 'rb') as f:  # pyarrow would read [ ] * ? in a path as a pattern
                 schema = pq.read_schema(f)
                 for key, wanted in usual.items():
                     wanted = [config[key]] if config[key] else wanted
                     columns[path, key] = next((column for column in wanted if column in schema.names), '')
                     if not columns[path, key] and split != 'test':
-                        sys.exit(f'{path} has no column {" or ".join(wanted)}: --{key} takes one of '
-                                 f'{", ".join(schema.names)}')
+                        sys.exit(f'{path} has no column {" or ".join(wanted)}. Set --{key} to one of '
+                                 f'{", ".join(schema.names)}.')
                 column = columns[path, 'image_column'] and columns[path, 'label_column']
                 labels.setdefault(split, []).extend(
                     pq.read_table(f, columns=[column]).column(0).to_pylist() if column else [None])
             info = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
         except (pa.ArrowException, ValueError, OSError) as error:
-            sys.exit(f'{path} cannot be read as parquet ({reason(error)}): download it again or remove it')
+            sys.exit(f'{path} cannot be read as parquet ({reason(error)}). Download it again or remove it.')
         classes = classes or info.get('info', {}).get('features', {}).get(column, {}).get('names')
     labels = {split: found for split, found in labels.items() if found}
     if not labels.get('train'):
-        sys.exit(f'{root} has no rows in train: download it again')
+        sys.exit(f'{root} has no rows in train. Download it again.')
     if {type(value) for value in labels['train']} not in ({int}, {bool}, {str}):
-        sys.exit(f'the column {columns[files["train"][0], "label_column"]} of {root} holds no labels (whole '
-                 'numbers or names): choose another one with --label_column')
+        sys.exit(f'The column {columns[files["train"][0], "label_column"]} of {root} holds no labels (whole '
+                 'numbers or names). Choose another column with --label_column.')
     if isinstance(labels['train'][0], str):
         values = classes = sorted(set(labels['train']))
     elif classes:
@@ -246,8 +246,8 @@ def open_parquet(root, config):
                          if isinstance(value, int) and low <= value <= high})
         classes = [str(value) for value in values]
         if values != list(range(len(values))):
-            print(f'the {len(values):,} labels that occur, {low} to {high}, become the classes 0 to '
-                  f'{len(values) - 1}; the name of a class is its label')
+            print(f'The {len(values):,} labels that occur ({low} to {high}) are numbered as the classes 0 to '
+                  f'{len(values) - 1}. The name of each class is its label.')
     number = {value: i for i, value in enumerate(values)}
     for split, found in list(labels.items()):
         known = [isinstance(value, (int, str)) and value in number for value in found]
@@ -256,11 +256,11 @@ def open_parquet(root, config):
             labels[split] = np.array([number[value] for value in found])
         elif split == 'test':
             what = f'the label {strange}, which train does not have' if any(known) else 'no labels'
-            print(f'{root}: test has {what}, left out')
+            print(f'The test split of {root} has {what}. It is skipped.')
             said |= {names[path]: '' for path in files['test']}
             del labels['test']
         else:
-            sys.exit(f'{split} of {root} has the label {strange}, but train has no such class. '
+            sys.exit(f'The {split} split of {root} has the label {strange}, which is not one of the classes. '
                      'Correct the labels, or choose another column with --label_column.')
     others = [path for path in pictures + others if not is_table(path)]
     print(tell_splits(said, [os.path.relpath(path, root) for path in others]))
@@ -277,36 +277,36 @@ def open_parquet(root, config):
                         yield from ((f'{path.name} row {i}', cell or b'') for i, cell in enumerate(cells, at))
                         at += len(cells)
             except (pa.ArrowException, OSError) as error:
-                sys.exit(f'{path} is damaged after row {at} ({reason(error)}): download it again')
+                sys.exit(f'{path} is damaged after row {at} ({reason(error)}). Download it again.')
     mark = (f'{path} {path.stat().st_size}' for path in paths)
     return dict(classes=classes, labels=labels, items=items, mark=mark)
 
 
 def download(name):
-    """The folder with the parquet files of a set on the Hub; what is in its cache is not fetched again."""
+    """The folder with the parquet files of a set on the Hub; cached files are not fetched again."""
     from huggingface_hub import HfApi, constants, errors, snapshot_download
     try:
-        for revision in ('main', 'refs/convert/parquet'):  # the second: the Hub's own export of other formats
+        for revision in ('main', 'refs/convert/parquet'):  # the second is the Hub's export of other formats
             info = HfApi().dataset_info(name, revision=revision, files_metadata=True)
             sizes = [f.size or 0 for f in info.siblings if f.rfilename.endswith('.parquet')]
             if sizes:
                 break
         else:
-            sys.exit(f'{name} has no parquet files on the Hub: download and unpack it yourself, then use '
-                     '--dataset=FOLDER')
-        print(f'{name}: downloading {sum(sizes) / 1e9:.1f} GB to {constants.HF_HUB_CACHE} (set HF_HOME to '
-              'move it)')
+            sys.exit(f'{name} has no parquet files on the Hub. Download and unpack it yourself, then use '
+                     '--dataset=FOLDER.')
+        print(f'Downloading {name} ({sum(sizes) / 1e9:.1f} GB) to {constants.HF_HUB_CACHE}. Set HF_HOME to '
+              'use another folder.')
         return Path(snapshot_download(name, repo_type='dataset', revision=revision,
                                       allow_patterns='*.parquet'))
     except errors.GatedRepoError:
-        sys.exit(f'{name} is gated: accept its terms on its page on the Hub, then log in with `hf auth '
-                 'login` or set HF_TOKEN')
+        sys.exit(f'{name} is gated. Accept its terms on its page on the Hub, then log in with `hf auth '
+                 'login` or set HF_TOKEN.')
     except errors.RepositoryNotFoundError:
-        sys.exit(f'{name} is not on the Hub, and there is no folder of that name: check the spelling; if it '
-                 'is private, log in with `hf auth login`')
+        sys.exit(f'{name} is not on the Hub, and there is no folder of that name. Check the spelling. If it '
+                 'is private, log in with `hf auth login`.')
     except Exception as error:
-        sys.exit(f'{name} could not be downloaded from the Hub ({reason(error)}): check the network and run '
-                 'the same command again, or use --dataset=FOLDER; --dataset=synthetic needs no network')
+        sys.exit(f'{name} could not be downloaded from the Hub ({reason(error)}). Check the network and run '
+                 'the same command again, or use --dataset=FOLDER. --dataset=synthetic needs no network.')
 
 
 def open_source(config):
@@ -316,24 +316,24 @@ def open_source(config):
         return open_synthetic()
     if not root.exists():
         if name not in HUB and not re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name):
-            sys.exit(f'there is no folder {name}: check the path, or use synthetic, {", ".join(HUB)} or '
-                     'OWNER/NAME')
+            sys.exit(f'There is no folder {name}. Check the path, or use synthetic, {", ".join(HUB)} or '
+                     'OWNER/NAME as --dataset.')
         root = download(HUB.get(name, name))
     layouts = 'train/CLASS/* and val/CLASS/*, or CLASS/* alone, or parquet files'
     if not root.is_dir():
-        sys.exit(f'{root} is not a folder: use a folder with {layouts}')
+        sys.exit(f'{root} is not a folder. Set --dataset to a folder with {layouts}.')
     return open_folder(root) or open_parquet(root, config) or sys.exit(
-        f'{root} holds no images with classes: use a folder with {layouts}')
+        f'{root} holds no images with classes. Set --dataset to a folder with {layouts}.')
 
 
-# ---- the synthetic set: a shape or a texture of any place, size, angle and pair of colours
+# ---- the synthetic set: shapes and textures with random places, sizes, angles and pairs of colours
 
 
 def star(x, y):
     return np.hypot(x, y) < 0.6 + 0.3 * np.cos(5 * np.arctan2(y, x))
 
 
-SHAPES = {  # on a grid of -1 to 1 across the shape; the last four look at a disc through a texture
+SHAPES = {  # on a grid of -1 to 1 across the shape; the last four are a disc with a texture
     'disc': lambda x, y: np.hypot(x, y) < 0.9,
     'ring': lambda x, y: abs(np.hypot(x, y) - 0.7) < 0.22,
     'square': lambda x, y: np.maximum(abs(x), abs(y)) < 0.8,
@@ -348,7 +348,7 @@ SHAPES = {  # on a grid of -1 to 1 across the shape; the last four look at a dis
 
 
 def draw(name):
-    """The synthetic picture 'SPLIT NUMBER'; every shape in turn."""
+    """The synthetic picture 'SPLIT NUMBER'; the shapes take turns."""
     split, i = name.split()
     rng = np.random.default_rng((['train', 'val', 'test'].index(split), int(i)))
     angle, radius = rng.uniform(0, 2 * math.pi), rng.uniform(9, 15)
@@ -373,7 +373,7 @@ def start_worker():
 
 
 def run_job(settings, items):
-    """-> bytes of the pictures, lengths (-1: left out), sum of histograms, [name, reason] of the left out"""
+    """-> bytes of the pictures, lengths (-1: skipped), sum of histograms, [name, reason] of the skipped"""
     pieces, lengths, histogram, skipped = [], [], np.zeros(768, np.int64), []
     for name, content in items:
         try:
@@ -394,27 +394,29 @@ def run_job(settings, items):
 
 
 def assign(source, config):
-    """Where each picture of each of the source's splits goes, '' is nowhere: the rules of the docstring."""
+    """The split that each picture of each source split goes to ('': none), by the rules of the docstring."""
     labels, n = source['labels'], config['val_from_train']
     share = config['val_fraction'] or 0.1 * (source.get('alone', False) and not n)
     total = len(labels['train'])
     if not 0 <= n < total:
-        sys.exit(f'val_from_train={n} is out of range: train has {total} pictures, and some have to stay')
+        sys.exit(f'val_from_train={n} is out of range for {total} training pictures. Use '
+                 f'--val_from_train=N with N from 0 to {total - 1}.')
     to = {split: split for split in labels}
     if n:
         to['val' if 'test' not in labels else 'test'] = 'test'
         if 'val' in labels and 'test' in labels:
             to['val'] = ''
-            print('the validation split of the source is left out: val_from_train takes its place')
+            print('The validation split of the source is skipped, because --val_from_train takes its place.')
     elif 'val' not in labels and 'test' in labels:
         to['test'] = 'val'
-        print('the source has no validation split: its test split becomes val_* (--val_from_train=N keeps it '
-              'as test_*)')
+        print('The source has no validation split, so its test split is stored as val_*. Use '
+              '--val_from_train=N to store it as test_*.')
     elif 'val' not in labels and not share:
-        sys.exit(f'{config["dataset"]} has no validation split: --val_from_train={max(1, total // 20)} holds '
-                 'out so many training pictures, --val_fraction=0.1 a tenth of each class')
+        sys.exit(f'{config["dataset"]} has no validation split. Use --val_from_train={max(1, total // 20)} '
+                 'to hold out that many training pictures, or --val_fraction=0.1 for a tenth of each class.')
     if share and (n or 'val' in to.values()):
-        sys.exit('val_fraction only works where the source has train alone: use --val_from_train=N instead')
+        sys.exit(f'val_fraction={share:g} only works without val_from_train, and only if the source has no '
+                 'split but train. Use --val_from_train=N alone.')
     goals = {split: np.full(len(labels[split]), to[split], 'U5') for split in labels}
     order = np.random.default_rng(config['seed']).permutation(total)
     if share:
@@ -423,15 +425,15 @@ def assign(source, config):
         order = np.concatenate([g[:min(max(1, round(share * len(g))), len(g) - 1)] for g in groups])
         n = len(order)
         if not n:
-            sys.exit('no class has two pictures, so none can be held out: add pictures, or a folder val/')
-        print(f'{n:,} random training pictures, {share:g} of each class, become val_* (set --val_fraction to '
-              'change it)')
+            sys.exit('No class has two pictures, so none can be held out. Add pictures, or a folder val/.')
+        print(f'{n:,} random training pictures ({share:g} of each class) are held out as val_*. Use '
+              '--val_fraction to change the share.')
     goals['train'][order[:n]] = 'val'
     return goals
 
 
 def make_jobs(source, goals):
-    """(split to write to, items, labels) in the source's order, no job of more than BATCH"""
+    """(split to write to, items, labels) in the source's order, at most BATCH pictures a job"""
     for split, goal in goals.items():
         waiting = {}
         goal = goal if goal.any() else ()
@@ -449,7 +451,7 @@ def npy_header(dtype, shape):
     f = io.BytesIO()
     np.lib.format.write_array_header_1_0(f, dict(descr=dtype, fortran_order=False, shape=shape))
     if f.tell() != HEADER:
-        raise RuntimeError(f'an .npy header of {f.tell()} bytes, not {HEADER}')
+        raise RuntimeError(f'The .npy header has {f.tell()} bytes, not {HEADER}.')
     return f.getvalue()
 
 
@@ -472,7 +474,7 @@ def one_small_size(source):
 
 
 def read_state(tmp, mark):
-    """How far an earlier run of the same line came, or None."""
+    """How far an earlier run of the same command came, or None."""
     try:
         state = json.loads((tmp / 'state.json').read_text())
         whole = all((tmp / f'{split}_labels.npy').exists() for split in state['images'])
@@ -499,10 +501,10 @@ def write_files(tmp, state, source, goals, settings, workers):
             os.fsync(f.fileno())
         write_json(tmp / 'state.json', state)
 
-    for key, f in files.items():  # what lies past the state comes again; the first offset is 0
+    for key, f in files.items():  # what lies past the state is written again; the first offset is 0
         f.truncate(length(*key))
         f.seek(0, os.SEEK_END)
-    window, pending, saved = 4 * workers, deque(), time.monotonic()  # so many jobs are in memory at most
+    window, pending, saved = 4 * workers, deque(), time.monotonic()  # at most window jobs are in memory
     total, done = sum((goal != '').sum() for goal in goals.values()), sum(state['images'].values())
     try:
         with (tqdm(total=total, initial=done + len(state['skipped']), unit=' images', mininterval=1) as bar,
@@ -520,7 +522,7 @@ def write_files(tmp, state, source, goals, settings, workers):
                 files[split, 'labels.npy'].write(np.array(labels, '<i8')[lengths >= 0].tobytes())
                 if not size:
                     files[split, 'offsets.npy'].write(ends.astype('<i8').tobytes())
-                # one assignment: whatever stops the program, the state is that before or after a job
+                # one assignment, so a stop at any moment leaves the state before or after a job
                 state = {**state, 'jobs': state['jobs'] + 1,
                          'skipped': state['skipped'] + [[split, *skip] for skip in skipped],
                          'images': {**state['images'], split: state['images'][split] + len(ends)},
@@ -547,7 +549,7 @@ def write_files(tmp, state, source, goals, settings, workers):
 
 
 def content(folder):
-    """Says in 32 characters what train and val are, wherever they were made from."""
+    """A digest of the files of train and val (32 characters), whatever they were made from."""
     digest = hashlib.blake2b(digest_size=16)
     for file in FILES:
         if file.startswith(('train', 'val')) and (folder / file).exists():
@@ -558,7 +560,7 @@ def content(folder):
 
 
 def finish(out, tmp):
-    """Everything of tmp into place, meta.json last. Killed in the middle, it is called again."""
+    """Moves the files of tmp into place, meta.json last. If this is killed, the next run does it again."""
     (out / 'meta.json').unlink(missing_ok=True)
     state = json.loads((tmp / 'state.json').read_text())
     layout = ('labels.npy', 'images.npy') if state['size'] else ('labels.npy', 'jpeg.bin', 'offsets.npy')
@@ -576,14 +578,14 @@ def main(config):
     for key, low, high in (('quality', 1, 100), ('resize_short', 0, 2**16), ('num_proc', 0, 1024),
                            ('seed', 0, 2**63), ('val_fraction', 0, 0.99)):
         if not low <= config[key] <= high:
-            sys.exit(f'{key}={config[key]} is out of range: use {low} to {high}')
+            sys.exit(f'{key}={config[key]} is out of range. Use --{key} with a value from {low} to {high}.')
     out = Path(config['out_dir'] or Path('data', Path(config['dataset']).expanduser().resolve().name))
     tmp = out / 'unfinished'
     there = [file for file in (*FILES, 'meta.json') if (out / file).exists()]
-    # without meta.json but with a new one at hand: killed while the files were put in place
+    # without meta.json but with a new one in tmp, a run was killed while it moved the files into place
     if there and not config['overwrite'] and ('meta.json' in there or not (tmp / 'meta.json').exists()):
-        sys.exit(f'{out} holds a data set already ({", ".join(there)}): use --overwrite=True to replace it, '
-                 'or another --out_dir')
+        sys.exit(f'{out} already holds a data set ({", ".join(there)}). Use --overwrite=True to replace it '
+                 'or --out_dir=... to write elsewhere.')
     source = open_source(config)
     labels = source['labels']
     goals = assign(source, config)
@@ -604,7 +606,7 @@ def main(config):
     size = state['size'] if state else one_small_size(source)
     while True:
         if state:
-            print(f'going on after {sum(state["images"].values()):,} images')
+            print(f'Continuing after {sum(state["images"].values()):,} images.')
         else:
             shutil.rmtree(tmp, ignore_errors=True)
             tmp.mkdir(parents=True)
@@ -621,13 +623,14 @@ def main(config):
             state = write_files(tmp, state, source, goals, settings, workers)
             break
         except OtherSize:
-            print('the pictures are not all of one size: starting again, with JPEGs')
+            print('The pictures are not all of one size. Starting again with JPEGs.')
             state = size = None
     for split, n in state['images'].items():
         if not n:
             shutil.rmtree(tmp)
             name, why = next(skip for where, *skip in state['skipped'] if where == split)
-            sys.exit(f'none of the pictures of {split} can be used. The first is {name!r}: {why}')
+            sys.exit(f'None of the {split} pictures can be used. Fix or replace them. The first is '
+                     f'{name!r} ({why}).')
 
     histogram, values = np.array(state['histogram']).reshape(3, 256), np.arange(256) / 255
     share = histogram / histogram.sum(1, keepdims=True)
@@ -644,8 +647,8 @@ def main(config):
     counted = ', '.join(f'{n:,} {split}' for split, n in state['images'].items())
     print(f'{out} is finished: {counted} images')
     if skipped:
-        s = 's' * (len(skipped) > 1)
-        print(f'{len(skipped):,} picture{s} cannot be used, left out (meta.json names all):')
+        were = 's were' if len(skipped) > 1 else ' was'
+        print(f'{len(skipped):,} picture{were} skipped (meta.json lists all of them):')
         for name, why in skipped[:10]:
             print(f'  {name!r}: {why}')
 
@@ -654,10 +657,10 @@ if __name__ == '__main__':
     try:
         main(config)
     except BrokenProcessPool:
-        sys.exit('a worker process was killed, most likely because memory ran out: use a lower --num_proc')
+        sys.exit('A worker process was killed, probably for lack of memory. Use a lower --num_proc.')
     except OSError as error:
-        advice = 'free some space' if error.errno == errno.ENOSPC else 'fix that'
-        sys.exit(f'{reason(error)} ({error.filename or config["out_dir"] or "data"}): {advice}, then run the '
-                 'same command again; it continues from there')
+        advice = 'Free some space' if error.errno == errno.ENOSPC else 'Fix that'
+        sys.exit(f'{reason(error)} ({error.filename or config["out_dir"] or "data"}). {advice}, then run the '
+                 'same command again. It continues from there.')
     except KeyboardInterrupt:
-        sys.exit('stopped: the same command continues from there')
+        sys.exit('Stopped. The same command continues from there.')

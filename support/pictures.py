@@ -63,7 +63,7 @@ def to_rgb(image):
     with silence(image.format):
         image.load()
         if image.mode in ('I', 'F') and image.format not in ('PNG', 'PPM'):  # whose I is 16 bits
-            raise ValueError('32-bit or signed values do not say what black and white are: save 8 or 16 bits')
+            raise ValueError('32-bit or signed values do not say what black and white are; save 8 or 16 bits')
         deep = ';16' in packing or '65535' in packing  # 12 bits of a PPM that says so are scaled by Pillow
         if not image.mode.startswith('I'):
             rgb = image.convert('RGB')
@@ -81,8 +81,8 @@ def to_rgb(image):
 
 def refuse_dark(highest):
     if highest < 2**14:
-        raise ValueError(f'the 16-bit values end near {highest} of 65535, so they may be 10, 12 or 14 bits: '
-                         'scale them to 16 bits, or save 8')
+        raise ValueError(f'the highest 16-bit value is about {highest} of 65535, so it may be 10, 12 or 14 '
+                         'bits; scale the values to 16 bits, or save 8 bits')
 
 
 def stored(source, size=None, short=256, quality=95):
@@ -173,7 +173,7 @@ def pictures_in(path, meta, image_size):
     for file in sorted(files + hidden):
         try:
             if file in hidden:
-                raise ValueError('hidden, or not a regular file')
+                raise ValueError('it is hidden or not a regular file')
             yield file, as_stored(file, meta, image_size), ''
         except Exception as error:  # Pillow raises nearly everything on broken files
             yield file, None, reason(error)

@@ -208,12 +208,12 @@ def test_sets_on_the_hub(tmp_path, hub):
                  'ILSVRC/imagenet-1k': 403}
     env = {'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path / 'home')}
     said = prepare_images(tmp_path / 'out', 'cifar10', env=env)
-    assert 'uoft-cs/cifar10: downloading 0.0 GB' in said
-    assert 'test split becomes val' in said
+    assert 'Downloading uoft-cs/cifar10 (0.0 GB)' in said
+    assert 'test split is stored as val_*' in said
     assert load_images(tmp_path / 'out', 'train')[1].tolist() == [0, 1, 0, 1, 0, 1]
     assert len(load_images(tmp_path / 'out', 'val')[1]) == 2
     said = prepare_images(tmp_path / 'no', 'imagenet-1k', code=1, env=env)
-    assert 'ILSVRC/imagenet-1k is gated: accept its terms' in said
+    assert 'ILSVRC/imagenet-1k is gated. Accept its terms' in said
     said = prepare_images(tmp_path / 'no', 'nobody/nothing', code=1, env=env)
     assert 'nobody/nothing is not on the Hub' in said
     said = prepare_images(tmp_path / 'no', 'cifar100', code=1, env=env | {'HF_ENDPOINT': NOBODY})

@@ -152,7 +152,7 @@ def test_every_kind_of_pixels_is_right_or_left_out_by_name(tmp_path, prepare):
     for name, image in zip(sorted(SHOWN), images):  # Pillow rounds the 12 bits of a PGM
         assert abs(image - RGB.astype(int)).max() <= ('say so.pgm' in name), name
     why = {Path(name).name: reason for name, reason in meta['skipped']}
-    assert set(why) == set(UNCLEAR) and f'{len(UNCLEAR)} pictures cannot be used' in said
+    assert set(why) == set(UNCLEAR) and f'{len(UNCLEAR)} pictures were skipped' in said
     for name, reason in why.items():
         sentence = {'i': '32-bit', 'f': '32-bit', '1': '10, 12 or 14', 'n': 'cannot read', 'e': 'is empty'}
         assert name in said and sentence[name[0]] in reason, (name, reason)
@@ -281,11 +281,11 @@ def test_a_folder_that_is_no_split_stays_out(tmp_path, prepare):
 def test_a_test_folder_without_classes_stops_nothing(tmp_path, prepare):
     root = folder(tmp_path / 'set', 'train/a/0.png', 'val/a/1.png', 'test/unknown/2.png')
     said = prepare(root)
-    assert 'test has the folder unknown, which is no class of train, left out' in said
+    assert 'has the folder unknown, which is not a class of train. It is skipped.' in said
     assert 'train: 1 file, val: 1 file, left out: 1 file (test)' in said
     assert colours(tmp_path / 'out') == [(0, 'a')] and colours(tmp_path / 'out', 'val') == [(1, 'a')]
     wrong = refused(prepare, folder(tmp_path / 'wrong', 'train/a/0.png', 'val/b/1.png'))
-    assert 'the class b is in' in wrong
+    assert 'The class b is in' in wrong
 
 
 def test_classes_alone_are_split(tmp_path, prepare):
@@ -295,7 +295,8 @@ def test_classes_alone_are_split(tmp_path, prepare):
     (root / 'scripts').mkdir()
     (root / 'scripts/read.py').write_text('')
     said = prepare(root)
-    assert 'left out: 1 file (scripts)' in said and '2 random training pictures, 0.1 of each class' in said
+    assert 'left out: 1 file (scripts)' in said
+    assert '2 random training pictures (0.1 of each class) are held out as val_*.' in said
     train, val = colours(tmp_path / 'out'), colours(tmp_path / 'out', 'val')
     assert sorted(name for _, name in val) == ['ant', 'bee'] and len(train) == 14 and (0, 'test') in train
     every = sorted((i, 'ant') for i in range(10)) + sorted((i, 'bee') for i in range(10, 15)) + [(0, 'test')]
@@ -319,13 +320,14 @@ def test_folders_that_are_not_classes(tmp_path, prepare):
         return refused(prepare, folder(tmp_path / name, *paths), **keys)
     assert 'holds no images with classes' in sentence('flat', 'train/0.png', 'train/1.png', 'val/2.png')
     flat_val = sentence('flat val', 'train/a/0.png', 'train/b/1.png', 'val/2.png')
-    assert 'not in class folders: move each to' in flat_val
-    assert 'one folder only (a): at least two' in sentence('one', 'a/0.png', 'b/0.txt.d/x/y.gif.d/.0.png')
+    assert 'not in class folders. Move each to' in flat_val
+    one = sentence('one', 'a/0.png', 'b/0.txt.d/x/y.gif.d/.0.png')
+    assert 'one folder only (a). Sort them into at least two' in one
     sets = sentence('sets', 's1/train/a/0.png', 's1/val/a/1.png', 's2/train/a/2.png', 's2/test/a/3.png')
     assert 's1 looks like a data set of its own' in sets
     both = sentence('both', 'train/a/0.png', 'val/a/1.png', val_fraction=0.5)
-    assert 'val_fraction only works where' in both
-    assert 'no class has two pictures' in sentence('single', 'a/0.png', 'b/1.png')
+    assert 'val_fraction=0.5 only works' in both
+    assert 'No class has two pictures' in sentence('single', 'a/0.png', 'b/1.png')
     assert 'is out of range' in sentence('range', 'a/0.png', 'b/1.png', val_fraction=1)
 
 
@@ -409,7 +411,8 @@ def test_a_test_split_without_labels_stops_nothing(tmp_path, prepare):
         labels = ([], [-1, -1], [None, 0], [0, 7], [[0], [1]])[i]
         table(root / 'test.parquet', list(enumerate(labels)), label='label' if i else '')
         said = prepare(root, kind + ' out')
-        assert 'train: 1 file, val: 1 file, left out: 1 file (test.parquet)' in said and 'test has' in said
+        assert 'train: 1 file, val: 1 file, left out: 1 file (test.parquet)' in said
+        assert 'The test split of' in said
         assert colours(tmp_path / f'{kind} out') == [(0, 'a'), (1, 'b')]
         assert not (tmp_path / f'{kind} out/test_labels.npy').exists()
 
@@ -428,7 +431,7 @@ def test_the_labels_that_occur_are_the_classes(tmp_path, prepare, train, val, wa
     assert colours(tmp_path / 'out') == [(i, str(label)) for i, label in enumerate(train)]
     assert colours(tmp_path / 'out', 'val') == [(i, str(label)) for i, label in enumerate(val)]
     assert load(tmp_path / 'out')[2]['classes'] == want
-    told = 'the name of a class is its label' in said
+    told = 'The name of each class is its label' in said
     assert told == (isinstance(train[0], int) and max(train) >= len(want))
 
 
@@ -442,13 +445,13 @@ def test_names_of_the_hub_are_kept_though_not_all_occur(tmp_path, prepare):
 
 def test_labels_that_are_none(tmp_path, prepare):
     for name, train, val, sentence in (
-            ('shifted', [0, 1], [1, 2], 'val of'), ('negative', [-1, 1], [1], 'train of'),
+            ('shifted', [0, 1], [1, 2], 'The val split of'), ('negative', [-1, 1], [1], 'The train split of'),
             ('float', [0.5, 1.5], [0.5], 'holds no labels'), ('lists', [[0], [1]], [[0]], 'holds no labels'),
             ('missing', [0, None], [0], 'holds no labels')):
         table(tmp_path / name / 'train.parquet', list(enumerate(train)))
         table(tmp_path / name / 'val.parquet', list(enumerate(val)))
         said = refused(prepare, tmp_path / name)
-        assert sentence in said and ('holds' in said or 'no such class' in said)
+        assert sentence in said and ('holds' in said or 'not one of the classes' in said)
 
 
 @pytest.mark.parametrize('train,val', [
@@ -516,7 +519,7 @@ def test_the_example_is_of_the_split_that_is_named(tmp_path, prepare):
         for name in ('train/a/0.png', 'val/a/1.png'):
             (root / name).write_bytes(b'no picture')
         said = refused(prepare, root)
-        assert f'none of the pictures of {split} can be used' in said
+        assert f'None of the {split} pictures can be used' in said
         assert f'{split}/a/{int(split == "val")}.png' in said and 'cannot read' in said
 
 # -----------------------------------------------------------------------------
@@ -578,6 +581,6 @@ def test_a_full_disk(tmp_path):
     line = [ROOT / 'prepare_imagenet.py', f'--dataset={root}', f'--out_dir={tmp_path}/out', '--num_proc=1']
     run = subprocess.run([sys.executable, '-c', code, *line], capture_output=True, text=True)
     assert run.returncode == 1 and 'Traceback' not in run.stderr
-    assert f'{os.strerror(errno.ENOSPC)} ({tmp_path}/out): free some space, then run' in run.stderr
+    assert f'{os.strerror(errno.ENOSPC)} ({tmp_path}/out). Free some space, then run' in run.stderr
     assert not (tmp_path / 'out/meta.json').exists()
     assert command(*line[1:]).returncode == 0 and colours(tmp_path / 'out') == [(0, 'a')]

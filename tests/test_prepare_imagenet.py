@@ -66,7 +66,7 @@ def test_folder_of_odd_pictures(tmp_path):
     (ant / '.hidden.jpg').write_text('left out')
     said = prepare_images(tmp_path / 'out', root)
     images, labels, meta = load_images(tmp_path / 'out', 'train')
-    assert '2 pictures cannot be used' in said
+    assert '2 pictures were skipped' in said
     assert 'h_broken.jpg' in said
     assert 'i_text.jpg' in said
     assert 'left out: 2 files (train/ant/.hidden.jpg, train/ant/j_notes.txt)' in said
@@ -96,7 +96,7 @@ def test_folder_of_odd_pictures(tmp_path):
 
     # the bytes do not depend on the number of workers; 0 keeps all sizes
     before = digest_images(tmp_path / 'out')
-    assert 'holds a data set already' in refuse_images(dataset=root, out_dir=tmp_path / 'out')
+    assert 'already holds a data set' in refuse_images(dataset=root, out_dir=tmp_path / 'out')
     prepare_images(tmp_path / 'out', root, num_proc=3, overwrite=True)
     assert digest_images(tmp_path / 'out') == before
     prepare_images(tmp_path / 'all', root, resize_short=0)
@@ -146,7 +146,7 @@ def test_parquet_and_the_splits(tmp_path):
         assert meta['classes'] == names
         assert labels.tolist() == [i % 3 for i in found]
         return found
-    assert 'test split becomes val' in prepare_images(tmp_path / 'plain', root)
+    assert 'test split is stored as val_*' in prepare_images(tmp_path / 'plain', root)
     assert ids(tmp_path / 'plain', 'train') == list(range(130))
     assert ids(tmp_path / 'plain', 'val') == list(range(130, 150))
     assert not (tmp_path / 'plain/test_labels.npy').exists()
@@ -170,7 +170,7 @@ def test_parquet_and_the_splits(tmp_path):
     for name, part in (('train', rows[:100]), ('validation', rows[100:130]),
                        ('test', [(p, -1) for p, _ in rows[130:]])):
         image_table(numbers / f'{name}.parquet', part)
-    assert 'test has no labels, left out' in prepare_images(tmp_path / 'held2', numbers, val_from_train=10)
+    assert 'has no labels. It is skipped.' in prepare_images(tmp_path / 'held2', numbers, val_from_train=10)
     images, labels, meta = load_images(tmp_path / 'held2', 'test')
     assert [pixels.index(image.tobytes()) for image in images] == list(range(100, 130))
     assert meta['classes'] == ['0', '1', '2']
@@ -231,7 +231,7 @@ def test_killed_and_started_again(tmp_path):
         assert (out / 'unfinished').exists()  # nothing looks finished
         (tmp_path / 'state.json').write_bytes((out / 'unfinished/state.json').read_bytes() if at > 1 else b'')
         said = prepare_images(out, root)
-        assert ('going on after' in said) == (1 < at < renames - 6), (at, said)
+        assert ('Continuing after' in said) == (1 < at < renames - 6), (at, said)
         assert digest_images(out) == wanted, at
     # killed between the last rename and the end: finished, and it can be replaced
     state = json.dumps({'mark': json.loads((tmp_path / 'state.json').read_text())['mark'], 'jobs': 6,
@@ -242,7 +242,7 @@ def test_killed_and_started_again(tmp_path):
     assert digest_images(tmp_path / 'whole') == wanted
     # what another line had left is not gone on with
     kill_images(4, dataset=root, out_dir=tmp_path / 'other', quality=50)
-    assert 'going on' not in prepare_images(tmp_path / 'other', root)
+    assert 'Continuing' not in prepare_images(tmp_path / 'other', root)
     assert digest_images(tmp_path / 'other') == wanted
 
 
@@ -254,7 +254,7 @@ def test_killed_while_replacing_keeps_the_old_set(tmp_path):
     (tmp_path / 'out/unfinished').rename(tmp_path / 'unfinished')
     assert digest_images(tmp_path / 'out') == before
     (tmp_path / 'unfinished').rename(tmp_path / 'out/unfinished')
-    assert 'going on after' in prepare_images(tmp_path / 'out', root, overwrite=True)
+    assert 'Continuing after' in prepare_images(tmp_path / 'out', root, overwrite=True)
     assert load_images(tmp_path / 'out', 'train')[2]['val_from_train'] == 0
     assert not (tmp_path / 'out/test_labels.npy').exists()
 
@@ -303,21 +303,21 @@ def bad_sets(tmp_path_factory):
 
 @pytest.mark.parametrize('dataset,keys,sentence', [
     ('empty_class', {}, 'empty_class/train/bee holds no pictures'),
-    ('other_class', {}, 'the class bee is in'),
-    ('no_val', {}, 'has no validation split: --val_from_train=1'),
+    ('other_class', {}, 'The class bee is in'),
+    ('no_val', {}, 'has no validation split. Use --val_from_train=1'),
     ('one', {}, 'has no validation split'),
-    ('one', {'val_from_train': 4}, 'val_from_train=4 is out of range: train has 4 pictures'),
+    ('one', {'val_from_train': 4}, 'val_from_train=4 is out of range for 4 training pictures'),
     ('flat', {}, 'flat holds no images with classes'),
     ('nothing', {}, 'nothing holds no images with classes'),
     ('empty_class/train/ant/0.jpg', {}, 'is not a folder'),
-    ('absent', {}, 'there is no folder'),
-    ('range', {}, 'val of'),
-    ('negative', {}, 'has the label -1, which is none'),
+    ('absent', {}, 'There is no folder'),
+    ('range', {}, 'has the label 2, which is not one of the classes'),
+    ('negative', {}, 'has the label -1, which is not one of the classes'),
     ('cut', {}, 'is part of an export that the Hub cut short'),
     ('torn', {}, 'torn/train.parquet cannot be read as parquet'),
     ('two', {}, 'are in several folders'),
     ('float', {}, 'holds no labels'),
-    ('one', {'label_column': 'class'}, 'has no column class: --label_column takes one of image, label')],
+    ('one', {'label_column': 'class'}, 'has no column class. Set --label_column to one of image, label')],
                          ids=str)
 def test_mistakes_with_pictures_get_one_sentence(bad_sets, tmp_path, dataset, keys, sentence):
     said = refuse_images(dataset=bad_sets / dataset, out_dir=tmp_path / 'out', **keys)
@@ -328,7 +328,7 @@ def test_mistakes_with_pictures_get_one_sentence(bad_sets, tmp_path, dataset, ke
 
 def test_imagenet_is_no_name_of_a_set(tmp_path):
     said = refuse_images(dataset='imagenet', out_dir=tmp_path / 'out')
-    assert 'there is no folder imagenet: check the path, or use synthetic, cifar10' in said
+    assert 'There is no folder imagenet. Check the path, or use synthetic, cifar10' in said
 
 
 def test_mistakes_with_pictures_as_people_meet_them(tmp_path):
@@ -336,6 +336,6 @@ def test_mistakes_with_pictures_as_people_meet_them(tmp_path):
     for path in text.glob('train/*/*'):
         path.write_text('no picture')
     said = prepare_images(tmp_path / 'out', text, code=1)
-    assert 'none of the pictures of train can be used' in said
+    assert 'None of the train pictures can be used' in said
     assert not (tmp_path / 'out/meta.json').exists()
     assert 'quality=0 is out of range' in prepare_images(tmp_path / 'out', text, code=1, quality=0)
