@@ -52,13 +52,15 @@ def configure(script, argv=None):
     stated.clear()
     defaults = {k: v for k, v in script.items() if not k.startswith('_') and isinstance(v, (int, float, str))}
     config = dict(defaults)
-    for arg in sys.argv[1:] if argv is None else argv:
+    argv = sys.argv[1:] if argv is None else argv
+    for arg in sorted(argv, key=lambda arg: arg.startswith('--')):  # config files first, wherever they stand
         if arg in ('-h', '--help'):
             show_help(script, defaults)
         elif arg.startswith('--'):
             key, equals, text = arg[2:].partition('=')  # split once: a value may hold '=' itself
             if not equals:
-                fail(f'{arg} has no value. Write --{key}=VALUE.')
+                example = 'True' if defaults.get(key) is False else 'VALUE'
+                fail(f'{arg} has no value. Write --{key}={example}.')
             value = checked(key, literal(text, defaults.get(key)), defaults, arg)
             replaced.setdefault(key, config[key])
             config[key] = value

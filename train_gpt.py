@@ -23,7 +23,7 @@ from support.checkpoint import Run, begin, continue_gpt, load_optimizer, make_ne
 from support.checks import check_gpt, name_norms, network_args, split_batch
 from support.distributed import agree, all_sum, catch_signals, leave, start, stop_asked
 from support.normfree import clip_units, gradient_units
-from support.optim import make_optimizer, rehearse
+from support.optim import make_optimizer, name_optimizer, rehearse
 from support.report import Report, progress
 from support.tokens import Tokens
 
@@ -175,7 +175,8 @@ if eval_only:
 # -----------------------------------------------------------------------------
 # loop
 start_iter, best_val_loss = run_start.iter, run_start.best if run_start.resume else math.inf
-env.say(f'{n_params / 1e6:.2f}M parameters, setting {name_norms(setting, model_args)}, {optimizer} | '
+env.say(f'{n_params / 1e6:.2f}M parameters, setting {name_norms(setting, model_args)}, '
+        f'{name_optimizer(config)} | '
         f'{data.train_tokens:,} training tokens, {global_batch_size * block_size:,} per update = '
         f'{env.world_size} processes x {accum} x {micro} x {block_size} | '
         f'{env.device}, {env.dtype}, compile {env.compile} | {out_dir}')

@@ -28,7 +28,7 @@ from support.distributed import agree, all_sum, catch_signals, leave, start, sto
 from support.images import Images, predict_files
 from support.nfnet import BatchNormStatistics, NFNet, NFNetConfig
 from support.normfree import clip_units, gradient_units
-from support.optim import make_optimizer, rehearse
+from support.optim import make_optimizer, name_optimizer, rehearse
 from support.report import Report, progress
 
 # -----------------------------------------------------------------------------
@@ -247,7 +247,7 @@ if eval_only:
 # loop
 start_iter, best_top1 = run_start.iter, run_start.best if run_start.resume else -1.0
 what = f'setting {name_norms(setting, model_args)}' if arch == 'vit' else arch
-env.say(f'{n_params / 1e6:.2f}M parameters, {what}, {optimizer} | '
+env.say(f'{n_params / 1e6:.2f}M parameters, {what}, {name_optimizer(config)} | '
         f'{data.size("train"):,} training images of {len(data.meta["classes"])} classes, '
         f'{iters_per_epoch} updates an epoch of {global_batch_size} = '
         f'{env.world_size} processes x {accum} x {micro} | '

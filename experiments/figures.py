@@ -100,7 +100,7 @@ def name_runs(configs):
         network = 'NFNet' if c.get('arch') == 'nfnet' else \
             NETWORKS.get((c['setting'], c['norm'], 'image_size' in c), c['setting'])
         flags = [f'{"with" if c[k] else "without"} {k}' for k in NORMS if c.get(k, 'auto') != 'auto']
-        optimizer, embeddings = OPTIMIZERS[c['optimizer']], c.get('embed_optimizer')
+        optimizer, embeddings = OPTIMIZERS.get(c['optimizer'], c['optimizer']), c.get('embed_optimizer')
         optimizer = 'hybrid' if (optimizer, embeddings) == ('mSGDW', 'adamw') else \
             optimizer + ' + row norm' * (embeddings == 'rownorm')
         names.append(' '.join([network, *flags, optimizer]))

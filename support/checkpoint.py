@@ -85,8 +85,8 @@ def load_checkpoint(path: str) -> dict:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
         missing = {'model', 'optimizer', 'iter', 'config', 'model_args', 'data'} - set(checkpoint)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
-        fail(f'Cannot read the checkpoint {path} ({e.strerror}). Give a file or a folder that a train script '
-             'saved.')
+        fail(f'Cannot read the checkpoint {path} ({e.strerror}). Use --out_dir or --init_from with '
+             'the folder or the checkpoint of a run.')
     except Exception as e:  # a zip that is cut short, a pickle of classes, another kind of file
         fail(f'{path} is not a complete checkpoint of this project ({type(e).__name__}). Use another file.')
     if missing:
@@ -186,13 +186,14 @@ class Run:
     def leave_stopped(self, iter_num):
         """Say what a run that a signal stopped has saved, and leave."""
         if iter_num > self.start_iter:
-            saved = f'{self.out_dir}/ckpt.pt is saved. Continue with --init_from=resume.'
+            saved = (f'{self.out_dir}/ckpt.pt is saved. '
+                     'Run the same command with --init_from=resume to continue.')
         elif self.start_iter:
-            saved = (f'No update was made, and {self.out_dir}/ckpt.pt is as it was. Continue with '
-                     '--init_from=resume.')
+            saved = (f'No update was made, and {self.out_dir}/ckpt.pt is as it was. Run the '
+                     'same command with --init_from=resume to continue.')
         else:
             saved = 'No update was made, so nothing was saved.'
-        self.env.say(f'stopped by a signal at iteration {iter_num}. {saved}')
+        self.env.say(f'Stopped by a signal at iteration {iter_num}. {saved}')
         leave(128 + (self.signals or [15])[0], self.env)
 
 
@@ -222,7 +223,8 @@ def begin(config: dict, env) -> SimpleNamespace:
     if init_from == 'resume':
         path = latest_checkpoint(out_dir)
         if not path:
-            env.say(f'{out_dir} has no checkpoint yet: starting at iteration 0')
+            env.say(f'{out_dir} has no checkpoint yet, so the run starts at iteration 0. If you expected '
+                    'one, check --out_dir.')
             if not only_reads:  # with the weights that the config file names, if it does
                 init_from = replaced.get('init_from', 'resume')
     if init_from not in ('scratch', 'resume'):  # rank 0 downloads, the others find it in the cache
@@ -346,7 +348,7 @@ def continue_run(start, network, config, model_args, meta, data_keys, total_iter
     defaults = asdict(network()) | {'weight_standardization': 'none', 'weight_gain': True}
     refuse_changes(path, defaults | checkpoint['model_args'], model_args, same)
     if not start.resume:
-        start.say(f'weights of {path}' + ', with a fresh optimizer' * (not reads_only(config)))
+        start.say(f'The weights come from {path}.' + ' The optimizer is new.' * (not reads_only(config)))
         return
     remedy = ('Use the data set of the original run, or start a new run from its weights with '
               '--init_from=FILE and another --out_dir.')
@@ -365,7 +367,7 @@ def continue_run(start, network, config, model_args, meta, data_keys, total_iter
                if checkpoint['config'].get(key, config[key]) != config[key] and key not in (
                    'init_from', 'out_dir', 'overwrite', 'eval_only', 'eval_split', 'predict')]
     if changed:  # config.json will hold the new values
-        start.say('not as in the checkpoint: ' + ', '.join(changed))
+        start.say('Not as in the checkpoint: ' + ', '.join(changed) + '.')
 
 
 def refuse_changes(path, then, now, keys, remedy='Use the values of the original run.'):

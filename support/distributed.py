@@ -130,7 +130,7 @@ def choose_dtype(dtype, device_type, n_embd):
 # signals
 
 STOP = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
-STOPPING = 'stopping after this micro batch; press Ctrl-C again to quit without saving'
+STOPPING = 'Stopping after this micro batch. Press Ctrl-C again to quit without saving.'
 
 
 def catch_signals(env) -> list[int]:
@@ -162,7 +162,7 @@ def catch_signals(env) -> list[int]:
                 tell(STOPPING)
             # Slurm sends a signal to all processes, and torchrun passes its own on to us
             elif not (caught and under_torchrun and time.time() - first < 3):
-                tell('quit without saving' if caught else 'stopped by a signal. Nothing was saved.')
+                tell('Quit without saving.' if caught else 'Stopped by a signal. Nothing was saved.')
                 os._exit(128 + number)
 
     if hasattr(os, 'set_blocking'):  # Windows needs Python 3.12 for it

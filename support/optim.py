@@ -112,9 +112,15 @@ def make_optimizer(model: nn.Module, config: dict) -> torch.optim.Optimizer | Hy
     return made[0] if len(made) == 1 else Hybrid(*made)
 
 
+def name_optimizer(config: dict) -> str:
+    """The optimizer in words, for the line that a run begins with."""
+    of_embeddings = config['embed_optimizer']
+    return config['optimizer'] + f' ({of_embeddings} for embeddings)' * (of_embeddings != 'auto')
+
+
 def state_size(opt: torch.optim.Optimizer | Hybrid) -> int:
     """How many numbers an optimizer keeps: AdamW two moments per weight, the others one momentum or none."""
-    return sum(p.numel() * (2 if 'betas' in group else group['momentum'] > 0)
+    return sum(p.numel() * (2 if 'betas' in group else group.get('momentum', 0) > 0)
                for group in opt.param_groups for p in group['params'])
 
 

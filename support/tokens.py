@@ -2,6 +2,7 @@
 A prepared text: meta.json, train.bin and val.bin of data/NAME, checked when opened and read in windows.
 """
 
+import difflib
 import json
 import os
 from collections.abc import Sequence
@@ -76,7 +77,9 @@ def read_meta(folder: str, dataset: str) -> dict:
     """meta.json, checked. nanoGPT's folders of GPT-2 tokens work without one."""
     path = os.path.join(folder, 'meta.json')
     if not os.path.isdir(folder):
-        fail(f'There is no data set in {folder}. Make it with python prepare_owt.py --dataset={dataset}.')
+        near = difflib.get_close_matches(dataset, os.listdir('data') if os.path.isdir('data') else [], n=1)
+        fail(f'There is no data set in {folder}. ' + ''.join(f'Did you mean --dataset={x}? ' for x in near)
+             + f'Make it with python prepare_owt.py --dataset={dataset}.')
     if not os.path.exists(path):
         if os.path.exists(os.path.join(folder, 'meta.pkl')):
             fail(f'{folder} has a meta.pkl of nanoGPT, which we do not open because a pickle can run code. '

@@ -65,7 +65,7 @@ def test_a_run_says_what_is_not_as_its_name_or_its_checkpoint_says():
 
     assert resume(then | {'init_from': 'resume'}) == 'ckpt.pt: iteration 3'
     assert resume({'learning_rate': 0.4, 'init_from': 'resume', 'new': 2, 'seed': 1}) \
-        == 'not as in the checkpoint: learning_rate 0.2 -> 0.4'
+        == 'Not as in the checkpoint: learning_rate 0.2 -> 0.4.'
 
 
 def test_split_batch():

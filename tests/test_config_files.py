@@ -282,6 +282,7 @@ def test_order_and_types(tmp_path):
     c = settle(tmp_path, '--lr=-1e-3', '--n=-4', '--mode=True', '--on=True')
     assert c == {'lr': -0.001, 'n': -4, 'name': 'x', 'on': True, 'mode': True}
     assert settle(tmp_path, '--mode=fast')['mode'] == 'fast'
+    assert settle(tmp_path, '--n=7', 'c.py', c='n = 5')['n'] == 7  # the command line wins wherever it stands
 
 
 @pytest.mark.parametrize('text', [

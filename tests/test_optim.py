@@ -10,7 +10,7 @@ from model import GPT, GPTConfig, ViT, ViTConfig
 from sgdw import SGDW
 from support.checkpoint import load_optimizer
 from support.nfnet import NFNet, NFNetConfig
-from support.optim import Hybrid, make_optimizer, param_groups, state_size
+from support.optim import OPTIMIZERS, Hybrid, make_optimizer, name_optimizer, param_groups, state_size
 from test_model import tiny, weights
 
 
@@ -155,3 +155,13 @@ def test_room_for_the_state_is_what_the_optimizers_make(kwargs):
     states = [s for o in getattr(opt, 'optimizers', [opt]) for s in o.state.values()]
     assert state_size(opt) == sum(x.numel() for s in states for x in s.values()
                                   if torch.is_tensor(x) and x.dim())
+
+
+def test_an_optimizer_is_one_more_entry(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, 'adagrad', lambda groups, c: torch.optim.Adagrad(groups, lr=0.1))
+    model = tiny()
+    opt = make_optimizer(model, CONFIG | dict(optimizer='adagrad'))
+    take_steps(model, opt, [0])
+    assert type(opt) is torch.optim.Adagrad and state_size(opt) == 0  # no momentum that we know of
+    for embed_optimizer, name in (('auto', 'adagrad'), ('rownorm', 'adagrad (rownorm for embeddings)')):
+        assert name_optimizer({'optimizer': 'adagrad', 'embed_optimizer': embed_optimizer}) == name

@@ -229,7 +229,7 @@ def test_resume_without_a_checkpoint_starts_from_the_weights_of_the_config(text,
     (tmp_path / 'mine.py').write_text(f'init_from = {str(tmp_path / "gpt2")!r}\n')
     said, _ = finetune(text, tmp_path / 'run', f'{tmp_path}/mine.py', '--init_from=resume', '--max_iters=1')
     assert 'has no checkpoint yet' in said
-    assert f'weights of {tmp_path}/gpt2' in said
+    assert f'The weights come from {tmp_path}/gpt2' in said
     assert final(tmp_path / 'run')['model_args']['n_embd'] == 16
 
 

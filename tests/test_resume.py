@@ -36,7 +36,7 @@ def test_repeats_and_resumes_bit_for_bit(straight, tokens, tmp_path):
         out = tmp_path / 'early'
         (out).mkdir()
         said = train(tokens, out, '--dropout=0.1', '--init_from=resume')[0]
-        assert 'no checkpoint yet: starting at iteration 0' in said
+        assert 'no checkpoint yet, so the run starts at iteration 0' in said
         assert_same_run(straight, out)
 
     in_parallel([again, interrupted, too_early])
@@ -75,7 +75,7 @@ def test_sigterm_saves_and_leaves(tokens, tmp_path):
         next(line for line in process.stdout if 'iter      2' in line)
         process.terminate()
         said = finish(process, 143)[0]
-        assert 'stopped by a signal at iteration' in said
+        assert 'Stopped by a signal at iteration' in said
         assert final(out)['iter'] > 2
         train(tokens, out, *extra, '--init_from=resume')
 
@@ -185,4 +185,4 @@ def test_sigterm_under_torchrun_saves_once_and_all_leave(tokens, tmp_path):
 def test_a_resumed_run_says_only_what_was_changed(straight, tokens, tmp_path):
     shutil.copytree(straight, tmp_path / 'run')
     said = train(tokens, tmp_path / 'run', '--dropout=0.1', '--init_from=resume', '--max_iters=22')[0]
-    assert 'not as in the checkpoint: max_iters 20 -> 22\n' in said
+    assert 'Not as in the checkpoint: max_iters 20 -> 22.\n' in said

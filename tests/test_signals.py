@@ -32,7 +32,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 """
 FLAGS = [*SIZE, '--max_iters=8', '--eval_interval=4', '--eval_tokens=64', '--micro_batch_size=1',
          '--ckpt_interval=0', '--dropout=0.1']
-STOPPING = 'stopping after this micro batch; press Ctrl-C again to quit without saving'
+STOPPING = 'Stopping after this micro batch. Press Ctrl-C again to quit without saving.'
 
 
 def line(tokens, out, *extra):
@@ -98,8 +98,8 @@ MOMENTS = {  # kind, number, iteration; then whether the run has two processes
 def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(tokens, tmp_path, moment):
     kind, number, iteration, torchrun = MOMENTS[moment]
     said = stopped(tokens, tmp_path, kind, number, signal.SIGTERM if torchrun else signal.SIGINT, torchrun)
-    assert said.splitlines()[-1] == (f'stopped by a signal at iteration {iteration}. {tmp_path}/out/ckpt.pt '
-                                     'is saved. Continue with --init_from=resume.')
+    assert said.splitlines()[-1] == (f'Stopped by a signal at iteration {iteration}. {tmp_path}/out/ckpt.pt '
+                                     'is saved. Run the same command with --init_from=resume to continue.')
     assert final(tmp_path / 'out')['iter'] == iteration
     resumed_like_straight(tokens, tmp_path, torchrun)
 
@@ -109,7 +109,7 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(tokens, tmp_path, moment
                                                   ('val', 2, 2)])
 def test_before_the_first_update_nothing_is_promised(tokens, tmp_path, kind, number, torchrun):
     said = stopped(tokens, tmp_path, kind, number, signal.SIGHUP, torchrun)
-    assert said.splitlines()[-1] == ('stopped by a signal at iteration 0. No update was made, so nothing '
+    assert said.splitlines()[-1] == ('Stopped by a signal at iteration 0. No update was made, so nothing '
                                      'was saved.')
     assert not list((tmp_path / 'out').glob('*.pt'))
     resumed_like_straight(tokens, tmp_path, torchrun)
@@ -122,7 +122,7 @@ def test_in_the_trial_pass_a_signal_ends_the_run_at_once(tokens, tmp_path, torch
     process, _ = paused(tokens, tmp_path, 'train', 1, torchrun)
     process.send_signal(signal.SIGINT)
     out, err = finish(process, 1 if torchrun else 130)
-    assert err.count('stopped by a signal. Nothing was saved.') == 1
+    assert err.count('Stopped by a signal. Nothing was saved.') == 1
     assert out.startswith('0.01M parameters, setting S5, sgdw | ')  # the header comes before the pass
     assert 'resume' not in out + err
     assert not (tmp_path / 'out').exists()
@@ -140,8 +140,8 @@ def test_a_resumed_run_that_makes_no_update_leaves_its_checkpoint(tokens, tmp_pa
     finally:
         FLAGS.pop()
     assert said.splitlines()[-1] == (
-        f'stopped by a signal at iteration 2. No update was made, and {tmp_path}/out/ckpt.pt is as it was. '
-        'Continue with --init_from=resume.')
+        f'Stopped by a signal at iteration 2. No update was made, and {tmp_path}/out/ckpt.pt is as it was. '
+        'Run the same command with --init_from=resume to continue.')
     assert (tmp_path / 'out/ckpt.pt').read_bytes() == before
 
 
@@ -155,7 +155,7 @@ def test_a_second_signal_quits_without_saving(tokens, tmp_path, torchrun):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130 or torchrun and process.returncode  # torchrun may abort, too
-    assert err.count('\nquit without saving') == 1
+    assert err.count('\nQuit without saving.') == 1
     assert not list((tmp_path / 'out').glob('*.pt'))
 
 
@@ -167,7 +167,7 @@ def test_a_signal_that_torchrun_passes_on_to_ranks_which_had_it_is_one(tokens, t
     hear(process, 'closing signal SIGTERM')  # torchrun passes it on
     (tmp_path / 'go').touch()
     out, _ = finish(process, 1)
-    assert 'stopped by a signal at iteration 2' in out
+    assert 'Stopped by a signal at iteration 2' in out
     assert final(tmp_path / 'out')['iter'] == 2
 
 
