@@ -264,3 +264,7 @@ def train_stack(runs, device, bins=None):
             seen = seen + of_bin.sum(0)
     results = zip((sums.sum(1) / seen.sum()).tolist(), (sums / seen.clamp(min=1)).tolist())
     return [result for _, result in sorted(zip(order, results))]
+
+
+if __name__ == '__main__':
+    print(__doc__.strip(), '\n\nUse it with: python -m experiments.evidence --device=cuda')
