@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from configurator import fail
 from experiments.lag import CPU
 from experiments.searches import read_config
 from model import GPT, SETTINGS, GPTConfig, LayerNorm, RMSNorm
@@ -173,6 +174,8 @@ def train_stack(runs, device, bins=None):
     order = sorted(range(len(runs)), key=lambda i: [str(runs[i][k]) for k in KIND])
     runs = [runs[i] for i in order]
     c, E = runs[0], len(runs)
+    if c['bias']:
+        fail('bias=True does not work in a stack. Use --device=cpu.')
     B, T, iters = c['global_batch_size'], c['block_size'], c['max_iters']
     data = Tokens(c['dataset'], T, CPU)
     ids = {split: np.fromfile(f'{data.folder}/{split}.bin', data.meta['dtype']) for split in ('train', 'val')}

@@ -120,5 +120,5 @@ def test_bench_prints_numbers_that_agree_with_each_other(tmp_path):
     (tmp_path / 'model.py').write_text(PEER.replace("norm='layer'", "norm='rms'"))
     err = finish(python('-m', 'experiments.bench', *BENCH, '--only=nanogpt', f'--nanogpt={tmp_path}'),
                  code=1)[1]
-    assert 'they are not the same network' in err
+    assert 'They are not the same network' in err
     assert 'Traceback' not in err
