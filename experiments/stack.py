@@ -18,12 +18,16 @@ from configurator import fail
 from experiments.lag import CPU
 from experiments.searches import read_config
 from model import GPT, SETTINGS, GPTConfig, LayerNorm, RMSNorm
+from sgdw import normalize_rows
 from support.optim import EMBEDDINGS
 from support.tokens import Tokens
 
 # what the runs of one stack may differ in
 OWN = ('variant', 'seed', 'optimizer', 'embed_optimizer', 'momentum', 'learning_rate', 'embed_lr',
        'embed_weight_decay', 'warmup_iters', 'weight_decay')
+# what else a run may state
+SHAPE = ('config', 'setting', 'norm', 'n_layer', 'n_head', 'n_embd', 'block_size', 'dataset', 'max_iters',
+         'min_lr', 'global_batch_size', 'grad_clip', 'eval_interval', 'dtype')
 KIND = ('optimizer', 'embed_optimizer', 'momentum')  # runs of a kind stand side by side in the stack
 
 # -----------------------------------------------------------------------------
@@ -98,9 +102,7 @@ def rownorm(w, g, m, v, lr, wd, mu, t, tensors):
     w.mul_(1 - lr * wd)
     for a, shape in tensors:
         n = math.prod(shape)
-        step = m[:, a:a + n].unflatten(1, shape)
-        squares = step.square().mean(-1, keepdim=True)
-        step = step / (squares.sqrt() + 0.1 * squares.mean(1, keepdim=True).sqrt()).clamp_min(1e-15)
+        step = torch.vmap(normalize_rows)(m[:, a:a + n].unflatten(1, shape))
         w[:, a:a + n].sub_(lr * step.flatten(1))
 
 
@@ -170,12 +172,12 @@ def train_stack(runs, device, bins=None):
     Train runs that differ in OWN alone. Returns (validation loss, loss of each bin) for each of them, over
     the windows of train_gpt.py's evaluation. bins: the bin of each token id, (V,); None: all are in one.
     """
+    if unknown := {k for run in runs for k in run} - {*OWN, *SHAPE}:
+        fail(f'A stack does not know {", ".join(sorted(unknown))}. Use --device=cpu.')
     runs = [{**read_config(run['config']), **run} for run in runs]
     order = sorted(range(len(runs)), key=lambda i: [str(runs[i][k]) for k in KIND])
     runs = [runs[i] for i in order]
     c, E = runs[0], len(runs)
-    if c['bias']:
-        fail('bias=True does not work in a stack. Use --device=cpu.')
     B, T, iters = c['global_batch_size'], c['block_size'], c['max_iters']
     data = Tokens(c['dataset'], T, CPU)
     ids = {split: np.fromfile(f'{data.folder}/{split}.bin', data.meta['dtype']) for split in ('train', 'val')}

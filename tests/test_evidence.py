@@ -252,6 +252,12 @@ def test_a_stack_trains_its_runs_as_they_train_alone(network, text):
         assert of_bins == pytest.approx(of_frequency, abs=3 * rounding), run['variant']
 
 
+def test_a_stack_refuses_what_it_would_ignore(text):
+    arm = evidence.Arm('L-DNT', 'mSGDW', evidence.point(6, 32, text, tied=False), ())
+    with pytest.raises(SystemExit, match='A stack does not know tied'):
+        train_stack([{**arm.run(arm.start), 'seed': 1}], 'cpu')
+
+
 def train_alone(run, text):
     """The run as train_gpt.py does it: its loss, and that by frequency."""
     c = {**CONFIG, **read_config(run['config']), **run}
