@@ -5,6 +5,7 @@ From logs to pictures: each command draws figures/NAME.png and prints the table 
     python -m experiments.figures seeds --study=language        the last loss of each arm, seed by seed
     python -m experiments.figures seeds --study=ablation        figure 6: S1 to S5
     python -m experiments.figures seeds --study=evidence --where=max_iters=4500,n_embd=64 --out=headline
+    python -m experiments.figures frequency                     frequent and rare tokens (evidence's why)
     python -m experiments.figures grid --study=language_grid    the last loss against the learning rate
     python -m experiments.figures settings                      figures 2, 3 and 7, from SETTINGS
     python -m experiments.figures gradients                     figure 1, from results/gradients.jsonl
@@ -28,8 +29,9 @@ import numpy as np
 import torch
 
 from configurator import configure, fail, read_file
+from experiments import evidence
 from experiments.lag import CPU
-from experiments.reproduce import interval, mean_spread
+from experiments.reproduce import interval, mean_spread, read
 from model import GPT, NORMS, SETTINGS, GPTConfig
 from support import normfree
 from support.tokens import Tokens
@@ -292,6 +294,36 @@ def seeds():
     return fig
 
 
+def frequency():
+    """
+    How far each arm of evidence's why is from AdamW on each tenth of the text, the tenth of the most frequent
+    tokens first. Differences are between runs of the same seed, with 95 % intervals. One frequent token may
+    fill several tenths.
+    """
+    done = read(evidence.RESULTS)
+    arms = {arm.optimizer: {seed: row['by_frequency'] for seed, row in arm.scored(done).items()}
+            for arm in evidence.why()}
+    if not all(arms.values()):
+        fail('Not all arms are scored yet. Run python -m experiments.evidence --question=why.')
+    base = arms.pop('AdamW')
+    tenths = np.flatnonzero(np.mean(list(base.values()), 0))  # those in which a token begins
+    ranges = [f'{a + 1}' if b == a + 1 else f'{a + 1} to {b}' for a, b in zip(tenths, [*tenths[1:], 10])]
+    fig, ax = plt.subplots(figsize=(13, 7), layout='constrained')
+    table = [['AdamW', *(f'{np.mean([losses[i] for losses in base.values()]):.4f}' for i in tenths)]]
+    for (name, losses), style in zip(arms.items(), styles([f'L-DNT {name}' for name in arms])):
+        gaps = [interval([losses[seed][i] - base[seed][i] for seed in losses.keys() & base.keys()])
+                for i in tenths]
+        ax.errorbar(tenths + 1, *zip(*gaps), label=name, capsize=6, **style)
+        table.append([f'{name} minus AdamW', *(f'{mean:+.4f} ± {half:.4f}' for mean, half in gaps)])
+    ax.axhline(0, color='0.6', linewidth=1.5, zorder=0)
+    ax.set(title='L-DNT, vocabulary 4,096', xticks=tenths + 1, xticklabels=ranges,
+           xlabel='tenth of the text, from the most frequent tokens to the rarest',
+           ylabel='validation loss minus that of AdamW\n(nats per token)')
+    fig.legend(loc='outside upper center', ncols=4, handlelength=4)
+    print_table(['L-DNT', *(f'tenth {tenth}' for tenth in ranges)], table)
+    return fig
+
+
 def grid():
     """
     The last value against the learning rate, a line for each arm, at the best of what else was varied. What
@@ -501,7 +533,7 @@ def gradients():
 
 # -----------------------------------------------------------------------------
 
-COMMANDS = {f.__name__: f for f in (curves, seeds, grid, settings, gradients)}
+COMMANDS = {f.__name__: f for f in (curves, seeds, frequency, grid, settings, gradients)}
 plt.rcParams.update({'font.size': 16, 'axes.labelsize': 18, 'axes.titlesize': 18, 'legend.frameon': False,
                      'axes.spines.top': False, 'axes.spines.right': False, 'lines.linewidth': 3,
                      'lines.markersize': 10, 'svg.hashsalt': 'dnt'})

@@ -4,13 +4,13 @@ import contextlib
 import io
 import re
 import runpy
+import statistics
 import sys
 
 import pytest
 
 from experiments import evidence
 from experiments.reproduce import LEVEL, STUDIES, interval, read
-from experiments.searches import key
 from tests.common import ROOT
 
 PAGES = {path.name: path.read_text(encoding='utf-8') for path in (ROOT / 'results').glob('*.md')}
@@ -20,10 +20,10 @@ LEFT_OUT = {'knobs_grid', 'ablation_grid', 'ablation_cifar10_grid', 'law', 'law_
 LAG = '--warmup=0.7 --adamw_lr=0.016 --seeds=3'
 COMMANDS = [*(f'reproduce {name} --table=True' for name in STUDIES if name not in LEFT_OUT), 'law',
             f'lag --iters=800 {LAG}', f'lag --iters=400 {LAG} --tied=False',
-            'evidence --question=headline --table=True', 'evidence --question=parts --table=True']
+            *(f'evidence --question={name} --table=True' for name in ('headline', 'parts', 'regime', 'why'))]
 
 
-@pytest.mark.parametrize('command', [*COMMANDS, 'figures gradients'])
+@pytest.mark.parametrize('command', [*COMMANDS, 'figures gradients', 'figures frequency'])
 def test_tables_are_printed_by_their_commands(command, monkeypatch, tmp_path):
     module, *rest = command.split() + [f'--out={tmp_path}/picture'] * ('figures' in command)
     monkeypatch.chdir(ROOT)
@@ -50,14 +50,20 @@ def arm(study, name):
     return values(study, 'val_loss', variant=name)
 
 
-def scored(question):
+def scored(question, loss=lambda row: row['val_loss']):
     """The scored losses by seed of each (network, optimizer) of a question."""
     done = read(ROOT / evidence.RESULTS)
-    return {(arm.network, arm.optimizer): {run['seed']: done[key(run)]['val_loss'] for run in arm.todo(done)
-                                           if key(run) in done} for arm in evidence.QUESTIONS[question]()}
+    return {(arm.network, arm.optimizer): {seed: loss(row) for seed, row in arm.scored(done).items()}
+            for arm in evidence.QUESTIONS[question]()}
 
 
-HEADLINE, PARTS = scored('headline'), scored('parts')
+def tenths(first, last):
+    """The mean loss on some tenths of the text, of the arms of L-DNT by optimizer."""
+    return {optimizer: rows for (_, optimizer), rows in scored(
+        'why', lambda row: statistics.fmean(row['by_frequency'][first - 1:last])).items()}
+
+
+HEADLINE, PARTS, WHY = scored('headline'), scored('parts'), scored('why')
 DNT, DNT_ADAMW, GPT, GPT_ADAMW, DNT_ROW, DNT_ADAMW_ROW, GPT_ROW, GPT_ADAMW_ROW = (
     HEADLINE[network, optimizer + row] for row in ('', ' + row norm') for network in ('L-DNT', 'GPT-2')
     for optimizer in ('mSGDW', 'AdamW'))
@@ -71,11 +77,18 @@ EFFECTS = [
     ('With row norm, the gap is smaller on', [DNT_ROW, GPT_ADAMW_ROW], [DNT_ADAMW_ROW, GPT_ROW], 1),
     ('L-DNT with mSGDW beats GPT-2 with AdamW', [DNT], [GPT_ADAMW], 1),
     ('L-DNT with mSGDW beats GPT-2 with AdamW', [DNT_ROW], [GPT_ADAMW_ROW], 1),
-    ('The row norm helps mSGDW', [DNT_ROW], [DNT], 1),
+    ('The row norm helps mSGDW on L-DNT', [DNT_ROW], [DNT], 1),
     ('The row norm helps AdamW', [DNT_ADAMW_ROW], [DNT_ADAMW], 1),
     ('With row norm, the gap is smaller with more norms',
      [PARTS['L-DNT', 'mSGDW + row norm'], PARTS['S1', 'AdamW + row norm']],
      [PARTS['L-DNT', 'AdamW + row norm'], PARTS['S1', 'mSGDW + row norm']], 1),
+    ('With 4,096 tokens, plain mSGDW', [WHY['L-DNT', 'mSGDW']], [WHY['L-DNT', 'AdamW']], 1),
+    ('Plain mSGDW is behind on the rarer tokens', [tenths(7, 10)['mSGDW']], [tenths(7, 10)['AdamW']], 1),
+    ('The row norm helps mSGDW on the rarest', [tenths(10, 10)['mSGDW + row norm']],
+     [tenths(10, 10)['mSGDW']], 1),
+    ('With 4,096 tokens and row norm', [WHY['L-DNT', 'mSGDW + row norm']],
+     [WHY['L-DNT', 'AdamW + row norm']], 1),
+    ('With 4,096 tokens, AdamW on the', [WHY['L-DNT', 'hybrid']], [WHY['L-DNT', 'AdamW']], 1),
     ('mSGDW matches AdamW on L-DNT (width 32', [arm('language', 'L-DNT mSGDW')],
      [arm('language', 'L-DNT AdamW')], 1),
     ('The gap is smaller on L-DNT than on GPT-2 (same) | open',
