@@ -236,8 +236,10 @@ def test_figures_settings_are_drawn_as_they_stand(figures):
 
 
 MISTAKES = [
-    ('', 'No picture is named. Use python -m experiments.figures [curves|seeds|grid|settings|gradients].'),
+    ('', 'No picture is named. Use python -m experiments.figures [curves|seeds|frequency|grid|'
+         'settings|gradients].'),
     ('pie', 'No picture is named'),
+    ('frequency', 'Not all arms are scored yet. Run python -m experiments.evidence --question=why.'),
     ('curves', 'No runs are given. Use --runs=out/a,out/b.'),
     ('curves --runs=out/none', 'There is no run in out/none'),
     ('curves --runs=out/nothing', 'out/nothing has no readable config.json'),
