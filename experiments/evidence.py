@@ -208,10 +208,14 @@ def why():
 
 
 def regime():
-    """Question 4: 515 tokens for each parameter, at width 32, and no warmup (AdamW: 2 %)."""
+    """Question 4: 515 tokens for each parameter, at width 32. mSGDW has no warmup, as in table 5."""
+    no_warmup = ('learning_rate', 'embed_lr', 'weight_decay')
     for optimizer in CORE:
-        start = (0.004, 0.02, 0.1) if 'AdamW' in optimizer else (0.2, 0.0, 1e-3)
-        yield Arm('L-DNT', optimizer, point(32000, 32), range(1, 6), ('learning_rate', 'weight_decay'), start)
+        if 'AdamW' in optimizer:
+            yield Arm('L-DNT', optimizer, point(32000, 32), range(1, 6), AXES, (0.004, 0.02, 0.1))
+        else:
+            start = (0.2, 0.0, 3e-3 if 'row norm' in optimizer else 1e-3)
+            yield Arm('L-DNT', optimizer, point(32000, 32), range(1, 6), no_warmup, start)
 
 
 def batches():

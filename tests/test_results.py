@@ -63,7 +63,7 @@ def tenths(first, last):
         'why', lambda row: statistics.fmean(row['by_frequency'][first - 1:last])).items()}
 
 
-HEADLINE, PARTS, WHY = scored('headline'), scored('parts'), scored('why')
+HEADLINE, PARTS, REGIME, WHY = map(scored, ('headline', 'parts', 'regime', 'why'))
 DNT, DNT_ADAMW, GPT, GPT_ADAMW, DNT_ROW, DNT_ADAMW_ROW, GPT_ROW, GPT_ADAMW_ROW = (
     HEADLINE[network, optimizer + row] for row in ('', ' + row norm') for network in ('L-DNT', 'GPT-2')
     for optimizer in ('mSGDW', 'AdamW'))
@@ -82,6 +82,11 @@ EFFECTS = [
     ('With row norm, the gap is smaller with more norms',
      [PARTS['L-DNT', 'mSGDW + row norm'], PARTS['S1', 'AdamW + row norm']],
      [PARTS['L-DNT', 'AdamW + row norm'], PARTS['S1', 'mSGDW + row norm']], 1),
+    ('Over-trained, plain mSGDW', [REGIME['L-DNT', 'mSGDW']], [REGIME['L-DNT', 'AdamW']], 1),
+    ('Over-trained, with row norm, mSGDW', [REGIME['L-DNT', 'mSGDW + row norm']],
+     [REGIME['L-DNT', 'AdamW + row norm']], 1),
+    ('Over-trained, mSGDW with row norm', [REGIME['L-DNT', 'mSGDW + row norm']],
+     [REGIME['L-DNT', 'AdamW']], 1),
     ('With 4,096 tokens, plain mSGDW', [WHY['L-DNT', 'mSGDW']], [WHY['L-DNT', 'AdamW']], 1),
     ('Plain mSGDW is behind on the rarer tokens', [tenths(7, 10)['mSGDW']], [tenths(7, 10)['AdamW']], 1),
     ('The row norm helps mSGDW on the rarest', [tenths(10, 10)['mSGDW + row norm']],
