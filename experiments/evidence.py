@@ -81,6 +81,7 @@ RATES = {'sgdw': [0.2 * 2.0**i for i in range(-6, 7)], 'adamw': [0.004 * 2.0**i 
 RATES['muon'] = RATES['rownorm'] = RATES['adamw']
 EMBED_START = {'adamw': 0.008, 'rownorm': 0.004}
 AXES = ('learning_rate', 'embed_lr', 'warmup', 'weight_decay')
+NO_WARMUP = ('learning_rate', 'embed_lr', 'weight_decay')  # the warmup stays where the search starts
 
 
 class Arm:
@@ -200,22 +201,18 @@ def why():
     that of the headline and not searched. `experiments.figures frequency` prints and draws the loss of each
     tenth of the text.
     """
-    searched = ('learning_rate', 'embed_lr', 'weight_decay')
     for optimizer, start in {'mSGDW + row norm': (0.4, 0.3, 3e-3, 0.008), 'mSGDW': (0.4, 0.3, 3e-3),
                              'AdamW + row norm': (0.004, 0.3, 0.3, 0.008), 'AdamW': (0.008, 0.3, 0.1),
                              'hybrid': (0.4, 0.3, 3e-3, 0.016)}.items():
-        yield Arm('L-DNT', optimizer, point(1600, dataset=BY_FREQUENCY), range(1, 6), searched, start)
+        yield Arm('L-DNT', optimizer, point(1600, dataset=BY_FREQUENCY), range(1, 6), NO_WARMUP, start)
 
 
 def regime():
     """Question 4: 515 tokens for each parameter, at width 32. mSGDW has no warmup, as in table 5."""
-    no_warmup = ('learning_rate', 'embed_lr', 'weight_decay')
-    for optimizer in CORE:
-        if 'AdamW' in optimizer:
-            yield Arm('L-DNT', optimizer, point(32000, 32), range(1, 6), AXES, (0.004, 0.02, 0.1))
-        else:
-            start = (0.2, 0.0, 3e-3 if 'row norm' in optimizer else 1e-3)
-            yield Arm('L-DNT', optimizer, point(32000, 32), range(1, 6), no_warmup, start)
+    for optimizer, start in {'mSGDW + row norm': (0.2, 0.0, 3e-3), 'AdamW + row norm': (0.004, 0.02, 0.1),
+                             'mSGDW': (0.2, 0.0, 1e-3), 'AdamW': (0.004, 0.02, 0.1)}.items():
+        axes = NO_WARMUP if 'mSGDW' in optimizer else AXES
+        yield Arm('L-DNT', optimizer, point(32000, 32), range(1, 6), axes, start)
 
 
 def batches():
@@ -234,13 +231,12 @@ def sizes():
 
 def depth():
     """Question 6: 4, 12 and 24 layers; mSGDW without warmup, too."""
-    no_warmup = ('learning_rate', 'embed_lr', 'weight_decay')
     for layers in (4, 12, 24):
         for network in ('L-DNT', 'S1'):
             for optimizer in CORE[:2]:
                 yield Arm(network, optimizer, point(800, 32, n_layer=layers), range(1, 6))
             start = (START.get(network, DNT_START)['sgdw'][0], 0.0, 3e-3)
-            yield Arm(network, CORE[0], point(800, 32, n_layer=layers), range(1, 6), no_warmup, start)
+            yield Arm(network, CORE[0], point(800, 32, n_layer=layers), range(1, 6), NO_WARMUP, start)
 
 
 def pictures():
