@@ -16,11 +16,11 @@ literal. Nothing is evaluated. --help lists all keys.
 
 import ast
 import difflib
-import glob
 import os
 import runpy
 import sys
-import time
+
+from support.console import fail, keep_printing, near_files
 
 # what people who come from nanoGPT will type
 RENAMED = {
@@ -91,16 +91,6 @@ def read_file(path):
     return {k: v for k, v in names.items() if not k.startswith('_')}
 
 
-def near_files(path):
-    """' Did you mean ...?' with the config files of similar names, in the folder of path and in ours."""
-    ours = os.path.relpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'config'))
-    files = {os.path.basename(f)[:-3]: f for folder in (ours, os.path.dirname(path))
-             for f in glob.glob(os.path.join(glob.escape(folder), '*.py'))}
-    name = os.path.basename(path)[:-3]
-    near = [name] if name in files else difflib.get_close_matches(name, files, n=3)
-    return f' Did you mean {" or ".join(files[name] for name in near)}?' if near else ''
-
-
 def literal(text, default):
     """The value of a text from the command line. A default of 'auto' can be overridden by a bool as well."""
     if isinstance(default, str):
@@ -148,42 +138,3 @@ def show_help(script, defaults):
     for key, value in defaults.items():
         print(f'  {key} = {value!r}'.ljust(36), comments.get(key, ''))
     raise SystemExit(0)
-
-
-class Unbroken:
-    """A text stream that shows what it can, and leads nowhere once its reader has left (`| head -2`)."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def write(self, text):
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-
-def keep_printing():
-    """Printing must not end a script: not a character that the terminal lacks, and not a closed pipe."""
-    for name in ('stdout', 'stderr'):
-        stream = getattr(sys, name)
-        if hasattr(stream, 'reconfigure') and not isinstance(stream, Unbroken):
-            stream.reconfigure(errors='backslashreplace')
-            setattr(sys, name, Unbroken(stream))
-
-
-def fail(message, any_rank=False):
-    """
-    End with exit code 1 and one sentence. Under torchrun, only one process per machine prints it; the
-    others wait a little, because torchrun ends all processes as soon as one has failed. any_rank: only
-    some ranks know of the error, so each of them prints it.
-    """
-    rank, local_rank = os.environ.get('RANK', '0'), os.environ.get('LOCAL_RANK', '0')
-    if local_rank != '0' and 'TORCHELASTIC_RUN_ID' in os.environ and not any_rank:
-        time.sleep(3)
-        raise SystemExit(1)
-    raise SystemExit(message if rank == '0' else f'rank {rank}: {message}')

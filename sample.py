@@ -12,10 +12,11 @@ import signal
 
 import torch
 
-from configurator import configure, fail
+from configurator import configure
 from model import GPT, GPTConfig
 from support import pretrained
 from support.checkpoint import find_checkpoint, load_checkpoint
+from support.console import fail
 from support.distributed import catch_signals, start
 from support.normfree import build
 

@@ -33,11 +33,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from configurator import configure, fail
+from configurator import configure
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from sgdw import SGDW
 from support.checkpoint import replace_text
 from support.checks import check_range
+from support.console import fail
 from support.distributed import explain, start
 from support.optim import param_groups
 

@@ -17,8 +17,9 @@ import runpy
 
 import torch
 
-from configurator import configure, fail
+from configurator import configure
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
+from support.console import fail
 from support.report import PEAK_TFLOPS
 
 gpu = 'H100'  # a name in PEAK_TFLOPS of support/report.py

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from configurator import configure, fail
+from configurator import configure
 from experiments import reproduce
 from experiments.lag import CPU
 from experiments.reproduce import difference, folder, interval, note, read, run_study, train
@@ -37,6 +37,7 @@ from experiments.searches import DECAYS, WARMUPS, key
 from experiments.stack import OWN, train_stack
 from model import GPT, GPTConfig
 from support import normfree
+from support.console import fail
 from support.tokens import Tokens
 
 question = 'all'  # or some of headline, others, parts, why, regime, batches, sizes, pictures, depth

@@ -28,12 +28,13 @@ import matplotlib
 import numpy as np
 import torch
 
-from configurator import configure, fail, read_file
+from configurator import configure, read_file
 from experiments import evidence
 from experiments.lag import CPU
 from experiments.reproduce import interval, mean_spread, read
 from model import GPT, NORMS, SETTINGS, GPTConfig
 from support import normfree
+from support.console import fail
 from support.tokens import Tokens
 
 matplotlib.use('Agg')

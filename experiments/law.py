@@ -21,10 +21,11 @@ from datetime import datetime
 
 import numpy as np
 
-from configurator import configure, fail
+from configurator import configure
 from experiments import searches
 from experiments.reproduce import mean_spread, read_all
 from experiments.searches import LAW_ARMS, fifth_point, key, law_points, law_runs
+from support.console import fail
 
 predict = False  # True: write the prediction, once
 AXES = 'tokens', 'width', 'vocabulary'

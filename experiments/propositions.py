@@ -24,8 +24,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.func import grad, jacrev
 
-from configurator import configure, fail
+from configurator import configure
 from model import FFN, GPT, SETTINGS, Attention, Block, GPTConfig, RMSNorm
+from support.console import fail
 
 json = ''  # a file for verdicts and numbers
 seed = 1337  # of each statement, which draws its own numbers

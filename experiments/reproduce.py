@@ -33,9 +33,10 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import datetime
 from itertools import combinations
 
-from configurator import configure, fail
+from configurator import configure
 from experiments import searches
 from experiments.searches import key, read_config, walk
+from support.console import fail
 
 processes = 2  # runs at the same time
 threads = 1  # of each run

@@ -11,7 +11,7 @@ import os
 import runpy
 from itertools import chain
 
-from configurator import fail
+from support.console import fail
 
 # updates of 1,024 tokens in language and knobs; half in ablation; a quarter to four times as many in law
 ITERS = 800

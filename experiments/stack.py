@@ -14,11 +14,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from configurator import fail
 from experiments.lag import CPU
 from experiments.searches import read_config
 from model import GPT, SETTINGS, GPTConfig, LayerNorm, RMSNorm
 from sgdw import normalize_rows
+from support.console import fail
 from support.optim import EMBEDDINGS
 from support.tokens import Tokens
 

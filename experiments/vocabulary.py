@@ -18,7 +18,8 @@ import numpy as np
 import tiktoken
 from tiktoken_ext.openai_public import r50k_base
 
-from configurator import configure, fail
+from configurator import configure
+from support.console import fail
 from support.tokens import data_folder
 
 dataset = 'stdlib'  # a folder under data/, or a path: train.bin, val.bin and meta.json of prepare_owt.py

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 
 import torch
 
-from configurator import fail, replaced, stated
+from configurator import replaced, stated
 from model import NORMS
 from support import normfree, pretrained
 from support.checks import resolve_norms, warn_of_warmup
+from support.console import fail
 from support.distributed import all_sum, first_line, leave, on_master
 
 # -----------------------------------------------------------------------------

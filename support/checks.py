@@ -8,8 +8,9 @@ import sys
 from collections.abc import Collection
 from dataclasses import fields
 
-from configurator import fail, replaced
+from configurator import replaced
 from model import NORMS, SETTINGS
+from support.console import fail
 from support.normfree import KEYS
 
 

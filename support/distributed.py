@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._triton import has_triton
 
-from configurator import fail
+from support.console import fail
 
 TORCHRUN = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 

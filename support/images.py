@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from configurator import fail
 from support import augment
+from support.console import fail
 from support.pictures import pictures_in
 from support.tokens import data_folder
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.nn as nn
 
-from configurator import fail
 from sgdw import SGDW
+from support.console import fail
 from support.distributed import explain
 
 # the optimizers by name, each made from parameter groups and a config. A new one is one more entry

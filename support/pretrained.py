@@ -12,8 +12,8 @@ from dataclasses import asdict
 
 import torch
 
-from configurator import fail
 from model import NORMS, SETTINGS, GPTConfig
+from support.console import fail
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 

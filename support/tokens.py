@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from configurator import fail
+from support.console import fail
 from support.splits import prepared_name
 
 

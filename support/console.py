@@ -1,0 +1,59 @@
+"""
+What a person sees: one plain sentence at the end of a failed run, near names, streams that break.
+"""
+
+import difflib
+import glob
+import os
+import sys
+import time
+
+
+def near_files(path):
+    """' Did you mean ...?' with the config files of similar names, in the folder of path and in ours."""
+    project = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    ours = os.path.relpath(os.path.join(project, 'config'))
+    files = {os.path.basename(f)[:-3]: f for folder in (ours, os.path.dirname(path))
+             for f in glob.glob(os.path.join(glob.escape(folder), '*.py'))}
+    name = os.path.basename(path)[:-3]
+    near = [name] if name in files else difflib.get_close_matches(name, files, n=3)
+    return f' Did you mean {" or ".join(files[name] for name in near)}?' if near else ''
+
+
+class Unbroken:
+    """A text stream that shows what it can, and leads nowhere once its reader has left (`| head -2`)."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def keep_printing():
+    """Printing must not end a script: not a character that the terminal lacks, and not a closed pipe."""
+    for name in ('stdout', 'stderr'):
+        stream = getattr(sys, name)
+        if hasattr(stream, 'reconfigure') and not isinstance(stream, Unbroken):
+            stream.reconfigure(errors='backslashreplace')
+            setattr(sys, name, Unbroken(stream))
+
+
+def fail(message, any_rank=False):
+    """
+    End with exit code 1 and one sentence. Under torchrun, only one process per machine prints it; the
+    others wait a little, because torchrun ends all processes as soon as one has failed. any_rank: only
+    some ranks know of the error, so each of them prints it.
+    """
+    rank, local_rank = os.environ.get('RANK', '0'), os.environ.get('LOCAL_RANK', '0')
+    if local_rank != '0' and 'TORCHELASTIC_RUN_ID' in os.environ and not any_rank:
+        time.sleep(3)
+        raise SystemExit(1)
+    raise SystemExit(message if rank == '0' else f'rank {rank}: {message}')
