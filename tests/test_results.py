@@ -124,7 +124,7 @@ def test_effects_and_verdicts_follow_from_the_logs(row, plus, minus, unit):
     matches = unit == 1 and abs(mean) + half <= LEVEL
     assert ('open' in verdict) >= (abs(mean) <= half and not matches)
     assert (verdict.strip() == 'open') <= (abs(mean) <= half and not matches)
-    if ' matches ' in claim and verdict.strip() != 'not established':  # scored at a setting that its search lost
+    if ' matches ' in claim and verdict.strip() != 'not established':  # to be scored again
         assert ('holds' in verdict) == matches
 
 
