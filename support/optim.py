@@ -13,8 +13,7 @@ from support.distributed import explain
 
 # the optimizers by name, each made from parameter groups and a config. A new one is one more entry
 OPTIMIZERS = {
-    'sgdw': lambda groups, c: SGDW(
-        groups, c['learning_rate'], c['momentum'], compile=c['compile_optimizer']),
+    'sgdw': lambda groups, c: SGDW(groups, c['learning_rate'], c['momentum']),
     'adamw': lambda groups, c: torch.optim.AdamW(
         groups, c['learning_rate'], (c['beta1'], c['beta2']), fused=True),
     'sgd': lambda groups, c: torch.optim.SGD(groups, c['learning_rate'], c['momentum']),
@@ -135,10 +134,6 @@ def rehearse(loss: Callable[[], torch.Tensor], opt: torch.optim.Optimizer | Hybr
         with env.autocast:
             loss().backward()
         del room
-        if any(getattr(part, 'compile', False) for part in getattr(opt, 'optimizers', [opt])):
-            p = torch.zeros(2**15, device=env.device, requires_grad=True)  # large enough to be compiled
-            p.grad = torch.zeros_like(p)
-            SGDW([p], lr=0.0, compile=True).step()
     except RuntimeError as e:
         explain(e, f'{batch} do not fit into memory. Use a smaller --micro_batch_size.')
     opt.zero_grad(set_to_none=env.world_size == 1)  # DDP keeps gradients as views into its buckets
