@@ -44,8 +44,8 @@ global_batch_size = 480  # sequences per update, over all processes
 micro_batch_size = 16  # upper bound of sequences per process and forward; the accumulation follows
 block_size = 1024  # context length in tokens
 # model
-setting = 'S5'  # which norms: S1 (pre-norm GPT-2), S2, S3, S4, S5 (DNT), PostLN, NoNorm
-norm = 'rms'  # 'rms' or 'layer'
+setting = 'S5'  # which norms: S1 (pre-norm GPT-2), S2, S3, S4, S5 (DNT), PostLN, PeriLN, OLMo2, NoNorm
+norm = 'rms'  # 'rms', 'layer' or 'dyt'
 input_norm = 'auto'  # True or False; auto: as the setting says. this and the next six override single norms
 pre_norm = 'auto'  # before attention
 ffn_pre_norm = 'auto'  # before the FFN

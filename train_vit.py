@@ -58,8 +58,8 @@ label_smoothing = 0.1  # table 4 (its random erasing of 0 and its EMA, 'no', hav
 # model
 arch = 'vit'  # 'vit' (ViT, V-DNT) or 'nfnet' (NFNet-F0; of the keys below it takes dropout and drop_path)
 batch_norm = False  # nfnet: with batch normalization put back
-setting = 'S5'  # which norms: S1 (ViT, pre-norm), S2, S3, S4, S5 (DNT), PostLN, NoNorm
-norm = 'rms'  # 'rms' or 'layer'
+setting = 'S5'  # which norms: S1 (ViT, pre-norm), S2, S3, S4, S5 (DNT), PostLN, PeriLN, OLMo2, NoNorm
+norm = 'rms'  # 'rms', 'layer' or 'dyt'
 input_norm = 'auto'  # True or False; auto: as the setting says. this and the next six override single norms
 pre_norm = 'auto'  # before attention
 ffn_pre_norm = 'auto'  # before the FFN

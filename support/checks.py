@@ -57,7 +57,7 @@ def check_config(config: dict) -> None:
 def resolve_norms(config: dict) -> dict[str, bool]:
     """The seven norm flags of a config. A flag that is 'auto' has the value of its setting."""
     check_choice(config, SETTINGS, 'setting')
-    check_choice(config, ('rms', 'layer'), 'norm')
+    check_choice(config, ('rms', 'layer', 'dyt'), 'norm')
     check_choice(config, ('auto', True, False), *NORMS)
     check_choice(config, ('none', 'ffn', 'all'), 'weight_standardization')
     check_choice(config, ('xavier', 'torch', 'tfixup'), 'init')
