@@ -12,7 +12,8 @@ from support import augment
 from tests.common import finish, noise_picture, python, smooth_picture, stream
 
 
-def test_rand_augment_arguments_at_magnitude_9():
+def test_rand_augment_arguments():
+    """At magnitude 9 for both signs, and the ends of the range at sign -1."""
     expected = {
         'AutoContrast': (None, None), 'Equalize': (None, None), 'Invert': (None, None), 'Rotate': (27, -27),
         'ShearX': (0.27, -0.27), 'ShearY': (0.27, -0.27), 'TranslateX': (0.405, -0.405),
@@ -23,13 +24,9 @@ def test_rand_augment_arguments_at_magnitude_9():
     for name, values in expected.items():
         got = tuple(augment.OPS[name][0](0.9, sign) for sign in (1, -1))
         assert got == values if values[0] is None else got == pytest.approx(values), name
-    # the ends of the range: nothing at 0, and at 10 a factor not below 0.1, no bits left, everything inverted
-    at = {name: (op[0](0.0, -1), op[0](1.0, -1)) for name, op in augment.OPS.items()}
-    assert at['Color'] == (1.0, pytest.approx(0.1))
-    assert at['Rotate'] == (0, -30)
-    assert at['SolarizeAdd'] == (0, 110)
-    assert at['Posterize'] == (4, 0)
-    assert at['Solarize'] == (256, 0)
+    for name, values in {'Color': (1.0, pytest.approx(0.1)), 'Rotate': (0, -30), 'SolarizeAdd': (0, 110),
+                         'Posterize': (4, 0), 'Solarize': (256, 0)}.items():
+        assert tuple(augment.OPS[name][0](f, -1) for f in (0.0, 1.0)) == values
 
 
 def apply_op(name, image, value):
@@ -51,13 +48,11 @@ def test_rand_augment_operations_on_colours():
         for value in (0.19, 1.81):
             wanted = np.clip(degenerate + value * (x - degenerate), 0, 255)
             assert abs(apply_op(name, image, value) - wanted).max() < 3, (name, value)
-    narrow = Image.fromarray((x // 4 + 50).astype(np.uint8))
-    stretched = apply_op('AutoContrast', narrow, None)
-    assert stretched.min() == 0
-    assert stretched.max() >= 254
-    equal = np.bincount(apply_op('Equalize', Image.fromarray((x ** 2 // 255).astype(np.uint8)),
-                                 None)[..., 0].ravel() // 64)
-    assert (abs(equal / 1200 - 0.25) < 0.12).all()  # the lowest quarter had half of the pixels
+    stretched = apply_op('AutoContrast', Image.fromarray((x // 4 + 50).astype(np.uint8)), None)
+    assert (stretched.min(), stretched.max() >= 254) == (0, True)
+    equal = apply_op('Equalize', Image.fromarray((x ** 2 // 255).astype(np.uint8)), None)[..., 0]
+    quarters = np.bincount(equal.ravel() // 64) / 1200  # the lowest had half of the pixels
+    assert (abs(quarters - 0.25) < 0.12).all()
 
 
 @pytest.mark.parametrize('name, value', [('Rotate', 27), ('Rotate', -27), ('ShearX', 0.27), ('ShearY', -0.27),
@@ -87,11 +82,11 @@ def test_rand_augment_draws(monkeypatch):
     monkeypatch.setattr(augment, 'OPS', {
         name: (lambda f, s, name=name: (name, f, s), lambda image, v: (applied.append(v), image)[1])
         for name in augment.OPS})
-    for i in range(4000):
+    for i in range(3000):
         before = len(applied)
         augment.rand_augment(None, stream(0, i))
         drawn.append(len(applied) - before)
-    assert np.bincount(drawn) / 4000 == pytest.approx([0.25, 0.5, 0.25], abs=0.03)  # two, each with p = 0.5
+    assert np.bincount(drawn) / 3000 == pytest.approx([0.25, 0.5, 0.25], abs=0.03)  # two, each with p = 0.5
     names, f, sign = zip(*applied)
     assert set(sign) == {-1, 1}
     assert abs(np.mean(sign)) < 0.06
@@ -104,7 +99,7 @@ def test_rand_augment_draws(monkeypatch):
     assert np.mean(np.array(f) == 1.0) == pytest.approx(0.0228, abs=0.01)  # P(N(9, 0.5) > 10)
 
 
-class OpRecorder:
+class CropRecorder:
     """Stands for a picture and remembers the crop."""
 
     def __init__(self, *size):
@@ -120,7 +115,7 @@ class OpRecorder:
 
 
 def test_random_resized_crop():
-    boxes = np.array([augment.random_resized_crop(OpRecorder(1000, 1000), stream(i), scale=(0.08, 0.5)).box
+    boxes = np.array([augment.random_resized_crop(CropRecorder(1000, 1000), stream(i), scale=(0.08, 0.5)).box
                       for i in range(3000)])
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert (boxes >= 0).all()
@@ -134,21 +129,18 @@ def test_random_resized_crop():
     assert abs(ratio.mean()) < 0.01  # uniform in the logarithm
     assert ratio.std() == pytest.approx(2 * math.log(4 / 3) / math.sqrt(12), abs=0.006)
     assert (boxes[:, 0] / (1000 - w)).mean() == pytest.approx(0.5, abs=0.02)  # anywhere
-    area = [np.prod(augment.random_resized_crop(OpRecorder(1000, 1000), stream(i)).box[2:])
-            for i in range(500)]
-    assert max(area) > 0.8e6
-    # nothing fits: the middle
-    assert augment.random_resized_crop(OpRecorder(1000, 30), stream(0)).box == (480, 0, 520, 30)
-    assert augment.random_resized_crop(OpRecorder(30, 1000), stream(0)).box == (0, 480, 30, 520)
+    whole = [augment.random_resized_crop(CropRecorder(1000, 1000), stream(i)).box for i in range(300)]
+    assert max(np.prod(box[2:]) for box in whole) > 0.8e6
+    for size, middle in (((1000, 30), (480, 0, 520, 30)), ((30, 1000), (0, 480, 30, 520))):  # nothing fits
+        assert augment.random_resized_crop(CropRecorder(*size), stream(0)).box == middle
     for i in range(50):
         assert augment.random_resized_crop(noise_picture(5, 3), stream(i), 8).size == (8, 8)
 
 
 def test_eval_crop():
-    x = np.asarray(image := noise_picture(341, 256))
-    assert (np.asarray(augment.eval_crop(image)) == x[16:240, 58:282]).all()  # the short side is 256 already
-    x = np.asarray(image := noise_picture(256, 300))
-    assert (np.asarray(augment.eval_crop(image)) == x[38:262, 16:240]).all()
+    for size, box in (((341, 256), (58, 16)), ((256, 300), (16, 38))):  # the short side is 256 already
+        image, (left, top) = noise_picture(*size), box
+        assert augment.eval_crop(image).tobytes() == image.crop((left, top, left + 224, top + 224)).tobytes()
     # the centre stays, and the scale is short / short side
     for size, short in ((224, 256), (160, 182), (32, 36)):
         X = np.mgrid[0:300, 0:450][1] + 0.5
@@ -198,26 +190,25 @@ def test_normalize():
 def test_mixup_and_cutmix_distributions():
     """Pictures of one value each, 0 and 1 by turns, show what was mixed and where."""
     images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 64, 48)
-    labels = torch.tensor([5, 7])
     lams = {True: [], False: []}
-    for i in range(3000):
-        mixed, partners, lam = augment.mix(images, labels, stream(0, i))
+    for i in range(2000):
+        mixed, partners, lam = augment.mix(images, torch.tensor([5, 7]), stream(0, i))
+        first, second = mixed[:, 0].numpy()
         assert partners.tolist() == [7, 5]
         assert 0 <= lam <= 1
-        cut = bool(((mixed == 0) | (mixed == 1)).all())
         # the box's area after clipping, or the share
-        assert mixed[0].mean().item() == pytest.approx(1 - lam, abs=1e-5)
-        assert mixed[1].mean().item() == pytest.approx(lam, abs=1e-5)
+        assert (first.mean(), second.mean()) == pytest.approx((1 - lam, lam), abs=1e-5)
+        cut = set(np.unique(first)) <= {0, 1}
         if cut and 0 < lam < 1:  # one box
-            rows, cols = mixed[0, 0].nonzero().T
-            assert (rows.max() - rows.min() + 1) * (cols.max() - cols.min() + 1) == len(rows)
+            rows, cols = first.nonzero()
+            assert (np.ptp(rows) + 1) * (np.ptp(cols) + 1) == len(rows)
         lams[cut].append(lam)
-    assert len(lams[True]) == pytest.approx(1500, abs=110)  # switch 0.5
-    assert np.mean(lams[False]) == pytest.approx(0.5, abs=0.025)
+    assert len(lams[True]) == pytest.approx(1000, abs=90)  # switch 0.5
+    assert np.mean(lams[False]) == pytest.approx(0.5, abs=0.03)
     # Beta(a, a): 1 / (4 (2a + 1))
-    assert np.var(lams[False]) == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.008)
+    assert np.var(lams[False]) == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.01)
     # a side of ratio r around a uniform centre keeps r - r^2 / 4 of its length, and r^2 = 1 - lam is uniform
-    assert np.mean(lams[True]) == pytest.approx(1 - (1 / 2 - 1 / 5 + 1 / 48), abs=0.025)
+    assert np.mean(lams[True]) == pytest.approx(1 - (1 / 2 - 1 / 5 + 1 / 48), abs=0.03)
 
 
 def test_mix_does_not_depend_on_the_number_of_processes():
