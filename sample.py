@@ -15,10 +15,10 @@ import torch
 from configurator import configure
 from model import GPT, GPTConfig
 from support import pretrained
-from support.checkpoint import find_checkpoint, load_checkpoint
 from support.console import fail
 from support.distributed import catch_signals, start
 from support.normfree import build
+from support.resume import find_checkpoint, load_checkpoint
 
 # -----------------------------------------------------------------------------
 out_dir = 'out/gpt'  # a run (its best.pt is used, or ckpt.pt where there is none) or a checkpoint file

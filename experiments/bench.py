@@ -36,11 +36,11 @@ import torch.nn.functional as F
 from configurator import configure
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from sgdw import SGDW
-from support.checkpoint import replace_text
 from support.checks import check_range
 from support.console import fail
 from support.distributed import explain, start
 from support.optim import param_groups
+from support.run import replace_text
 
 only = 'memory,nanogpt,optimizer,step,vision,loader'  # sections
 sections = only.split(',')

@@ -8,8 +8,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from support.checkpoint import load_checkpoint
 from support.pretrained import find_weights
+from support.resume import load_checkpoint
 from tests.common import (
     NOBODY,
     TEXTS,

@@ -1,17 +1,16 @@
 """What decays, what is an embedding, and the optimizers by name."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
 from model import GPT, GPTConfig, ViT, ViTConfig
 from sgdw import SGDW
-from support.checkpoint import load_optimizer
 from support.nfnet import NFNet, NFNetConfig
-from support.optim import OPTIMIZERS, Hybrid, make_optimizer, name_optimizer, param_groups, state_size
+from support.optim import OPTIMIZERS, Hybrid, name_optimizer, param_groups, state_size
+from support.resume import Checkpoint, load_optimizer
 from test_model import tiny, weights
+from tests.common import make_optimizer
 
 CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.1, momentum=0.9, beta1=0.9, beta2=0.95,
               embed_lr=0.0, embed_optimizer='auto', embed_weight_decay=-1.0)
@@ -19,8 +18,7 @@ CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.1, momentum=0.
 
 def load_state(opt, state):
     """As a run at iteration 3 of one process resumes."""
-    start = SimpleNamespace(iter=3, checkpoint={'optimizer': state})
-    load_optimizer(opt, start, SimpleNamespace(world_size=1))
+    load_optimizer(opt, Checkpoint('ckpt.pt', {'iter': 3, 'optimizer': state}, resumes=True))
 
 
 def small_vit():

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from support import pretrained
-from support.checkpoint import load_checkpoint
 from support.images import Images
 from support.normfree import build
+from support.resume import load_checkpoint
 from tests.common import (
     assert_same_run,
     final,
@@ -508,7 +508,7 @@ def test_runs_are_exported_by_sample_and_read_again(straight, seen, tokens, arra
         assert again['model_args'] == best['model_args']
     out, _ = train(tokens, tmp_path / 'no', f'--init_from={tmp_path}/text', '--eval_only=True')
     best = final(straight, 'best.pt')
-    assert f'val loss {best["best_val_loss"]}' in out
+    assert f'val loss {best["best_val_loss"]:.4f}' in out
     out, _ = train_vit(arrays, tmp_path / 'no', f'--init_from={tmp_path}/vision', '--eval_only=True')
     assert f'top-1 {final(seen, "best.pt")["best_top1"]:.4f}' in out
     texts = in_parallel([lambda f=f: finish(python('sample.py', f, '--device=cpu', '--max_new_tokens=20'))[0]
