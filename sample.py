@@ -10,7 +10,6 @@ Text out of a checkpoint.
 import codecs
 import math
 import signal
-from types import SimpleNamespace
 
 import torch
 
@@ -20,7 +19,7 @@ from support import pretrained
 from support.checks import check_range
 from support.console import fail
 from support.distributed import catch_signals, start
-from support.resume import find_checkpoint, load_checkpoint, make_network
+from support.resume import Checkpoint, find_checkpoint, load_checkpoint, load_weights, make_network
 
 # -----------------------------------------------------------------------------
 out_dir = 'out/gpt'  # a run (its best.pt is used, or ckpt.pt where there is none) or a checkpoint file
@@ -56,8 +55,9 @@ if 'tokenizer' not in saved['data']:
 if saved['data']['tokenizer'] == 'gpt2' and saved['data']['vocab_size'] != 50257:
     fail(f'{path} was trained on a part of the gpt2 vocabulary (experiments/vocabulary.py), whose ids '
          'sample.py cannot decode. Use another checkpoint.')
-weights = SimpleNamespace(path=path, checkpoint=saved)
-model = make_network(GPT, GPTConfig, saved['model_args'], weights, env).eval()
+model = make_network(GPT, GPTConfig, saved['model_args'], env)
+load_weights(model, Checkpoint(path, saved), saved['data'], env)
+model.eval()
 
 if saved['data']['tokenizer'] == 'byte':
     # a prompt that is not valid UTF-8 keeps its bytes
