@@ -23,7 +23,7 @@ from model import GPT, GPTConfig
 from support.tokens import Tokens
 
 dataset = 'stdlib'  # a folder under data/, or a path
-iters = 1000  # updates
+iters = 600  # updates
 seeds = 3  # 1, 2, ...: how many
 context = 16  # tokens
 table = False  # True: nothing is trained or measured
@@ -53,9 +53,9 @@ def study(setting, seed):
     """Trains one network; a row for each of its blocks at the start and at the end."""
     out_dir, data = f'out/jacobians/{setting}_{seed}', Tokens(dataset, 128, CPU)
     subprocess.run([sys.executable, 'train_gpt.py', 'config/dnt_tiny_plain.py', f'--setting={setting}',
-                    f'--seed={seed}', f'--dataset={dataset}', f'--max_iters={iters}', '--init_from=resume',
-                    f'--warmup_iters={3 * iters // 10}', '--eval_interval=0', '--device=cpu',
-                    f'--out_dir={out_dir}'], check=True)
+                    f'--seed={seed}', f'--dataset={dataset}', f'--max_iters={iters}', f'--out_dir={out_dir}',
+                    f'--warmup_iters={3 * iters // 10}', '--init_from=resume', '--eval_interval=0',
+                    '--n_embd=32', '--n_head=1', '--device=cpu'], check=True)
     saved = torch.load(f'{out_dir}/ckpt.pt', weights_only=True)
     fields = {k: v for k, v in saved['model_args'].items() if k in GPTConfig.__dataclass_fields__}
     for when in (0, iters):
@@ -85,7 +85,8 @@ def draw(rows):
 
 if __name__ == '__main__':
     configure(globals())
-    for setting, seed in [] if table else [(s, n + 1) for n in range(seeds) for s in SETTINGS]:
-        with open(PATH, 'a', encoding='utf-8') as f:
-            f.writelines(json.dumps(row) + '\n' for row in study(setting, seed))
+    if not table:
+        rows = [row for n in range(seeds) for setting in SETTINGS for row in study(setting, n + 1)]
+        with open(PATH, 'w', encoding='utf-8') as f:
+            f.writelines(json.dumps(row) + '\n' for row in rows)
     save(draw(read_rows(PATH, 'Run python -m experiments.jacobians first.')), 'jacobians')
