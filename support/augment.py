@@ -45,15 +45,21 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
 
-BICUBIC = Image.Resampling.BICUBIC
+BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 FILL = (124, 116, 104)  # round(255 * ImageNet's mean), for pixels that rotation, shear or translation uncover
 
 # -----------------------------------------------------------------------------
 # one picture
 
+def draw_filter(rng: np.random.Generator, interpolation: str) -> Image.Resampling:
+    """'bicubic', or 'random': bilinear half of the time, drawn for each crop and operation, as in timm."""
+    return BILINEAR if interpolation == 'random' and rng.random() < 0.5 else BICUBIC
+
+
 def random_resized_crop(image: Image.Image, rng: np.random.Generator, size: int = 224,
                         scale: tuple[float, float] = (0.08, 1.0),
-                        ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> Image.Image:
+                        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+                        interpolation: str = 'bicubic') -> Image.Image:
     """A part of the picture with a random share of its area and a random ratio, resized to (size, size)."""
     W, H = image.size
     for _ in range(10):  # the part may be longer than the picture
@@ -71,7 +77,8 @@ def random_resized_crop(image: Image.Image, rng: np.random.Generator, size: int 
         left = (W - w) // 2
         top = (H - h) // 2
     # crop first: the filter of resize(box=...) would read pixels from outside the box
-    return image.crop((left, top, left + w, top + h)).resize((size, size), BICUBIC)
+    part = image.crop((left, top, left + w, top + h))
+    return part.resize((size, size), draw_filter(rng, interpolation))
 
 
 def hflip(image: Image.Image, rng: np.random.Generator, p: float = 0.5) -> Image.Image:
@@ -79,59 +86,60 @@ def hflip(image: Image.Image, rng: np.random.Generator, p: float = 0.5) -> Image
     return ImageOps.mirror(image) if rng.random() < p else image
 
 
-def affine(image, a, b, c, d, e, f):
+def affine(image, resample, a, b, c, d, e, f):
     """The output's pixel (x, y) is the input's pixel (a x + b y + c, d x + e y + f)."""
-    return image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f), BICUBIC, fillcolor=FILL)
+    return image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f), resample, fillcolor=FILL)
 
 
 def enhance(kind):
     """Argument and operation, as in OPS, of a class of ImageEnhance."""
-    return lambda f, s: max(0.1, 1 + 0.9 * f * s), lambda x, v: kind(x).enhance(v)
+    return lambda f, s: max(0.1, 1 + 0.9 * f * s), lambda x, v, _: kind(x).enhance(v)
 
 
-# name: (its argument from f = m / 10 and a random sign s, the operation on a picture with that argument)
+# name: (its argument from f = m / 10 and a random sign s, the operation on a picture x with argument v and a
+# filter r, which only the geometric ones need)
 OPS = {
-    'AutoContrast': (lambda f, s: None, lambda x, _: ImageOps.autocontrast(x)),
-    'Equalize': (lambda f, s: None, lambda x, _: ImageOps.equalize(x)),
-    'Invert': (lambda f, s: None, lambda x, _: ImageOps.invert(x)),
-    'Rotate': (lambda f, s: 30 * f * s, lambda x, v: x.rotate(v, BICUBIC, fillcolor=FILL)),
-    'ShearX': (lambda f, s: 0.3 * f * s, lambda x, v: affine(x, 1, v, 0, 0, 1, 0)),
-    'ShearY': (lambda f, s: 0.3 * f * s, lambda x, v: affine(x, 1, 0, 0, v, 1, 0)),
-    'TranslateX': (lambda f, s: 0.45 * f * s, lambda x, v: affine(x, 1, 0, v * x.width, 0, 1, 0)),
-    'TranslateY': (lambda f, s: 0.45 * f * s, lambda x, v: affine(x, 1, 0, 0, 0, 1, v * x.height)),
+    'AutoContrast': (lambda f, s: None, lambda x, v, r: ImageOps.autocontrast(x)),
+    'Equalize': (lambda f, s: None, lambda x, v, r: ImageOps.equalize(x)),
+    'Invert': (lambda f, s: None, lambda x, v, r: ImageOps.invert(x)),
+    'Rotate': (lambda f, s: 30 * f * s, lambda x, v, r: x.rotate(v, r, fillcolor=FILL)),
+    'ShearX': (lambda f, s: 0.3 * f * s, lambda x, v, r: affine(x, r, 1, v, 0, 0, 1, 0)),
+    'ShearY': (lambda f, s: 0.3 * f * s, lambda x, v, r: affine(x, r, 1, 0, 0, v, 1, 0)),
+    'TranslateX': (lambda f, s: 0.45 * f * s, lambda x, v, r: affine(x, r, 1, 0, v * x.width, 0, 1, 0)),
+    'TranslateY': (lambda f, s: 0.45 * f * s, lambda x, v, r: affine(x, r, 1, 0, 0, 0, 1, v * x.height)),
     'Color': enhance(ImageEnhance.Color),
     'Contrast': enhance(ImageEnhance.Contrast),
     'Brightness': enhance(ImageEnhance.Brightness),
     'Sharpness': enhance(ImageEnhance.Sharpness),
     'Posterize': (lambda f, s: 4 - int(4 * f),  # ImageOps.posterize refuses 0 bits, which is m = 10
-                  lambda x, v: x.point([i >> (8 - v) << (8 - v) for i in range(256)] * 3)),
-    'Solarize': (lambda f, s: 256 - int(256 * f), ImageOps.solarize),
+                  lambda x, v, r: x.point([i >> (8 - v) << (8 - v) for i in range(256)] * 3)),
+    'Solarize': (lambda f, s: 256 - int(256 * f), lambda x, v, r: ImageOps.solarize(x, v)),
     'SolarizeAdd': (lambda f, s: int(110 * f),
-                    lambda x, v: x.point([min(255, i + v) if i < 128 else i for i in range(256)] * 3)),
+                    lambda x, v, r: x.point([min(255, i + v) if i < 128 else i for i in range(256)] * 3)),
 }
 
 
 def rand_augment(image: Image.Image, rng: np.random.Generator, magnitude: float = 9.0, std: float = 0.5,
-                 n: int = 2, p: float = 0.5) -> Image.Image:
+                 n: int = 2, p: float = 0.5, interpolation: str = 'bicubic') -> Image.Image:
     """n operations of the table above, each applied with probability p at m ~ N(magnitude, std)."""
     for name in rng.choice(list(OPS), n):
         if rng.random() < p:
             m = min(max(rng.normal(magnitude, std), 0.0), 10.0)
             sign = rng.choice((-1, 1))
             argument, operation = OPS[name]
-            image = operation(image, argument(m / 10, sign))
+            image = operation(image, argument(m / 10, sign), draw_filter(rng, interpolation))
     return image
 
 
 def train_view(image: Image.Image, rng: np.random.Generator, size: int = 224, least: float = 0.08,
-               magnitude: float = 9.0) -> Image.Image:
+               magnitude: float = 9.0, interpolation: str = 'bicubic') -> Image.Image:
     """
     One training sample of (size, size). least: the smallest share of the area that a crop keeps. magnitude:
-    that of RandAugment; 0 turns it off.
+    that of RandAugment; 0 turns it off. interpolation: 'bicubic', or 'random' (see draw_filter).
     """
-    image = random_resized_crop(image, rng, size, (least, 1.0))
+    image = random_resized_crop(image, rng, size, (least, 1.0), interpolation=interpolation)
     image = hflip(image, rng)
-    return rand_augment(image, rng, magnitude) if magnitude else image
+    return rand_augment(image, rng, magnitude, interpolation=interpolation) if magnitude else image
 
 
 def eval_crop(image: Image.Image, size: int = 224) -> Image.Image:
@@ -159,6 +167,17 @@ def normalize(images: torch.Tensor, mean: list[float], std: list[float]) -> torc
     mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
     std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(3, 1, 1)
     return (images.float() / 255 - mean) / std
+
+
+def batch_views(order: np.ndarray, first: int, size: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    (view, index) of the samples first to first + size of an epoch that shows each picture of order `repeats`
+    times in a row, as timm's RepeatAugSampler does (arXiv:1901.09335). Within them, the first views come
+    first, then the second ones: mix() pairs neighbors, which should not be the same picture.
+    """
+    places = np.arange(first, first + size)
+    places = np.concatenate([places[view::repeats] for view in range(repeats)])
+    return places % repeats, order[places // repeats]
 
 
 def small_offsets(rng: np.random.Generator, n: int, pad: int = 4) -> torch.Tensor:

@@ -29,8 +29,8 @@ def test_rand_augment_arguments():
         assert tuple(augment.OPS[name][0](f, -1) for f in (0.0, 1.0)) == values
 
 
-def apply_op(name, image, value):
-    return np.asarray(augment.OPS[name][1](image, value)).astype(int)
+def apply_op(name, image, value, resample=Image.Resampling.BICUBIC):
+    return np.asarray(augment.OPS[name][1](image, value, resample)).astype(int)
 
 
 def test_rand_augment_operations_on_colours():
@@ -78,10 +78,15 @@ def test_rand_augment_geometry(name, value):
 
 
 def test_rand_augment_draws(monkeypatch):
-    drawn, applied = [], []
+    drawn, applied, filters = [], [], []
     monkeypatch.setattr(augment, 'OPS', {
-        name: (lambda f, s, name=name: (name, f, s), lambda image, v: (applied.append(v), image)[1])
+        name: (lambda f, s, name=name: (name, f, s),
+               lambda image, v, r: (applied.append(v), filters.append(r), image)[2])
         for name in augment.OPS})
+    augment.rand_augment(None, stream(0), n=400, interpolation='random')
+    assert filters.count(Image.Resampling.BICUBIC) / len(filters) == pytest.approx(0.5, abs=0.12)
+    assert set(filters) == {Image.Resampling.BICUBIC, Image.Resampling.BILINEAR}
+    applied.clear()
     for i in range(3000):
         before = len(applied)
         augment.rand_augment(None, stream(0, i))
@@ -135,6 +140,37 @@ def test_random_resized_crop():
         assert augment.random_resized_crop(CropRecorder(*size), stream(0)).box == middle
     for i in range(50):
         assert augment.random_resized_crop(noise_picture(5, 3), stream(i), 8).size == (8, 8)
+
+
+def test_a_random_filter_changes_nothing_but_the_filter():
+    """The same box, resized as 'bicubic' does or bilinearly."""
+    image, chosen = noise_picture(60, 40), []
+    filters = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
+    for i in range(100):
+        box = augment.random_resized_crop(OpRecorder(60, 40), stream(i)).box
+        both = [image.crop(box).resize((8, 8), r) for r in filters]
+        assert augment.random_resized_crop(image, stream(i), 8) == both[0]
+        chosen.append(both.index(augment.random_resized_crop(image, stream(i), 8, interpolation='random')))
+    assert np.mean(chosen) == pytest.approx(0.5, abs=0.15)
+    for name, value in (('Rotate', 27), ('ShearX', 0.27), ('TranslateY', 0.405)):
+        sharp, smooth = (apply_op(name, image, value, r) for r in filters)
+        assert smooth.std() < sharp.std(), name
+
+
+@pytest.mark.parametrize('repeats', [1, 2, 3])
+def test_a_batch_has_several_views_of_a_picture(repeats):
+    """
+    Each batch has the (view, index) of a list in which every picture comes `repeats` times in a row: of timm
+    1.0.31, RepeatAugSampler's samples over all ranks. Neighbors, which mix() pairs, are different pictures.
+    """
+    order, size = stream(0).permutation(100), 32
+    listed = [(view, index) for index in order for view in range(repeats)]
+    for first in (0, 32, 64):
+        views, indices = augment.batch_views(order, first, size, repeats)
+        batch = list(zip(views, indices))
+        assert sorted(batch) == sorted(listed[first:first + size])
+        assert repeats > 1 or batch == listed[first:first + size]
+        assert (indices[::2] != indices[1::2]).all()
 
 
 def test_eval_crop():
