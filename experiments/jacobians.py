@@ -54,8 +54,8 @@ def study(setting, seed):
     out_dir, data = f'out/jacobians/{setting}_{seed}', Tokens(dataset, 128, CPU)
     subprocess.run([sys.executable, 'train_gpt.py', 'config/dnt_tiny_plain.py', f'--setting={setting}',
                     f'--seed={seed}', f'--dataset={dataset}', f'--max_iters={iters}', f'--out_dir={out_dir}',
-                    f'--warmup_iters={3 * iters // 10}', '--init_from=resume', '--eval_interval=0',
-                    '--n_embd=32', '--n_head=1', '--device=cpu'], check=True)
+                    f'--warmup_iters={3 * iters // 10}', '--init_from=resume', '--eval_tokens=16384',
+                    '--n_embd=32', '--n_head=1', '--eval_interval=0', '--device=cpu'], check=True)
     saved = torch.load(f'{out_dir}/ckpt.pt', weights_only=True)
     fields = {k: v for k, v in saved['model_args'].items() if k in GPTConfig.__dataclass_fields__}
     for when in (0, iters):
