@@ -169,15 +169,15 @@ def normalize(images: torch.Tensor, mean: list[float], std: list[float]) -> torc
     return (images.float() / 255 - mean) / std
 
 
-def batch_views(order: np.ndarray, first: int, size: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+def batch_views(order: np.ndarray, first: int, size: int, repeats: int) -> np.ndarray:
     """
-    (view, index) of the samples first to first + size of an epoch that shows each picture of order `repeats`
-    times in a row, as timm's RepeatAugSampler does (arXiv:1901.09335). Within them, the first views come
-    first, then the second ones: mix() pairs neighbors, which should not be the same picture.
+    The samples first to first + size of an epoch that shows each picture of order `repeats` times in a row,
+    as timm's RepeatAugSampler does (arXiv:1901.09335). View v of picture i among N is sample v N + i. All
+    first views come first, then the second ones: mix() pairs neighbors, which should be different pictures.
     """
     places = np.arange(first, first + size)
     places = np.concatenate([places[view::repeats] for view in range(repeats)])
-    return places % repeats, order[places // repeats]
+    return order[places // repeats] + places % repeats * len(order)
 
 
 def small_offsets(rng: np.random.Generator, n: int, pad: int = 4) -> torch.Tensor:

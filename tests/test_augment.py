@@ -160,17 +160,17 @@ def test_a_random_filter_changes_nothing_but_the_filter():
 @pytest.mark.parametrize('repeats', [1, 2, 3])
 def test_a_batch_has_several_views_of_a_picture(repeats):
     """
-    Each batch has the (view, index) of a list in which every picture comes `repeats` times in a row: of timm
-    1.0.31, RepeatAugSampler's samples over all ranks. Neighbors, which mix() pairs, are different pictures.
+    A batch has what a list has in which every picture comes `repeats` times in a row: the samples of timm
+    1.0.31's RepeatAugSampler over all ranks. Neighbors, which mix() pairs, are different pictures.
     """
     order, size = stream(0).permutation(100), 32
-    listed = [(view, index) for index in order for view in range(repeats)]
+    listed = [(picture, view) for picture in order for view in range(repeats)]
     for first in (0, 32, 64):
-        views, indices = augment.batch_views(order, first, size, repeats)
-        batch = list(zip(views, indices))
+        samples = augment.batch_views(order, first, size, repeats)
+        batch = [(sample % 100, sample // 100) for sample in samples]
         assert sorted(batch) == sorted(listed[first:first + size])
         assert repeats > 1 or batch == listed[first:first + size]
-        assert (indices[::2] != indices[1::2]).all()
+        assert (samples[::2] % 100 != samples[1::2] % 100).all()
 
 
 def test_eval_crop():
