@@ -37,7 +37,6 @@ from support.checks import check_choice, check_range
 from support.console import fail
 from support.distributed import explain, start
 from support.optim import param_groups
-from support.run import replace_text
 
 only = 'memory,nanogpt,optimizer,step,vision,loader'  # sections
 sections = only.split(',')

@@ -147,7 +147,7 @@ def test_a_random_filter_changes_nothing_but_the_filter():
     image, chosen = noise_picture(60, 40), []
     filters = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
     for i in range(100):
-        box = augment.random_resized_crop(OpRecorder(60, 40), stream(i)).box
+        box = augment.random_resized_crop(CropRecorder(60, 40), stream(i)).box
         both = [image.crop(box).resize((8, 8), r) for r in filters]
         assert augment.random_resized_crop(image, stream(i), 8) == both[0]
         chosen.append(both.index(augment.random_resized_crop(image, stream(i), 8, interpolation='random')))
