@@ -13,11 +13,11 @@ config.json, log.jsonl (one object per line), ckpt.pt (the latest state), best.p
 
 import math
 
+from configurator import configure  # isort: skip (before torch, see support/__init__.py)
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from configurator import configure
 from model import GPT, GPTConfig
 from sgdw import SGDW
 from support import resume
@@ -32,7 +32,7 @@ from support.tokens import Tokens
 # -----------------------------------------------------------------------------
 # config: the paper's L-DNT-Small with mSGDW (tables 3 and 5)
 out_dir = 'out/gpt'  # config.json, log.jsonl and the checkpoints of this run
-init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: file, folder, gpt2, Hub id
+init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: file, folder, Hub id
 overwrite = False  # True: throw away the run that out_dir holds
 eval_only = False  # True: print the validation loss and leave; nothing is written
 eval_interval = 1000  # iterations between evaluations, 0: only at the end
@@ -138,7 +138,7 @@ units = gradient_units(raw_model) if agc else []
 
 model = ddp = raw_model
 if env.world_size > 1:
-    model = ddp = DDP(raw_model, gradient_as_bucket_view=True)
+    model = ddp = DDP(raw_model, gradient_as_bucket_view=True, bucket_cap_mb=100 if env.compile else 25)
 if env.compile:
     model = torch.compile(model)
 

@@ -13,12 +13,12 @@ config.json, log.jsonl (one object per line), ckpt.pt (the latest state), best.p
 
 import math
 
+from configurator import configure  # isort: skip (before torch, see support/__init__.py)
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from configurator import configure
 from model import ViT, ViTConfig
 from sgdw import SGDW
 from support import augment, resume
@@ -34,7 +34,7 @@ from support.run import Run
 # -----------------------------------------------------------------------------
 # config: the paper's V-DNT-Large with mSGDW. 'here:' marks a choice on which the paper is silent
 out_dir = 'out/vit'  # config.json, log.jsonl and the checkpoints of this run
-init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: a file, a folder, a Hub id
+init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: file, folder, Hub id
 overwrite = False  # True: throw away the run that out_dir holds
 eval_only = False  # True: print loss, top-1 and top-5 of eval_split and leave; nothing is written
 eval_split = 'val'  # what eval_only reads: val, or test where the data set has one
@@ -72,7 +72,7 @@ n_layer = 24  # depth
 n_head = 16  # attention heads
 n_embd = 1024  # width
 bias = True  # biases in linear layers and LayerNorm
-qkv_bias = True  # False: none on q, k and v
+qkv_bias = True  # False: none on q, k and v, whatever bias says
 dropout = 0.0  # here: none
 drop_path = 0.1  # table 4: 0.1 for Large, 0.5 for Huge. here: of the last block, linear from 0 (as in timm)
 flash = True  # False: attention written out, to read
@@ -174,7 +174,7 @@ units = gradient_units(raw_model) if agc else []
 
 model = ddp = raw_model
 if env.world_size > 1:
-    model = ddp = DDP(raw_model, gradient_as_bucket_view=True)
+    model = ddp = DDP(raw_model, gradient_as_bucket_view=True, bucket_cap_mb=100 if env.compile else 25)
 if env.compile:
     model = torch.compile(model)
 

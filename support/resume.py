@@ -92,8 +92,9 @@ def find(config, env) -> Checkpoint:
         path = find_checkpoint(pretrained.find_weights(init_from))
     if not path:
         if reads_only(config):
-            fail(f'{"eval_only" if config["eval_only"] else "predict"} needs weights. Use '
-                 '--init_from=FILE_OR_FOLDER, or --init_from=resume where out_dir has a checkpoint.')
+            key = 'eval_only' if config['eval_only'] else 'predict'
+            fail(f'{key} needs weights. Use --init_from=FILE_OR_FOLDER, or --init_from=resume where out_dir '
+                 'has a checkpoint.')
         found = Checkpoint()
     else:
         found = Checkpoint(path, load_checkpoint(path), init_from == 'resume' and not reads_only(config))
@@ -127,15 +128,16 @@ def network_of(checkpoint: Checkpoint, config: dict) -> dict:
     """
     if not checkpoint.state:
         return {}
-    args, then = checkpoint.state['model_args'], checkpoint.state.get('config', {})
-    network = {'arch': then.get('arch', 'vit')} | args
+    args, old_config = checkpoint.state['model_args'], checkpoint.state.get('config', {})
+    network = {'arch': old_config.get('arch', 'vit')} | args
     network = {k: v for k, v in network.items() if k in config and k not in FREE}
     no_keys = {k: v for k, v in args.items() if k not in config and k != 'n_classes'}  # gelu, norm_eps
     if checkpoint.resumes:
         stated = config.stated.union(NORMS if 'setting' in config.stated else ())
-        return {k: then[k] for k in ['setting', *network] if k in then and k not in stated} | no_keys
+        keys = [k for k in ['setting', *network] if k in old_config and k not in stated]
+        return {k: old_config[k] for k in keys} | no_keys
 
-    setting = then.get('setting', 'S1')
+    setting = old_config.get('setting', 'S1')
     if 'setting' in config.replaced and 'pre_norm' in args:  # NFNet has no setting
         norms = resolve_norms(config)
         if any(norms[k] != args[k] for k in norms):
@@ -182,12 +184,12 @@ def check(checkpoint: Checkpoint, config: dict, model_args: dict, meta: dict, ma
         env.say(f'The weights come from {path}. The optimizer is new.')
 
 
-def refuse_other_classes(path, then, now):
-    if not then:
+def refuse_other_classes(path, old, new):
+    if not old:
         fail(f'{path} has no head, so it knows no classes. Fine-tune it on a data set first.')
-    if then == pretrained.unnamed_classes(len(now)):
+    if old == pretrained.unnamed_classes(len(new)):
         return
-    for i, (a, b) in enumerate(zip(then, now)):
+    for i, (a, b) in enumerate(zip(old, new)):
         if a != b:
             fail(f'{path} was trained on other classes: its class {i} is {a!r}, that of the data set is '
                  f'{b!r}.')
@@ -213,16 +215,16 @@ def check_resumed(checkpoint, config, meta, max_iters, env):
     env.say(f'{path}: iteration {checkpoint.iter}')
     own = {'init_from', 'out_dir', 'overwrite', 'eval_only', 'eval_split', 'predict'}
     changed = []
-    for key, then in state['config'].items():
-        if key in config and key not in own and config[key] != then:
-            changed.append(f'{key} {then} -> {config[key]}')
+    for key, old in state['config'].items():
+        if key in config and key not in own and config[key] != old:
+            changed.append(f'{key} {old} -> {config[key]}')
     if changed:  # config.json will hold the new values
         env.say('Not as in the checkpoint: ' + ', '.join(changed) + '.')
 
 
-def refuse_changes(path, then, now, keys, remedy='Use the values of the original run.'):
-    """End with one sentence where a key of the checkpoint at path has another value now."""
-    changed = [f'{k}={then.get(k)}, now it is {now.get(k)}' for k in keys if then.get(k) != now.get(k)]
+def refuse_changes(path, old, new, keys, remedy='Use the values of the original run.'):
+    """End with one sentence where a key of the checkpoint at path has another value in this run."""
+    changed = [f'{k}={old.get(k)}, now it is {new.get(k)}' for k in keys if old.get(k) != new.get(k)]
     if changed:
         fail(f'{path} was made with {"; ".join(changed)}. {remedy}')
 
@@ -258,26 +260,26 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint, meta: dict, env
 
 def fit_weights(checkpoint, model, meta, env):
     """The weights with the context, the classes, the picture size and the pixels of this run."""
-    path, then = checkpoint.path, checkpoint.state['data']
+    path, old_data = checkpoint.path, checkpoint.state['data']
     weights = dict(checkpoint.state['model'])
     if 'wpe.weight' in weights:
         weights['wpe.weight'] = weights['wpe.weight'][:model.config.block_size]
-    if 'classes' in then:
-        old, new = then['classes'], meta['classes']
+    if 'classes' in old_data:
+        old, new = old_data['classes'], meta['classes']
         if old not in (new, pretrained.unnamed_classes(len(new))):
             env.say(f'{path} has a head for {len(old)} classes, the data set has {len(new)} others: the head '
                     'starts again at zero')
             for name in ('head.weight', 'head.bias'):
                 weights[name] = torch.zeros_like(model.get_parameter(name))  # as in the ViT paper
     if 'pos_embed' in weights:
-        patch, now = model.config.patch_size, model.config.image_size // model.config.patch_size
-        before = checkpoint.state['model_args']['image_size'] // patch
-        if before != now:
-            env.say(f'the positions of {path} are interpolated from {before} x {before} to {now} x {now} '
-                    'patches')
-            weights['pos_embed'] = pretrained.resize_positions(weights['pos_embed'], now)
-        if any(then[k] != meta[k] for k in ('mean', 'std')):
-            pretrained.take_pixels(weights, then, meta)
+        patch_size = model.config.patch_size
+        old = checkpoint.state['model_args']['image_size'] // patch_size
+        new = model.config.image_size // patch_size
+        if old != new:
+            env.say(f'the positions of {path} are interpolated from {old} x {old} to {new} x {new} patches')
+            weights['pos_embed'] = pretrained.resize_positions(weights['pos_embed'], new)
+        if any(old_data[k] != meta[k] for k in ('mean', 'std')):
+            pretrained.take_pixels(weights, old_data, meta)
     return weights
 
 
@@ -285,13 +287,13 @@ def load_optimizer(opt, checkpoint: Checkpoint) -> None:
     """Load the optimizer's state where a run resumes. Rates and decay are those of the config."""
     if not checkpoint.resumes:
         return
-    of_config = [{k: v for k, v in group.items() if k != 'params'} for group in opt.param_groups]
+    fresh = [dict(group) for group in opt.param_groups]
     try:
         opt.load_state_dict(of_earlier_versions(checkpoint.state['optimizer'], opt))
     except (KeyError, ValueError):
         fail('The checkpoint has its optimizer state in other groups. Use the embed_optimizer and '
              'embed_lr of the original run.')
-    for group, values in zip(opt.param_groups, of_config):
+    for group, values in zip(opt.param_groups, fresh):
         group.update(values)
 
 
@@ -300,22 +302,22 @@ def of_earlier_versions(state, opt):
     An optimizer's state in today's layout. Earlier versions had other groups without tensors, and two SGDW
     where the embeddings have row norm.
     """
-    parts = [dict(part) for part in state.get('optimizers', [state])]
+    states = [dict(part) for part in state.get('optimizers', [state])]
     optimizers = getattr(opt, 'optimizers', [opt])
-    if len(parts) == 2 and len(optimizers) == 1:
-        parts = [joined(*parts)]
-    for part, optimizer in zip(parts, optimizers, strict=True):
+    if len(states) == 2 and len(optimizers) == 1:
+        states = [joined(*states)]
+    for part, optimizer in zip(states, optimizers, strict=True):
         part['param_groups'] = [group for group in part['param_groups'] if group['params']]
         for i, group in enumerate(optimizer.param_groups):
             if not group['params']:
                 part['param_groups'].insert(i, group)
-    return {'optimizers': parts} if hasattr(opt, 'optimizers') else parts[0]
+    return {'optimizers': states} if hasattr(opt, 'optimizers') else states[0]
 
 
 def joined(first, second):
     """The state of two SGDW as that of one."""
     groups = first['param_groups'] + second['param_groups']
-    if not all('rownorm' in group for group in groups):
+    if any('rownorm' not in group or 'betas' in group for group in groups):
         raise ValueError('not two SGDW')
     shift = sum(len(group['params']) for group in first['param_groups'])
     moved = [group | {'params': [i + shift for i in group['params']]} for group in second['param_groups']]

@@ -91,9 +91,10 @@ class Run:
         except OSError as e:
             fail(f'Cannot use out_dir={self.out_dir} ({e.strerror}).')
         gpu = torch.cuda.get_device_name() if self.env.device_type == 'cuda' else ''
-        about = {'torch': torch.__version__, 'git': git_commit(), 'gpu': gpu,
-                 'world_size': self.env.world_size}
-        replace_text(os.path.join(self.out_dir, 'config.json'), json.dumps({**config, **about}, indent=2))
+        versions = {'torch': torch.__version__, 'cudnn': torch.backends.cudnn.version(), 'git': git_commit(),
+                    'gpu': gpu, 'allocator': os.environ.get('PYTORCH_CUDA_ALLOC_CONF', ''),
+                    'world_size': self.env.world_size}
+        replace_text(os.path.join(self.out_dir, 'config.json'), json.dumps({**config, **versions}, indent=2))
         replace_text(self.log_path, ''.join(self.rows_before_start()))
 
     def rows_before_start(self):
