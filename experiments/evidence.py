@@ -10,9 +10,10 @@ The protocol:
 
 - An arm is a network and an optimizer. Each arm is searched over learning rate, warmup and weight decay, and
   over the rate of its embeddings where it has one. The search has the length of the scored runs.
-- The search tries the value below and the value above on every axis, on the mean of SEARCH_SEEDS, and goes
-  on from the best. It ends where no neighbour is better, or after POINTS settings.
-- The best setting is scored with seeds that the search never used.
+- The search tries the value below and the value above on every axis, on the mean of its seeds, and goes on
+  from the best of all that was tried. It ends where the best has no untried neighbour, or after POINTS
+  settings. A search of stages RACE gives more seeds to the settings that are near the best (Arm.search).
+- The best setting is scored with seeds that the search never used, when all arms have been searched.
 - Differences are taken between runs of the same seed. Their 95 % interval is that of the t distribution. Two
   arms match if it lies within ±LEVEL.
 - The decay of embeddings that have their own rate is not searched: it is EMBED_DECAY for all arms.
@@ -24,6 +25,7 @@ import math
 import os
 import statistics
 import time
+from itertools import product, zip_longest
 
 import numpy as np
 import torch
@@ -40,7 +42,7 @@ from support import normfree
 from support.console import fail
 from support.tokens import Tokens
 
-question = 'all'  # or some of headline, others, parts, why, regime, batches, sizes, pictures, depth
+question = 'all'  # or some of match, places, controls, headline, parts, why, regime, sizes, depth, pictures
 processes = 2  # runs at the same time
 threads = 1  # of each run
 device = 'cpu'  # or 'cuda': the runs on text, as stacks in one process
@@ -48,9 +50,11 @@ compile = True  # of each run, with a C++ compiler; the same for all arms of a c
 table = False  # True: print tables of results/evidence.jsonl, run nothing
 
 RESULTS = 'results/evidence.jsonl'
-SEARCH_SEEDS = (101, 102)
-POINTS = 12  # settings of a search
-GAIN = 0.004  # nats: what a step of a search must gain; less is noise
+SEARCH_SEEDS = tuple(range(101, 109))
+TWO = (2,)  # a search with two seeds
+RACE = (2, 4, 8)  # a search in which settings go on from two seeds to four, and to eight
+BOUND = {2: 0.02, 4: 0.01}  # nats: how far above the best a mean over so many seeds may lie to go on
+POINTS = 48  # settings of a search
 EMBED_DECAY = 0.1
 LARGEST = 256  # runs of a stack
 BY_FREQUENCY = 'stdlib_4096'  # runs on this data set note the loss by frequency of the token
@@ -67,6 +71,9 @@ OPTIMIZERS = {
     'AdamW + row norm': {'optimizer': 'adamw', 'embed_optimizer': 'rownorm'},
     'mSGDW': {'optimizer': 'sgdw', 'embed_optimizer': 'auto'},
     'mSGDW + row norm': {'optimizer': 'sgdw', 'embed_optimizer': 'rownorm'},
+    'AdamW + own rate': {'optimizer': 'adamw', 'embed_optimizer': 'adamw'},
+    'AdamW 0.99 + row norm': {'optimizer': 'adamw', 'embed_optimizer': 'rownorm', 'beta2': 0.99},
+    'AdamW 0.999 + row norm': {'optimizer': 'adamw', 'embed_optimizer': 'rownorm', 'beta2': 0.999},
     'hybrid': {'optimizer': 'sgdw', 'embed_optimizer': 'adamw'},
     'Muon': {'optimizer': 'muon', 'embed_optimizer': 'adamw', 'momentum': 0.95},
     'Muon + row norm': {'optimizer': 'muon', 'embed_optimizer': 'rownorm', 'momentum': 0.95},
@@ -89,11 +96,13 @@ class Arm:
     """
     A network and an optimizer at a point: a data set, a width, a length and what else is fixed. What is not
     searched stays where a search would start. start: begin at this (rate, warmup, decay) instead, or at this
-    (rate, warmup, decay, rate of the embeddings).
+    (rate, warmup, decay, rate of the embeddings). stages: how many seeds a setting of the search has after
+    each stage.
     """
 
-    def __init__(self, network, optimizer, point, seeds, searched=AXES, start=None):
+    def __init__(self, network, optimizer, point, seeds, searched=AXES, start=None, stages=TWO):
         self.network, self.optimizer, self.seeds, self.point = network, optimizer, seeds, point
+        self.stages = stages
         flags = OPTIMIZERS[optimizer]
         kind, of_embeddings = flags['optimizer'], flags['embed_optimizer']
         rate, warmup, decay, *embed = start or START.get(network, DNT_START)[kind]
@@ -116,77 +125,129 @@ class Arm:
                 'embed_weight_decay': EMBED_DECAY if embed_lr else -1.0,
                 **length, 'weight_decay': decay}
 
+    def tried(self, done):
+        """{setting: {seed: loss}} of all that the log holds for this arm, for the stages that have ended."""
+        at_value = [{value: i for i, value in enumerate(values)} for values in self.values]
+        found = {}
+        for row in done.values():
+            run = {k: v for k, v in row['run'].items() if k != 'seed'}
+            if run['variant'] != f'{self.network} {self.optimizer}' or row['run']['seed'] not in SEARCH_SEEDS:
+                continue
+            length = self.point.get('max_iters') or self.point['epochs']
+            warmup = run.get('warmup_iters', run.get('warmup_epochs')) / length
+            near = min(self.values[2], key=lambda value: abs(value - warmup))
+            place = (run['learning_rate'], run['embed_lr'], near, run['weight_decay'])
+            setting = tuple(at.get(value) for at, value in zip(at_value, place))
+            if None not in setting and self.run(setting) == run:
+                found.setdefault(setting, {})[row['run']['seed']] = row['val_loss']
+        tried = {}
+        for setting, losses in found.items():
+            for n in self.stages:
+                if all(seed in losses for seed in SEARCH_SEEDS[:n]):
+                    tried[setting] = {seed: losses[seed] for seed in SEARCH_SEEDS[:n]}
+        return tried
+
+    def beside(self, setting):
+        """The neighbours of a setting: one step down and one up on each axis."""
+        near = []
+        for axis, values in enumerate(self.values):
+            for i in (setting[axis] - 1, setting[axis] + 1):
+                if 0 <= i < len(values):
+                    near.append((*setting[:axis], i, *setting[axis + 1:]))
+        return near
+
     def search(self, done):
         """
-        (the settings that are needed next, the best so far or None, {setting: loss} of all tried). The search
-        tries both neighbours of a setting on every axis. From there it goes to the best of them, or to the
-        setting that has the better value of each axis, until no neighbour gains more than GAIN or POINTS
-        settings were tried. It depends on the losses alone, not on the order in which runs end.
+        (the runs that are needed next, the best setting so far or None, what tried() says). It is a race.
+        A setting goes on to its next seeds while its mean is at most BOUND[its seeds] above that of the best,
+        which is the lowest mean among those with the most seeds. When none goes on, the untried neighbours
+        of the best are next, until it has none or POINTS settings were tried. The search depends on the
+        losses of all that was tried, not on the order in which runs end.
         """
-        tried, free = {}, [i for i, values in enumerate(self.values) if len(values) > 1]
+        tried = self.tried(done)
+        if not tried:
+            return self.stage([self.start], 0), None, tried
+        mean = {setting: statistics.fmean(losses.values()) for setting, losses in tried.items()}
+        best = min(tried, key=lambda setting: (-len(tried[setting]), mean[setting]))
+        if len(tried[best]) < self.stages[-1]:
+            return self.stage([best], len(tried[best])), best, tried
+        for n in self.stages[:-1]:
+            go_on = [setting for setting in tried
+                     if len(tried[setting]) == n and mean[setting] <= mean[best] + BOUND[n]]
+            if go_on:
+                return self.stage(sorted(go_on, key=mean.get), n), best, tried
+        untried = [setting for setting in self.beside(best) if setting not in tried]
+        return self.stage(untried[:max(0, POINTS - len(tried))], 0), best, tried
 
-        def loss(to):
-            rows = [done.get(key({**self.run(to), 'seed': s})) for s in SEARCH_SEEDS]
-            if all(rows):
-                tried[to] = statistics.fmean(row['val_loss'] for row in rows)
-            return tried.get(to)
+    def stage(self, settings, n):
+        """The runs of these settings, which have n seeds, with the seeds of their next stage."""
+        until = min(stage for stage in self.stages if stage > n)
+        return [{**self.run(setting), 'seed': seed} for setting in settings for seed in SEARCH_SEEDS[n:until]]
 
-        def beside(at):
-            """The neighbours by axis, {axis: [settings]}."""
-            return {i: [(*at[:i], at[i] + step, *at[i + 1:]) for step in (-1, 1)
-                        if at[i] + step in range(len(self.values[i]))] for i in free}
-
-        def cross(at):
-            return [at, *(to for settings in beside(at).values() for to in settings)]
-
-        at = self.start
-        while True:
-            needed = [to for to in cross(at) if loss(to) is None]
-            if not needed:
-                better = {i: min(settings, key=loss) for i, settings in beside(at).items()}
-                better = {i: to for i, to in better.items() if loss(to) < loss(at) - GAIN}
-                if not better:
-                    return [], at, tried
-                joint = tuple(better[i][i] if i in better else at[i] for i in range(len(at)))
-                if loss(joint) is None:
-                    needed = [to for to in cross(joint) if loss(to) is None]
-            if needed:
-                return needed[:max(0, POINTS - len(tried))], min(tried, key=tried.get, default=None), tried
-            at = min([joint, *better.values()], key=loss)
-
-    def todo(self, done):
-        """The runs that are needed next: of the search, then of the scoring."""
-        needed, best, _ = self.search(done)
-        return [{**self.run(setting), 'seed': s} for setting in needed or [best]
-                for s in (SEARCH_SEEDS if needed else self.seeds)]
+    def scoring(self, setting):
+        return [{**self.run(setting), 'seed': seed} for seed in self.seeds]
 
     def scored(self, done):
-        """{seed: row} of the finished runs that score the best setting; none while the search goes on."""
-        runs = [] if self.search(done)[0] else self.todo(done)
-        return {run['seed']: done[key(run)] for run in runs if key(run) in done}
+        """{seed: row} of the finished runs that score the best setting; none while settings still race."""
+        runs, best, _ = self.search(done)
+        if best is None or any(run['seed'] not in SEARCH_SEEDS[:self.stages[0]] for run in runs):
+            return {}
+        return {run['seed']: done[key(run)] for run in self.scoring(best) if key(run) in done}
+
+
+def needed(arms, done):
+    """
+    The runs that a question needs next: first the searches of all arms, in turns; when all have ended, the
+    scoring of all arms, seed by seed.
+    """
+    searches = [arm.search(done) for arm in arms]
+    of_arm = [runs for runs, _, _ in searches]
+    if not any(of_arm):
+        of_arm = [arm.scoring(best) for arm, (_, best, _) in zip(arms, searches)]
+    in_turns = [run for runs in zip_longest(*of_arm) for run in runs if run]
+    return [run for run in in_turns if key(run) not in done]
 
 
 def point(iters, width=64, dataset='stdlib', **more):
     return {'dataset': dataset, 'n_embd': width, 'n_head': width // 32, 'max_iters': iters, **more}
 
 
+def match():
+    """
+    Does mSGDW match AdamW on L-DNT with row norm? Searched and scored again, by the plan in
+    results/protocol.md.
+    """
+    for optimizer in CORE[:2]:
+        yield Arm('L-DNT', optimizer, point(4500), range(301, 349), stages=RACE)
+
+
+def places():
+    """The same on GPT-2, and on S1 with RMSNorm: from L-DNT it differs by the places of norms alone."""
+    for network in ('GPT-2', 'S1'):
+        for optimizer in CORE[:2]:
+            start = (0.4, 0.3, 1e-3, 0.008) if optimizer == CORE[0] else (0.004, 0.5, 0.1, 0.004)
+            yield Arm(network, optimizer, point(4500), range(301, 325), start=start, stages=RACE)
+
+
+def controls():
+    """
+    Is it the row norm or its rate? And AdamW's beta2, hybrid and Muon, on L-DNT. The search is over the two
+    learning rates.
+    """
+    for optimizer, start in {'AdamW + own rate': (0.008, 0.3, 0.1, 0.008),
+                             'AdamW 0.99 + row norm': (0.004, 0.3, 0.3, 0.016),
+                             'AdamW 0.999 + row norm': (0.004, 0.3, 0.3, 0.016),
+                             'hybrid': None, 'Muon': None}.items():
+        yield Arm('L-DNT', optimizer, point(4500), range(301, 317), AXES[:2], start)
+
+
 def headline():
-    """
-    Question 1: the tiny runs of the README at full length. After 16 seeds it was open whether mSGDW matches
-    AdamW on L-DNT with row norm. These two arms have 27.
-    """
-    for network in ('L-DNT', 'GPT-2'):
-        for optimizer in CORE:
-            close = network == 'L-DNT' and 'row norm' in optimizer
-            yield Arm(network, optimizer, point(4500), range(1, 28 if close else 17))
-
-
-def others():
-    """Question 1, the other optimizers. Their search is shorter: over the two learning rates."""
-    for network in ('L-DNT', 'GPT-2'):
-        for optimizer in OPTIMIZERS:
-            if optimizer not in CORE:
-                yield Arm(network, optimizer, point(4500), range(1, 17), AXES[:2])
+    """The tiny runs of the README at full length: eight arms."""
+    first, second = match()
+    yield from (first, second)
+    for network, optimizer in product(('L-DNT', 'GPT-2'), CORE):
+        if (network, optimizer) not in (('L-DNT', CORE[0]), ('L-DNT', CORE[1])):
+            yield Arm(network, optimizer, point(4500), range(1, 17))
 
 
 def parts():
@@ -216,13 +277,6 @@ def regime():
         yield Arm('L-DNT', optimizer, point(32000, 32), range(1, 6), axes, start)
 
 
-def batches():
-    """Question 4: three batches at equal updates."""
-    for batch in ({}, {'global_batch_size': 32}, {'global_batch_size': 128}):  # without: 8
-        for optimizer in CORE:
-            yield Arm('L-DNT', optimizer, point(1600, 32, **batch), range(1, 6))
-
-
 def sizes():
     """Question 3: three widths, four lengths, two vocabularies."""
     for width, iters in ((32, 1600), (64, 1600), (128, 1600), (32, 800), (32, 3200), (32, 6400)):
@@ -247,7 +301,8 @@ def pictures():
             yield Arm(network, optimizer, {'dataset': 'cifar10', 'patch_size': 8, 'epochs': 2.0}, range(1, 6))
 
 
-QUESTIONS = {f.__name__: f for f in (headline, others, parts, why, regime, batches, sizes, pictures, depth)}
+QUESTIONS = {f.__name__: f for f in (match, places, controls, headline, parts, why, regime, sizes, depth,
+                                     pictures)}
 
 # -----------------------------------------------------------------------------
 # run
@@ -295,8 +350,8 @@ def run_stacks(arms, done):
     """All runs on text on one GPU: what is needed next of all arms is trained together, shape by shape."""
     while True:
         stacks = {}
-        for run in (run for arm in arms for run in arm.todo(done)):
-            if key(run) not in done and 'epochs' not in run:
+        for run in needed(arms, done):
+            if 'epochs' not in run:
                 shape = key({k: v for k, v in run.items() if k not in OWN})
                 stacks.setdefault(shape, {})[key(run)] = run
         if not stacks:
@@ -316,11 +371,13 @@ def run_stacks(arms, done):
 def print_table(name, done):
     rows = []
     for arm in QUESTIONS[name]():
-        wanted, best, tried = arm.search(done)
+        runs, best, tried = arm.search(done)
         if best:
             scored = arm.scored(done)
-            seeds = 'searching' if wanted else f'{len(scored)} of {len(arm.seeds)}'
-            rows.append((arm, arm.run(best), best, tried, seeds, scored))
+            seeds = f'{len(scored)} of {len(arm.seeds)}' if scored or not runs else 'searching'
+            left = len([to for to in arm.beside(best) if to not in tried])
+            count = f'{len(tried)} ({left} neighbours left)' if left else len(tried)
+            rows.append((arm, arm.run(best), best, count, seeds, scored))
     if not rows:
         return
     points = [arm.point for arm, *_ in rows]
@@ -329,12 +386,12 @@ def print_table(name, done):
             'val_loss, 95 % interval', 'minus AdamW', 'minus AdamW + row norm']
     print(f'\n{name}: {" ".join((QUESTIONS[name].__doc__ or "").split())}\n')
     print(f'| {" | ".join(head)} |\n' + '|---' * len(head) + '|')
-    for arm, best, at, tried, seeds, scored in rows:
+    for arm, best, at, count, seeds, scored in rows:
         losses = {seed: row['val_loss'] for seed, row in scored.items()}
         others = {other.optimizer: {seed: row['val_loss'] for seed, row in of_other.items()}
                   for other, *_, of_other in rows if (other.network, other.point) == (arm.network, arm.point)}
         cells = [best['variant'], *(arm.point.get(k, '') for k in at_keys),
-                 *(f'{values[i]:g}' for values, i in zip(arm.values, at)), len(tried), seeds,
+                 *(f'{values[i]:g}' for values, i in zip(arm.values, at)), count, seeds,
                  '{:.4f} ± {:.4f}'.format(*interval(list(losses.values()))) if losses else '',
                  *(difference(losses, others.get(other, {})) if other != arm.optimizer else ''
                    for other in ('AdamW', 'AdamW + row norm'))]
@@ -349,12 +406,12 @@ if __name__ == '__main__':
     if not table:
         reproduce.processes, reproduce.threads, reproduce.compile = processes, threads, compile
         torch.set_num_threads(threads)
-        arms = [arm for name in names for arm in QUESTIONS[name]()]
+        questions = [list(QUESTIONS[name]()) for name in names]
         if device == 'cpu':
-            run_study('evidence', lambda done: (run for arm in arms for run in arm.todo(done)),
+            run_study('evidence', lambda done: (run for arms in questions for run in needed(arms, done)),
                       read(RESULTS), one)
         else:
-            for name in names:
-                run_stacks(list(QUESTIONS[name]()), read(RESULTS))
+            for arms in questions:
+                run_stacks(arms, read(RESULTS))
     for name in names:
         print_table(name, read(RESULTS))

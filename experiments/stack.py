@@ -8,6 +8,7 @@ batches and schedule as from train_gpt.py, and the same loss up to rounding (tes
 """
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,12 +24,12 @@ from support.optim import EMBEDDINGS
 from support.tokens import Tokens
 
 # what the runs of one stack may differ in
-OWN = ('variant', 'seed', 'optimizer', 'embed_optimizer', 'momentum', 'learning_rate', 'embed_lr',
-       'embed_weight_decay', 'warmup_iters', 'weight_decay')
+OWN = ('variant', 'seed', 'optimizer', 'embed_optimizer', 'momentum', 'beta2', 'learning_rate',
+       'embed_lr', 'embed_weight_decay', 'warmup_iters', 'weight_decay')
 # what else a run may state
 SHAPE = ('config', 'setting', 'norm', 'n_layer', 'n_head', 'n_embd', 'block_size', 'dataset', 'max_iters',
          'min_lr', 'global_batch_size', 'grad_clip', 'eval_interval', 'dtype')
-KIND = ('optimizer', 'embed_optimizer', 'momentum')  # runs of a kind stand side by side in the stack
+KIND = ('optimizer', 'embed_optimizer', 'momentum', 'beta2')  # runs of a kind stand side by side in the stack
 
 # -----------------------------------------------------------------------------
 # layers: E runs with B sequences each come as E * B sequences, and each run is multiplied by its own weights
@@ -106,7 +107,7 @@ def rownorm(w, g, m, v, lr, wd, mu, t, tensors):
         w[:, a:a + n].sub_(lr * step.flatten(1))
 
 
-def adamw(w, g, m, v, lr, wd, mu, t, tensors, beta1=0.9, beta2=0.95):
+def adamw(w, g, m, v, lr, wd, mu, t, tensors, beta2, beta1=0.9):
     w.mul_(1 - lr * wd)
     m.lerp_(g, 1 - beta1)
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
@@ -144,7 +145,7 @@ def parts(runs, columns, device):
     kinds = [tuple(c[k] for k in KIND) for c in runs]
     for kind in dict.fromkeys(kinds):
         rows = slice(kinds.index(kind), kinds.index(kind) + kinds.count(kind))
-        optimizer, embed, mu = kind
+        optimizer, embed, mu, beta2 = kind
         for what, (a, b, tensors) in columns.items():
             own = what == 'embeddings' and runs[rows.start]['embed_lr']
             rule = embed if own and embed != 'auto' else optimizer
@@ -154,7 +155,8 @@ def parts(runs, columns, device):
             key = 'embed_weight_decay' if stated else 'weight_decay'
             decay = [0.0 if what == 'gains' else c[key] for c in runs[rows]]
             columns_of = [torch.tensor(x, device=device)[:, None] for x in (scale, decay)]
-            yield RULES[rule], rows, slice(a, b), *columns_of, mu, tensors
+            step = partial(adamw, beta2=beta2) if rule == 'adamw' else RULES[rule]
+            yield step, rows, slice(a, b), *columns_of, mu, tensors
 
 
 def schedule(config):

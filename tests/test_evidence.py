@@ -16,6 +16,7 @@ from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from support.optim import make_optimizer, state_size
 from support.tokens import Tokens
 from test_model import tiny
+from tests.common import ROOT
 from tests.test_optim import take_steps
 
 CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.02, momentum=0.9, beta1=0.9, beta2=0.95,
@@ -135,10 +136,10 @@ def test_differences_are_taken_seed_by_seed():
 # the protocol
 
 
-def play(arm, loss):
-    """What the runner does with an arm, with loss(run) in place of training."""
+def play(loss, *arms):
+    """What the runner does with arms, with loss(run) in place of training."""
     done, order = {}, []
-    while todo := [run for run in arm.todo(done) if key(run) not in done]:
+    while todo := evidence.needed(arms, done):
         done[key(todo[0])] = {'run': todo[0], 'val_loss': loss(todo[0])}
         order.append(todo[0])
     return done, order
@@ -151,51 +152,94 @@ def bowl(run):
     return 1.2 + off + 0.02 * math.log10(run['weight_decay'] / 0.03) ** 2 + run['seed'] / 1e4
 
 
-def test_a_search_finds_the_best_and_its_seeds_never_score(monkeypatch):
-    monkeypatch.setattr(evidence, 'POINTS', 30)
-    arm = evidence.Arm('L-DNT', 'mSGDW + row norm', evidence.point(4500), range(1, 9))
-    done, order = play(arm, bowl)
-    wanted, best, tried = arm.search(done)
-    assert not wanted
-    best = arm.run(best)
+@pytest.mark.parametrize('stages', [evidence.TWO, evidence.RACE])
+def test_a_search_finds_the_best_and_its_seeds_never_score(stages):
+    arm = evidence.Arm('L-DNT', 'mSGDW + row norm', evidence.point(4500), range(1, 9), stages=stages)
+    done, order = play(bowl, arm)
+    runs, at, tried = arm.search(done)
+    best = arm.run(at)
+    assert not runs
     assert (best['learning_rate'], best['embed_lr'], best['warmup_iters']) == (0.8, 0.016, 2250)
-    seeds = [run['seed'] for run in order]
-    assert seeds[-8:] == list(range(1, 9))
-    assert set(seeds[:-8]) == {101, 102}  # all of the search, then the scoring
-    assert len(seeds) == 2 * len(tried) + 8
-    assert all({k: v for k, v in run.items() if k != 'seed'} == best for run in order[-8:])
-    # not before both neighbours of the best were tried on every axis
-    at = arm.search(done)[1]
-    assert all((*at[:i], at[i] + step, *at[i + 1:]) in tried for i in range(4) for step in (-1, 1))
-    assert len(tried) < 30
-    monkeypatch.setattr(evidence, 'POINTS', 12)
-    done, order = play(arm, bowl)
-    wanted, at, tried = arm.search(done)
-    assert not wanted and len(tried) == 12 and at == min(tried, key=tried.get)
     assert [run['seed'] for run in order[-8:]] == list(range(1, 9))
+    assert all({k: v for k, v in run.items() if k != 'seed'} == best for run in order[-8:])
+    assert {run['seed'] for run in order[:-8]} == set(range(101, 101 + stages[-1]))
+    # every run of the search is counted, and both neighbours of the best were tried on every axis
+    assert sum(map(len, tried.values())) == len(order) - 8
+    assert len(tried[at]) == stages[-1]
+    assert len(arm.beside(at)) == 8 and all(to in tried for to in arm.beside(at))
+    # in whatever order the runs end
+    assert arm.search(dict(reversed(done.items())))[:2] == ([], at)
 
 
-def test_a_search_that_starts_at_the_best_tries_its_neighbours_only():
-    arm = evidence.Arm('L-DNT', 'mSGDW', evidence.point(4500), range(1, 3))
-    best = {'learning_rate': 0.4, 'warmup_iters': 1350, 'weight_decay': 0.003}
-    done, order = play(arm, lambda run: 1.2 if best.items() <= run.items() else 1.3)
-    assert len(arm.search(done)[2]) == 7
-    assert len(order) == 2 * 7 + 2
-    arm = evidence.Arm('L-DNT', 'mSGDW', evidence.point(4500), range(1, 3), ('learning_rate',))
-    assert len(play(arm, lambda run: 1.2)[1]) == 2 * 3 + 2
+def test_a_search_returns_the_best_of_all_it_has_tried(monkeypatch):
+    """A neighbour of a setting that lost is the best: the search goes there, and on to its neighbours."""
+    arm = evidence.Arm('L-DNT', 'AdamW + row norm', evidence.point(4500), range(1, 3))
+    a, b, c, d = arm.start
+    lost, best = (a - 1, b + 1, c - 1, d + 1), (a - 1, b + 2, c - 1, d + 1)
+    table = {arm.start: 1.25, lost: 1.27, best: 1.21}
+    done = {key(run): {'run': run, 'val_loss': loss} for setting, loss in table.items()
+            for run in arm.stage([setting], 0)}
+    runs, found, tried = arm.search(done)
+    assert found == best and tried.keys() == table.keys()
+    near = [to for to in arm.beside(best) if to != lost]
+    assert [key(run) for run in runs] == [key(run) for run in arm.stage(near, 0)]
+    assert arm.scored(done) == {}
+    for run in runs:
+        done[key(run)] = {'run': run, 'val_loss': 1.3}
+    assert arm.search(done)[:2] == ([], best)
+    assert [{k: v for k, v in run.items() if k != 'seed'} for run in evidence.needed([arm], done)] == \
+        2 * [arm.run(best)]
+    # at the limit a search ends, and says which neighbours it has not tried
+    monkeypatch.setattr(evidence, 'POINTS', 5)
+    assert len(arm.search({k: done[k] for k in list(done)[:6]})[0]) == 2 * 2
 
 
-def test_a_search_is_the_same_in_whatever_order_its_runs_end():
-    arm = evidence.Arm('GPT-2', 'AdamW + row norm', evidence.point(800), range(1, 3))
-    done, _ = play(arm, lambda run: 1.2 + 0.03 * abs(math.log2(run['learning_rate'] / 0.002)))
-    backwards = dict(reversed(done.items()))
-    assert arm.search(backwards)[:2] == arm.search(done)[:2]
-    assert all(key(run) in backwards for run in arm.todo(backwards))
+def test_a_race_drops_what_is_far_behind():
+    arm = evidence.Arm('L-DNT', 'mSGDW', evidence.point(4500), range(1, 3), ('learning_rate',),
+                       stages=evidence.RACE)
+    far = {0.4: 0.0, 0.2: 0.015, 0.8: 0.025}  # above the best; a mean over two seeds may lie 0.02 above it
+    done, order = play(lambda run: 1.2 + far[run['learning_rate']], arm)
+    count = {rate: sum(run['learning_rate'] == rate for run in order) for rate in far}
+    assert count == {0.4: 8 + 2, 0.2: 4, 0.8: 2}
+    # the best of two seeds may have been lucky: it is compared by its eight
+    def lucky(run):
+        if run['learning_rate'] == 0.2:
+            return 1.221
+        return 1.2 if run['seed'] < 103 and run['learning_rate'] == 0.4 else 1.23
+
+    done, _ = play(lucky, arm)
+    assert arm.values[0][arm.search(done)[1][0]] == 0.2
+
+
+def test_no_arm_is_scored_at_a_setting_that_lost():
+    done = evidence.read(ROOT / evidence.RESULTS)
+    for name, question in evidence.QUESTIONS.items():
+        for arm in question():
+            losses = {}
+            for row in done.values():
+                run = {k: v for k, v in row['run'].items() if k != 'seed'}
+                if row['run']['seed'] in (101, 102) and arm.run(arm.start).keys() == run.keys():
+                    losses.setdefault(key(run), []).append(row['val_loss'])
+            for row in arm.scored(done).values():
+                at = {k: v for k, v in row['run'].items() if k != 'seed'}
+                tried = arm.search(done)[2]
+                means = [np.mean(losses[key(arm.run(to))]) for to in tried]
+                if arm.stages == evidence.TWO:
+                    assert np.mean(losses[key(at)]) == min(means), (name, at)
+
+
+def test_a_question_scores_when_all_its_arms_have_been_searched():
+    arms = [evidence.Arm('L-DNT', optimizer, evidence.point(4500), range(1, 4), ('learning_rate',))
+            for optimizer in ('mSGDW', 'AdamW')]
+    order = play(lambda run: 1.2, *arms)[1]
+    seeds = [run['seed'] for run in order]
+    assert seeds[-6:] == [1, 1, 2, 2, 3, 3]
+    assert set(seeds[:-6]) == {101, 102}
 
 
 def test_every_arm_of_every_question_is_a_run_of_its_own():
     for name, question in evidence.QUESTIONS.items():
-        arms = [arm.todo({})[0] for arm in question()]
+        arms = [evidence.needed([arm], {})[0] for arm in question()]
         assert len({key(run) for run in arms}) == len(arms), name
 
 
@@ -212,7 +256,7 @@ def test_the_runner_trains_what_is_missing_once(tmp_path, monkeypatch):
             for network in ('L-DNT', 'GPT-2')]
 
     def study():
-        reproduce.run_study('evidence', lambda done: (run for arm in arms for run in arm.todo(done)),
+        reproduce.run_study('evidence', lambda done: evidence.needed(arms, done),
                             reproduce.read(evidence.RESULTS), train)
 
     study()
@@ -308,7 +352,7 @@ def test_tables_of_what_has_finished(monkeypatch, capsys):
             for optimizer in ('mSGDW', 'AdamW')]
     done = {}
     for arm, shift in zip(arms, (0.03, 0.0)):
-        done |= play(arm, lambda run, shift=shift: 1.2 + shift + run['seed'] / 1000)[0]
+        done |= play(lambda run, shift=shift: 1.2 + shift + run['seed'] / 1000, arm)[0]
     monkeypatch.setitem(evidence.QUESTIONS, 'headline', lambda: arms)
     evidence.print_table('headline', done)
     lines = capsys.readouterr().out.splitlines()
