@@ -30,8 +30,8 @@ import torch
 
 from configurator import configure, read_file
 from experiments import evidence
-from experiments.lag import CPU
-from experiments.reproduce import interval, mean_spread, read
+from experiments.evidence import interval, mean_spread, read
+from experiments.stack import CPU
 from model import GPT, NORMS, SETTINGS, GPTConfig
 from support import normfree
 from support.console import fail
@@ -238,7 +238,7 @@ def read_study(*needed):
     """(rows, each with its name, factor, words) of a study; every run in it has those keys."""
     path = f'results/{study or fail("No study is given. Use --study=NAME for results/NAME.jsonl.")}.jsonl'
     wanted = [pair.split('=') for pair in where.split(',') if '=' in pair]
-    rows = [row for row in read_rows(path, 'Run it first with python -m experiments.reproduce.')
+    rows = [row for row in read_rows(path, 'Run it first with python -m experiments.evidence.')
             if all(str(row['run'].get(k)) == v for k, v in wanted)] or fail(f'{path} has no run with {where}')
     for name in needed:
         if any(name not in row['run'] for row in rows):
@@ -303,7 +303,7 @@ def frequency():
     """
     done = read(evidence.RESULTS)
     arms = {arm.optimizer: {seed: row['by_frequency'] for seed, row in arm.scored(done).items()}
-            for arm in evidence.why()}
+            for arm in evidence.QUESTIONS['why']()}
     if not all(arms.values()):
         fail('Not all arms are scored yet. Run python -m experiments.evidence --question=why.')
     base = arms.pop('AdamW')
