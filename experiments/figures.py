@@ -38,7 +38,7 @@ runs = ''  # curves: out_dirs, separated by commas
 key = 'loss'  # curves: what of log.jsonl: loss, top1, top5, grad_norm, ...
 question = 'headline'  # arms: a question of experiments.evidence
 study = ''  # sweep: NAME of results/NAME.jsonl
-out = ''  # name of the picture in figures/, or a path, as .png or .svg; empty: the question or the command
+out = ''  # path of the picture, .png or .svg; empty: figures/NAME.png
 
 NETWORKS = {('S1', 'layer', False): 'GPT-2', ('S1', 'layer', True): 'ViT',
             ('S5', 'rms', False): 'L-DNT', ('S5', 'rms', True): 'V-DNT'}  # by setting, norm, images or not
@@ -63,14 +63,14 @@ def read_rows(path, how):
     """The objects of a .jsonl file."""
     rows = []
     try:
-        with open(path, encoding='utf-8') as f:
-            for line in f:
-                try:
-                    rows.append(json.loads(line))
-                except ValueError:  # the last line of a run that goes on, or a line that a kill cut short
-                    continue
+        lines = open(path, encoding='utf-8').read().splitlines()
     except OSError as e:
         fail(f'Cannot read {path} ({e.strerror}). {how}')
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # the last line of a run that goes on, or a line that a kill cut short
+            continue
     return rows or fail(f'{path} is empty. {how}')
 
 
@@ -131,17 +131,12 @@ def print_table(head, rows):
 
 def save(fig, name):
     """The picture without date and version, so that the same input gives the same bytes."""
-    path = out or name
-    if not path.endswith(('.png', '.svg')):
-        path += '.png'
-    if not os.path.dirname(path):
-        path = os.path.join('figures', path)
-    empty = ('Date', 'Creator') if path.endswith('.svg') else ('Software',)
+    path = out or f'figures/{name}.png'
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        fig.savefig(path, dpi=120, metadata=dict.fromkeys(empty))
-    except OSError as e:
-        fail(f'Cannot write {path} ({e.strerror}). Choose another --out.')
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        fig.savefig(path, dpi=120, metadata={'Date' if path.endswith('.svg') else 'Software': None})
+    except (OSError, ValueError) as e:
+        fail(f'Cannot write {path} ({e}). Choose another --out, a .png or .svg.')
     print(f'\n{path}')
 
 # -----------------------------------------------------------------------------
@@ -209,11 +204,16 @@ def scored(name):
     return [arm for arm in arms if arm[-1]]
 
 
+def not_scored(name):
+    fail(f'No arms are scored yet. Run python -m experiments.evidence --question={name}.')
+
+
 def gaps(arms):
     """(network, optimizer, point, differences by seed, mean loss of AdamW) of each mSGDW with its AdamW."""
-    rows_of, found = {(network, optimizer, str(point)): rows for network, optimizer, point, rows in arms}, []
+    found = []
     for network, optimizer, point, rows in arms:
-        others = rows_of.get((network, optimizer.replace('mSGDW', 'AdamW'), str(point)), {})
+        adamw = network, optimizer.replace('mSGDW', 'AdamW'), point
+        others = next((arm[-1] for arm in arms if arm[:3] == adamw), {})
         both = [s for s in rows if s in others]
         if 'mSGDW' in optimizer and len(both) > 1:
             differences = [rows[s]['val_loss'] - others[s]['val_loss'] for s in both]
@@ -222,51 +222,40 @@ def gaps(arms):
     return found
 
 
-def not_scored(name):
-    fail(f'Not all arms are scored yet. Run python -m experiments.evidence --question={name}.')
-
-
-def show_margin(ax, span, line):
-    """The margin within which two arms match, and the place where they are equal."""
-    span(-LEVEL, LEVEL, color='0.88', zorder=0)
-    line(0, color='0.5', linewidth=1.5, zorder=0)
-
-
-def draw_rows(ax, labels, names, rows, form, words):
-    """For each name a dot for each seed, and below them mean and 95 % interval; returns these in words."""
-    said = []
-    for y, (values, style) in enumerate(zip(rows, styles(names))):
+def draw_rows(ax, names, rows, form, words):
+    """For each name a dot for each seed, and below them mean and 95 % interval; returns a table."""
+    table = []
+    for y, (name, values, style) in enumerate(zip(names, rows, styles(names))):
         mean, half = interval(values)
-        said.append(f'{mean:{form}} ± {half:.3f}' if half < math.inf else f'{mean:{form}}')
-        look = dict(color=style['color'], markeredgecolor='white', alpha=0.6, linestyle='')
-        ax.plot(values, [y] * len(values), marker=style['marker'], **look)
+        said = f'{mean:{form}} ± {half:.3f}' if half < math.inf else f'{mean:{form}}'
+        style['linestyle'] = ''
+        ax.plot(values, [y] * len(values), **style, markeredgecolor='white', alpha=0.6)
         ax.errorbar(mean, y + 0.35, xerr=half if half < math.inf else None, fmt='|', color=style['color'],
                     markersize=16, capsize=7)
-        ax.annotate(said[-1], (1.02, y + 0.15), xycoords=ax.get_yaxis_transform(), va='center')
-    ax.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.2, -0.5), xlabel=words)
-    return said
+        ax.annotate(said, (1.02, y + 0.15), xycoords=ax.get_yaxis_transform(), va='center')
+        table.append([name, len(values), said])
+    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.2, -0.5), xlabel=words)
+    return table
 
 
 def arms():
     """Left a row for each arm, right the gaps of mSGDW, seed by seed, and the margin."""
     found = scored(question) or not_scored(question)
     if question == 'parts':  # L-DNT is S5 there
-        found = [(arm[0].replace('L-DNT', 'S5'), *arm[1:]) for arm in found]
+        found = [(network.replace('L-DNT', 'S5'), *arm) for network, *arm in found]
     found = sorted(found, key=lambda arm: arm[:2])
     fig, (left, right) = plt.subplots(1, 2, figsize=(20, 2.5 + 0.8 * len(found)), layout='constrained')
     names = [f'{network} {optimizer}' for network, optimizer, *_ in found]
     losses = [[row['val_loss'] for row in rows.values()] for *_, rows in found]
-    said = draw_rows(left, names, names, losses, '.3f',
-                     'validation loss (nats)\ndots: seeds; bars: mean, 95 % interval')
-    table = [[name, len(values), words] for name, values, words in zip(names, losses, said)]
+    table = draw_rows(left, names, losses, '.3f',
+                      'validation loss (nats)\ndots: seeds; bars: mean, 95 % interval')
     found = gaps(found)
-    names = [f'{network} {optimizer}' for network, optimizer, *_ in found]
-    labels = [name.replace(' mSGDW', '').replace(' + ', '\n+ ') for name in names]
-    show_margin(right, right.axvspan, right.axvline)
-    said = draw_rows(right, labels, names, [differences for *_, differences, _ in found], '+.3f',
-                     f'mSGDW minus AdamW (nats), seed by seed\ngrey: ±{LEVEL}, the margin of a match')
-    table += [[f'{arm[0]} {arm[1]} minus AdamW', len(arm[3]), words] for arm, words in zip(found, said)]
-    print_table(['arm', 'seeds', 'mean, 95 % interval'], table)
+    names = [f'{network} {optimizer}'.replace(' + ', '\n+ ') for network, optimizer, *_ in found]
+    right.axvspan(-LEVEL, LEVEL, color='0.88', zorder=0)
+    right.axvline(0, color='0.5', linewidth=1.5, zorder=0)
+    table += draw_rows(right, names, [differences for *_, differences, _ in found], '+.3f',
+                       f'mSGDW minus AdamW (nats), seed by seed\ngrey: ±{LEVEL}, the margin of a match')
+    print_table(['arm, and gap', 'seeds', 'mean, 95 % interval'], table)
     return fig
 
 
@@ -288,23 +277,22 @@ def gap():
                 width, vocabulary = point['n_embd'], int(point['dataset'].partition('_')[2] or 320)
                 weights = 12 * point.get('n_layer', 4) * width ** 2 + (vocabulary + 128) * width
                 tokens = 128 * point['max_iters'] * point.get('global_batch_size', 8)
-                percents = interval([100 * v / base for v in differences])
-                row = (f'{network} {optimizer}', weights, tokens, *percents)
-                if row not in rows:  # two questions may share an arm
-                    rows.append(row)
+                percents = interval([100 * difference / base for difference in differences])
+                rows.append((f'{network} {optimizer}', weights, tokens, *percents))
+    rows = list(dict.fromkeys(rows))  # two questions may share an arm
     fig, axes = plt.subplots(1, 2, figsize=(17, 7.5), sharey=True, layout='constrained')
-    names = list(dict.fromkeys(name for name, *_ in rows))
-    for name, style in zip(names, styles(names)):
+    for name in dict.fromkeys(name for name, *_ in rows):
+        style, = styles([name])
         style['linestyle'] = ''
         if 'paper' in name:
             style |= {'marker': '*', 'markersize': 26}
-        here = [row[1:] for row in rows if row[0] == name]
-        for place, ax in enumerate(axes):
-            *where, means, halves = zip(*here)
-            ax.errorbar(where[place], means, halves, label=name, capsize=6, **style)
-    for ax, words in zip(axes, ('weights', 'training tokens')):
+        _, weights, tokens, means, halves = map(np.array, zip(*(row for row in rows if row[0] == name)))
+        beside = 1.2 if 'row norm' in name else 1
+        for ax, x, words in zip(axes, (weights, tokens), ('weights', 'training tokens')):
+            ax.errorbar(beside * x, means, halves, label=name, capsize=6, **style)
+            ax.set(xscale='log', xlabel=words)
+    for ax in axes:
         ax.axhline(0, color='0.5', linewidth=1.5, zorder=0)
-        ax.set(xscale='log', xlabel=words)
     axes[0].set_ylabel("mSGDW minus AdamW (% of AdamW's loss)")
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
     print_table(['arm', 'weights', 'tokens', 'gap (%)', '95 % interval, ±'],
@@ -381,11 +369,17 @@ STACK = (('embedding', None), ('InputNorm', 'input_norm'),
          ('+', None), ('PostNorm', 'post_norm'), ('FinalNorm', 'final_norm'), ('head', None))
 
 
+def box(ax, x, low, high, word, width):
+    color = NORM_COLORS.get(word, 'white')
+    ax.add_patch(plt.Rectangle((x - width / 2, low), width, high - low, fc=color, ec='black', zorder=2))
+    ax.text(x, high - 0.4, word, ha='center', va='center_baseline', zorder=3,
+            color='black' if word in ('QKNorm', 'PostNorm') or color == 'white' else 'white')
+
+
 def settings():
     """Each row of SETTINGS as a column, x going up through it; a norm that is off leaves its place empty."""
     fig, ax = plt.subplots(figsize=(2.3 * len(SETTINGS), 9.5), layout='constrained')
     line = dict(color='black', linewidth=1.5, zorder=1)
-    known = {setting: network for (setting, _, images), network in NETWORKS.items() if not images}
     for column, (name, flags) in enumerate(SETTINGS.items()):
         x = 1.3 * column
         ax.plot([x, x], [-0.4, len(STACK) + 0.2], **line)
@@ -396,14 +390,14 @@ def settings():
             elif word == '+':
                 ax.plot([x, x - 0.55, x - 0.55, x], [start, start, y + 0.4, y + 0.4], **line)
                 ax.text(x, y + 0.4, '+', ha='center', va='center', bbox=dict(boxstyle='circle', fc='white'))
-            elif flag is None or flags[flag]:
-                color = NORM_COLORS.get(word, 'white')
-                edge = 'black' if color == 'white' else color
-                ax.add_patch(plt.Rectangle((x - 0.45, y), 0.9, 0.8, fc=color, ec=edge, zorder=2))
-                ax.text(x, y + 0.4, word, ha='center', va='center_baseline', zorder=3,
-                        color='white' if word in NORM_COLORS else 'black')
+            elif word == 'attention' and flags['qk_norm']:  # it holds QKNorm
+                box(ax, x, y - 1, y + 0.8, word, 0.9)
+                box(ax, x, y - 0.9, y - 0.1, 'QKNorm', 0.8)
+            elif word != 'QKNorm' and (flag is None or flags[flag]):
+                box(ax, x, y, y + 0.8, word, 0.9)
+        known = ', '.join(network for (setting, *_), network in NETWORKS.items() if setting == name)
         ax.text(x, len(STACK) + 1.3, name, ha='center', fontsize=24, weight='bold')
-        ax.text(x, len(STACK) + 0.5, known.get(name, ''), ha='center')
+        ax.text(x, len(STACK) + 0.5, known, ha='center')
     ax.text(-0.7, 8.4, 'block, n_layer times', rotation=90, ha='right', va='center', fontsize=18)
     ax.set(xlim=(-0.95, x + 0.6), ylim=(-0.5, len(STACK) + 2))
     ax.axis('off')

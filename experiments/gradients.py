@@ -161,6 +161,7 @@ def draw(rows):
              if any(row.get('images', False) == images and how in row for row in rows)]
     fig, axes = plt.subplots(2, len(kinds), figsize=(2 + 6 * len(kinds), 11), layout='constrained',
                              squeeze=False, sharey=True)
+    legend = {}
     for column, (images, how) in enumerate(kinds):
         here = [row for row in rows if row.get('images', False) == images]
         names = list(dict.fromkeys(row['run'] for row in here))
@@ -175,15 +176,17 @@ def draw(rows):
                 shares[shares == 0] = math.nan  # beyond the largest entry there is no line
                 label = f'{name}, {len(seeds)} seeds' if len(seeds) > 1 else f'{name}, one seed'
                 ax.plot(levels, shares.mean(0), **{**style, 'marker': ''}, label=label)
-                ax.fill_between(levels, shares.min(0), shares.max(0), color=style['color'], alpha=0.25)
+                ax.fill_between(levels, shares.min(0), shares.max(0), linewidth=0,
+                                color=style['color'], alpha=0.25)
             if how == 'above':
                 ax.plot(levels, [math.erfc(x / math.sqrt(2)) for x in levels], color='0.8', linewidth=9,
                         zorder=0, label='normal distribution')
             ax.set(xscale='log', yscale='log', ylim=(1e-6, 1.2), xlabel=unit,
                    title=f'{"pictures" if images else "language"}, {when} in training')
-        axes[0, column].legend(loc='lower left')
+        legend |= dict(zip(*reversed(axes[0, column].get_legend_handles_labels())))
     for ax in axes[:, 0]:
         ax.set_ylabel('share of entries with |g| > x')
+    fig.legend(legend.values(), legend, loc='outside upper center', ncols=len(kinds) + 1)
     return fig
 
 
