@@ -280,11 +280,15 @@ def claims():
 
     configs = {'V-DNT': ('vdnt_cifar10', 'vdnt_cifar10_adamw'), 'ViT': ('vit_cifar10_sgdw', 'vit_cifar10')}
     for network, (ours, theirs) in configs.items():
-        yield claim('images', f'mSGDW matches AdamW on {network}', 'cifar10', [ours], [theirs], 'match',
-                    'test_loss')
-    for i, optimizer in enumerate(PLAIN):
-        yield claim('images', f'V-DNT beats ViT, both with {optimizer}', 'cifar10', [configs['V-DNT'][i]],
-                    [configs['ViT'][i]], metric='test_loss')
+        yield claim('images', f'CIFAR-10: mSGDW matches AdamW on {network}', 'cifar10', [ours], [theirs],
+                    'match', 'test_loss')
+    for optimizer, ours, theirs in zip(PLAIN, configs['V-DNT'], configs['ViT']):
+        yield claim('images', f'CIFAR-10: V-DNT beats ViT, both with {optimizer}', 'cifar10', [ours],
+                    [theirs], metric='test_loss')
     for other in ('S1', 'S2', 'S4', 'S5'):
-        yield claim('images', f'S3 is better than {other} with mSGDW', 'cifar10_settings', ['S3 mSGDW'],
-                    [f'{other} mSGDW'])
+        yield claim('images', f'CIFAR-10: S3 is better than {other} with mSGDW', 'cifar10_settings',
+                    ['S3 mSGDW'], [f'{other} mSGDW'])
+
+
+if __name__ == '__main__':
+    print(__doc__.strip())

@@ -1,21 +1,20 @@
 """
-How fast, and how near to what this machine can do: memory, optimizer, training step, vision, loader; and
-nanoGPT.
+How fast, and how near to what this machine can do: memory, optimizer, training step, vision, loader, nanoGPT.
 
     python -m experiments.bench                                   under five minutes on two quiet CPU cores
-    python -m experiments.bench --only=optimizer,step --repeats=9 --json=FILE
+    python -m experiments.bench --only=optimizer,step --repeats=9
     python -m experiments.bench --nanogpt=path/to/nanoGPT         GPT-2 beside a checkout of nanoGPT, too
     python -m experiments.bench --only=loader --images=FOLDER     how many cores read pictures for 8 GPUs
 
 What is compared takes turns after a turn to warm up, so that the noise of a machine hits all alike: in one
 process, but for nanoGPT, which is a process of its own. Times are medians over the turns, 'from' the fastest
-'to' the slowest; a ratio is the median of each turn's ratio, and the last table has them all. Times on CUDA
-are those of events on its stream. MPS: not run.
+'to' the slowest; a ratio is the median of each turn's ratio, and the last table has them all. MPS: not run.
 """
 
 import contextlib
 import datetime
 import io
+import json
 import math
 import os
 import platform
@@ -26,8 +25,6 @@ import sys
 import tempfile
 import time
 from functools import partial
-from json import dumps
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,21 +33,17 @@ import torch.nn.functional as F
 from configurator import configure
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from sgdw import SGDW
-from support.checkpoint import replace_text
-from support.checks import check_range
+from support.checks import check_choice, check_range
 from support.console import fail
 from support.distributed import explain, start
 from support.optim import param_groups
 
 only = 'memory,nanogpt,optimizer,step,vision,loader'  # sections
 sections = only.split(',')
-json = ''  # a file for all numbers, too
 repeats = 4  # turns
-size = '124M'  # of memory, step and nanoGPT: 124M, 774M, 1438M (table 3) or tiny
-optimizer_size = 'auto'  # of the optimizer; auto: the largest that fits a GPU, else size
+size = '124M'  # 124M, 774M, 1438M (table 3) or tiny
 micro_batch_size = 0  # sequences of a step, 0: 16 on a GPU, else 2
 block_size = 0  # tokens of each, 0: 1024 on a GPU, else 256
-memory_batch_size = 0  # sequences of full length where memory is measured, 0: 16 on a GPU, else 1
 loss_chunk = 256  # tokens whose logits are held at once, beside all at once
 image_batch_size = 0  # images of a step, 0: 64 on a GPU, else 8
 images = 'data/imagenet'  # JPEGs for the loader, prepared by prepare_imagenet.py
@@ -59,7 +52,7 @@ nanogpt = ''  # the path of a checkout of nanoGPT
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
 dtype = 'auto'  # float32, bfloat16; auto: float32, and bfloat16 too where the device has it in hardware
 compile = 'auto'  # True: steps with torch.compile, too; auto: on a GPU, for a CPU compiles for minutes
-peak_of = ''  # 'AdamW,256': print the peak of that optimizer and chunk in bytes; memory starts itself so
+peak_of = ''  # 'AdamW,256': only print the peak of that optimizer and chunk; memory starts itself so
 seed = 1337  # of weights and batches
 config = configure(globals())
 
@@ -71,33 +64,27 @@ NETWORKS = {'GPT-2': ('S1', 'layer'), 'S1 rms': ('S1', 'rms'), 'L-DNT': ('S5', '
 check_range(config, 1, 1000, 'repeats')
 check_range(config, 0, 2**32 - 1, 'seed')
 check_range(config, 1, 2**20, 'loss_chunk')
-check_range(config, 0, 2**20, 'micro_batch_size', 'block_size', 'memory_batch_size', 'image_batch_size')
-for key in ('size', 'optimizer_size'):
-    if config[key] not in SIZES and (key, config[key]) != ('optimizer_size', 'auto'):
-        fail(f'{key}={config[key]} is unknown. Use one of {", ".join(SIZES)}.')
-longest, vocab = (getattr(GPTConfig(**SIZES[size]), key) for key in ('block_size', 'vocab_size'))
+check_range(config, 0, 2**20, 'micro_batch_size', 'block_size', 'image_batch_size')
+check_choice(config, SIZES, 'size')
+longest, vocab = GPTConfig(**SIZES[size]).block_size, GPTConfig(**SIZES[size]).vocab_size
 if block_size > longest:
     fail(f'block_size={block_size} is more than the {longest} positions of size={size}.')
 if not set(only.split(',')) <= set(sections):
     fail(f'--only={only} has an unknown section. Use some of {",".join(sections)}.')
-if not re.fullmatch(r'((AdamW|mSGDW),\d+)?', peak_of):
-    fail(f'--peak_of={peak_of} is not AdamW or mSGDW, a comma and a number of tokens.')
 if nanogpt and not os.path.exists(os.path.join(nanogpt, 'model.py')):
     fail(f'--nanogpt={nanogpt} has no model.py. Give the path of a checkout of nanoGPT.')
-if not os.path.isdir(os.path.dirname(json) or '.'):
-    fail(f'There is no folder {os.path.dirname(json)} for --json={json}.')
 
 with contextlib.redirect_stdout(io.StringIO()):  # a word on training without compile
     env = start(device, dtype, compile, seed, deterministic=False)
 gpu = env.device_type == 'cuda'
 dtypes = ['float32', 'bfloat16'] if dtype == 'auto' and env.dtype == 'bfloat16' else [env.dtype]
 B, T = micro_batch_size or (16 if gpu else 2), block_size or min(longest, 1024 if gpu else 256)
-memory_B, image_B = memory_batch_size or (16 if gpu else 1), image_batch_size or (64 if gpu else 8)
+memory_B, image_B = 16 if gpu else 1, image_batch_size or (64 if gpu else 8)
 
 # -----------------------------------------------------------------------------
 # tools
 
-tables, ratios = [], []
+ratios = []
 
 
 def sync():
@@ -106,15 +93,8 @@ def sync():
 
 
 def clock(run):
-    """Seconds that run() takes on the device."""
+    """Seconds that run() takes."""
     sync()
-    if gpu:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        run()
-        end.record()
-        sync()
-        return begin.elapsed_time(end) / 1e3
     begin = time.perf_counter()
     run()
     sync()
@@ -125,8 +105,11 @@ def take_turns(arms, turns=repeats):
     """Seconds of every turn: {name: function} gives {name: list}."""
     for run in arms.values():  # the first call compiles, and makes the optimizer's state
         run()
-    seconds = [{name: clock(run) for name, run in arms.items()} for _ in range(turns)]
-    return {name: [turn[name] for turn in seconds] for name in arms}
+    seconds = {name: [] for name in arms}
+    for _ in range(turns):
+        for name, run in arms.items():
+            seconds[name].append(clock(run))
+    return seconds
 
 
 def times(name, seconds):
@@ -150,11 +133,10 @@ def cell(value):
 
 
 def table(title, rows):
-    """Print rows, dicts of the same keys, and keep them for --json."""
+    """Print rows, dicts of the same keys."""
     print(f'\n{title}\n\n| ' + ' | '.join(rows[0]) + ' |\n|' + '---|' * len(rows[0]))
     for row in rows:
         print('| ' + ' | '.join(map(cell, row.values())) + ' |', flush=True)
-    tables.append({'title': title, 'rows': rows})
 
 
 def make_gpt(size, setting, norm, on=env.device, **kwargs):
@@ -179,12 +161,7 @@ def adamw(model, **kwargs):
     return torch.optim.AdamW(param_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), **kwargs)
 
 
-# as train_gpt.py does
-OPTIMIZERS = {'mSGDW': partial(sgdw, compile=env.compile), 'AdamW': partial(adamw, fused=True)}
-
-
-def autocast(dtype):
-    return torch.autocast(env.device_type, torch.bfloat16, enabled=dtype == 'bfloat16')
+OPTIMIZERS = {'mSGDW': sgdw, 'AdamW': partial(adamw, fused=True)}  # as train_gpt.py does
 
 
 def gpt_loss(model, X, Y):
@@ -197,7 +174,7 @@ def vit_loss(model, X, Y):
 
 def update(opt, dtype, loss_of, *args):
     """What a train script does for an update of one micro batch. loss_of(*args) is the forward pass."""
-    with autocast(dtype):
+    with torch.autocast(env.device_type, torch.bfloat16, enabled=dtype == 'bfloat16'):
         loss = loss_of(*args)
     loss.backward()
     params = [p for group in opt.param_groups for p in group['params']]
@@ -225,18 +202,15 @@ def peak(optimizer, chunk):
     model = make_gpt(size, 'S5', 'rms', loss_chunk=chunk)
     opt, X, Y = OPTIMIZERS[optimizer](model), *tokens(memory_B, longest)
     update(opt, env.dtype, gpt_loss, model, X[:1, :8], Y[:1, :8])  # from here on the optimizer has its state
-    with autocast(env.dtype):
-        loss = gpt_loss(model, X[:1, :8], Y[:1, :8])
-    loss.backward()  # and from here on there are gradients, to which the next micro batch adds
+    gpt_loss(model, X[:1, :8], Y[:1, :8]).backward()  # and there are gradients, to which the next batch adds
     update(opt, env.dtype, gpt_loss, model, X, Y)
     return peak_memory() - before
 
 
 def memory():
-    n, rows, arms, X, Y = count(make_gpt(size, 'S5', 'rms', on='meta')), [], {}, *tokens(memory_B, longest)
-    chunks = {'all logits at once': 0, f'loss_chunk {loss_chunk}': loss_chunk}
+    n, rows = count(make_gpt(size, 'S5', 'rms', on='meta')), []
     for optimizer, copies in (('AdamW', 4), ('mSGDW', 3)):  # weights, gradients, and two moments or one
-        for name, chunk in chunks.items():
+        for chunk, name in ((0, 'all logits at once'), (loss_chunk, f'loss_chunk {loss_chunk}')):
             said = subprocess.run([sys.executable, '-m', 'experiments.bench', *sys.argv[1:],
                                    f'--peak_of={optimizer},{chunk}'], capture_output=True, text=True)
             if said.returncode:
@@ -249,35 +223,23 @@ def memory():
                          'more than both (GB)': (most - state - logits) / 1e9})
     table(f'Peak memory: L-DNT, {n:,} parameters, {memory_B} x {longest} tokens, {env.dtype}. Weights and '
           'logits are calculated; the rest: activations, work space and, on a CPU, holes of malloc', rows)
-    for name, chunk in chunks.items():
-        model = make_gpt(size, 'S5', 'rms', n_layer=0, loss_chunk=chunk)
-        arms[name] = partial(update, sgdw(model), env.dtype, gpt_loss, model, X, Y)
-    seconds = take_turns(arms)
-    table(f'The same without blocks: embedding, head, loss over {vocab:,} ids, step',
-          [times(a, seconds) for a in arms])
-    compare(seconds, *reversed(chunks))
 
 
 def optimizer():
-    sizes = [optimizer_size] if optimizer_size != 'auto' else ['1438M', '774M', '124M'] if gpu else [size]
-    def needed(size):  # bytes: w, g, four momenta, four moments, a, b and two more while AdamW works
-        return 4 * 14 * count(make_gpt(size, 'S5', 'rms', on='meta'))
-    while len(sizes) > 1 and needed(sizes[0]) > torch.cuda.mem_get_info()[0]:
-        del sizes[0]
-    model = make_gpt(sizes[0], 'S5', 'rms')
+    model = make_gpt(size, 'S5', 'rms')
     n = count(model)
     for p in model.parameters():
         p.grad = 1e-3 * torch.randn_like(p)
+    a, b = torch.ones(2, n, device=env.device)
+    fused_sgd = torch.optim.SGD(param_groups(model, 1e-4), lr=1e-3, momentum=0.9, fused=True)
+    arms = {'copy': partial(a.copy_, b), 'SGDW loop': sgdw(model, foreach=False).step,
+            'SGDW foreach': sgdw(model).step, 'torch SGD fused': fused_sgd.step,
+            'AdamW foreach': adamw(model, foreach=True).step, 'AdamW fused': adamw(model, fused=True).step}
     # reads and writes per weight. in one pass p, g, m (and v) are read, p, m (and v) written; loop and
     # foreach do m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW foreach: eight times 2 to 4
-    accesses = {'copy': 2, 'SGDW loop': 10, 'SGDW foreach': 10, 'SGDW compiled': 5, 'torch SGD fused': 5,
-                'AdamW foreach': 20, 'AdamW fused': 7}
-    opts = (sgdw(model, foreach=False), sgdw(model), sgdw(model, compile=True),
-            torch.optim.SGD(param_groups(model, 1e-4), lr=1e-3, momentum=0.9, fused=True),
-            adamw(model, foreach=True), adamw(model, fused=True))
-    a, b = torch.ones(2, n, device=env.device)
-    arms, rows = dict(zip(accesses, (partial(a.copy_, b), *(opt.step for opt in opts)))), []
-    seconds = take_turns(arms, 6 * repeats)  # short ones
+    accesses = {'copy': 2, 'SGDW loop': 10, 'SGDW foreach': 10, 'torch SGD fused': 5, 'AdamW foreach': 20,
+                'AdamW fused': 7}
+    seconds, rows = take_turns(arms, 6 * repeats), []  # short ones
     for name, k in accesses.items():
         row = times(name, seconds)
         speed = 4 * k * n / row['ms'] / 1e6
@@ -285,22 +247,20 @@ def optimizer():
                      'of the copy': speed / rows[0]['GB/s'] if rows else 1.0})
     table(f'Optimizer step: {n:,} parameters, float32, {6 * repeats} turns. Shares above 1 are right: small '
           'tensors come from the cache, and a copy on a CPU reads what it overwrites, too', rows)
-    compare(seconds, 'SGDW compiled', 'AdamW fused', 0.75)
-    compare(seconds, 'SGDW compiled', 'SGDW foreach', 0.6)
     compare(seconds, 'SGDW foreach', 'AdamW fused')
     compare(seconds, 'SGDW foreach', 'AdamW foreach')
 
 
 def step():
     side, (X, Y), rows = 8192 if gpu else 2048, tokens(B, T), []
-    work = {f'a @ b, {d}': (0, 2 * side ** 3) for d in dtypes}  # tokens and FLOPs of each arm
-    arms = {f'a @ b, {d}': partial(torch.matmul,
-                                   *torch.randn(2, side, side, device=env.device).to(getattr(torch, d)))
-            for d in dtypes}
+    arms, work = {}, {}  # work: tokens and FLOPs of each arm
+    for d in dtypes:
+        a, b = torch.randn(2, side, side, device=env.device).to(getattr(torch, d))
+        arms[f'a @ b, {d}'], work[f'a @ b, {d}'] = partial(torch.matmul, a, b), (0, 2 * side ** 3)
     ways = ('', ', compiled') if env.compile else ('',)
     for network, (setting, norm) in NETWORKS.items():
         model = make_gpt(size, setting, norm)
-        c, opt = model.config, OPTIMIZERS['mSGDW'](model)
+        c, opt = model.config, sgdw(model)
         # as in train_gpt.py
         flops = 6 * (count(model) - model.wpe.weight.numel()) + 12 * c.n_layer * c.n_embd * T
         for way in ways:
@@ -308,12 +268,13 @@ def step():
             for d in dtypes:
                 arms[f'{network}, {d}{way}'] = partial(update, opt, d, gpt_loss, run, X, Y)
                 work[f'{network}, {d}{way}'] = B * T, B * T * flops
-    seconds = take_turns(arms)
+    seconds, best = take_turns(arms), {}
     for name, (n_tokens, flops) in work.items():
-        row, limit = times(name, seconds), f'a @ b, {name.split(", ")[1]}'
-        speed, best = (f / times(a, seconds)['ms'] / 1e9 for a, f in ((name, flops), (limit, work[limit][1])))
+        row = times(name, seconds)
+        speed = flops / row['ms'] / 1e9
+        best.setdefault(name.split(', ')[1], speed)  # a @ b comes first
         rows.append({**row, 'tokens/s': 1e3 * n_tokens / row['ms'] if n_tokens else '', 'TFLOP/s': speed,
-                     'of a @ b': speed / best})
+                     'of a @ b': speed / best[name.split(', ')[1]]})
     table(f'Training step: {count(model):,} parameters, {B} x {T} tokens, mSGDW, clip 1.0. a and b: {side}^2',
           rows)
     for way in ways:
@@ -335,7 +296,7 @@ def vision():
             model = ViT(ViTConfig(**SETTINGS[setting], norm=norm, **shape))
             X, Y = torch.randn(image_B, 3, *[model.config.image_size] * 2), torch.randint(1000, (image_B,))
         run = torch.compile(model) if env.compile else model
-        arms[name] = partial(update, OPTIMIZERS['mSGDW'](model), env.dtype, vit_loss, run, X, Y)
+        arms[name] = partial(update, sgdw(model), env.dtype, vit_loss, run, X, Y)
     seconds, c = take_turns(arms), model.config
     table(f'Vision step: {count(model):,} parameters, {image_B} images of {c.image_size}^2 pixels, patches '
           f'of {c.patch_size}^2, {env.dtype}, mSGDW, clip 1.0, compile {env.compile}',
@@ -373,12 +334,13 @@ def loader():
             for i, jpeg in enumerate(jpegs):
                 read(jpeg, np.random.default_rng((turn, i)))
             speeds[name].append(len(jpegs) / (time.process_time() - begin))
-    middle = {name: statistics.median(of_way) for name, of_way in speeds.items()}
-    table(f'Loader: {len(jpegs)} pictures', [
-        {'what': name, 'pictures per second and core': middle[name], 'from': min(of_way), 'to': max(of_way),
-         'of the limit': middle[name] / middle['decode, crop, resize (the limit)'],
-         f'cores for 8 GPUs at {gpu_speed} pictures/s each': math.ceil(8 * gpu_speed / middle[name])}
-        for name, of_way in speeds.items()])
+    rows, best = [], statistics.median(speeds['decode, crop, resize (the limit)'])
+    for name, of_way in speeds.items():
+        middle = statistics.median(of_way)
+        rows.append({'what': name, 'pictures per second and core': middle, 'from': min(of_way),
+                     'to': max(of_way), 'of the limit': middle / best,
+                     f'cores for 8 GPUs at {gpu_speed} pictures/s each': math.ceil(8 * gpu_speed / middle)})
+    table(f'Loader: {len(jpegs)} pictures', rows)
 
 
 def peer():
@@ -388,63 +350,58 @@ def peer():
     """
     if not nanogpt:
         return print('\nNot measured: nanoGPT (--nanogpt=PATH of a checkout)')
-    with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, 'weights.pt')
-        keys = dict(path=nanogpt, shape=dumps(SIZES[size]), batch=B, length=T, device=env.device, seed=seed,
-                    file=file)
-        child = subprocess.Popen([sys.executable, '-m', 'experiments.peer',
-                                  *(f'--{k}={v}' for k, v in keys.items())],
-                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        # noqa: E731
-        answer = lambda: child.stdout.readline() or fail(f'nanoGPT ended with exit code {child.wait()}.')
-        losses, said = [float(answer())], torch.load(file, map_location=env.device)
+
+    def answer():
+        return child.stdout.readline() or fail(f'nanoGPT ended with exit code {child.wait()}.')
 
     def theirs(way):
         print(way, file=child.stdin, flush=True)
         answer()
-
-    (ours, more), (weights, X, Y) = (make_gpt(size, *NETWORKS['GPT-2']) for _ in range(2)), said.values()
+    with tempfile.TemporaryDirectory() as folder:
+        keys = dict(path=nanogpt, shape=json.dumps(SIZES[size]), batch=B, length=T, device=env.device,
+                    seed=seed, file=os.path.join(folder, 'weights.pt'))
+        line = [sys.executable, '-m', 'experiments.peer', *(f'--{k}={v}' for k, v in keys.items())]
+        child = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        their_loss, said = float(answer()), torch.load(keys['file'], map_location=env.device)
+    ours, more = (make_gpt(size, *NETWORKS['GPT-2']) for _ in range(2))
+    X, Y = said['X'], said['Y']
     with torch.no_grad():
-        # in the same order
-        for w, *copies in zip(weights, ours.parameters(), more.parameters(), strict=True):
-            for p in copies:
+        for model in (ours, more):
+            for p, w in zip(model.parameters(), said['weights'], strict=True):  # in the same order
                 p.copy_(w)
-        losses.append(gpt_loss(ours, X, Y).item())
-    del weights, said
-    if abs(losses[0] - losses[1]) > 1e-3:
-        fail(f'From the same weights, nanoGPT has the loss {losses[0]} and ours is {losses[1]}. They are not '
+        our_loss = gpt_loss(ours, X, Y).item()
+    if abs(their_loss - our_loss) > 1e-3:
+        fail(f'From the same weights, nanoGPT has the loss {their_loss} and ours is {our_loss}. They are not '
              'the same network.')
+    run = torch.compile(more) if env.compile else more
     arms = {'nanoGPT, float32, AdamW': partial(theirs, 'float32'),
             'ours, float32, AdamW': partial(update, adamw(ours, fused=True), 'float32', gpt_loss, ours, X, Y),
-            f'ours, {env.dtype}, mSGDW': partial(update, OPTIMIZERS['mSGDW'](more), env.dtype, gpt_loss,
-                                                 torch.compile(more) if env.compile else more, X, Y)}
+            f'ours, {env.dtype}, mSGDW': partial(update, sgdw(more), env.dtype, gpt_loss, run, X, Y)}
     shipped = 'nanoGPT, float32, AdamW'  # on a CPU it has no autocast, and its README says --compile=False
     if gpu:
         shipped = 'nanoGPT, bfloat16, AdamW, compiled'
         arms[shipped] = partial(theirs, 'bfloat16 compiled')
     seconds = take_turns(arms)
     child.communicate()  # its input ends, and so does it
-    git = subprocess.run(['git', '-C', nanogpt, 'log', '-1', '--format=%h of %cs'], capture_output=True,
-                         text=True)
-    table(f'GPT-2 beside nanoGPT ({git.stdout.strip() or "no git"}): {count(ours):,} parameters, {B} x {T} '
-          'tokens, forward, backward, clip 1.0, step; from the same weights, with a first loss of '
-          f'{losses[0]:.5f} and {losses[1]:.5f}',
+    table(f'GPT-2 beside nanoGPT: {count(ours):,} parameters, {B} x {T} tokens, forward, backward, clip 1.0, '
+          f'step; from the same weights, with a first loss of {their_loss:.5f} and {our_loss:.5f}',
           [{**times(a, seconds), 'tokens/s': B * T / statistics.median(seconds[a])} for a in arms])
     compare(seconds, 'ours, float32, AdamW', 'nanoGPT, float32, AdamW', 0.95)
     compare(seconds, f'ours, {env.dtype}, mSGDW', shipped, 0.5)
 
 # -----------------------------------------------------------------------------
 
+cpu = None
+if os.path.exists('/proc/cpuinfo'):
+    with open('/proc/cpuinfo', encoding='utf-8') as f:
+        cpu = re.search(r'model name\s*: (.*)', f.read())
+machine = torch.cuda.get_device_name() if gpu else cpu[1] if cpu else platform.machine()
 try:
     if peak_of:
         print(peak(peak_of.split(',')[0], int(peak_of.split(',')[1])))
         raise SystemExit(0)
-    cpuinfo = Path('/proc/cpuinfo').read_text() if os.path.exists('/proc/cpuinfo') else ''
-    cpu = re.search(r'model name\s*: (.*)', cpuinfo)
-    machine = torch.cuda.get_device_name() if gpu else cpu[1] if cpu else platform.machine()
-    header = (f'{machine}, {env.device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, '
-              f'{" and ".join(dtypes)}, {repeats} turns, {datetime.date.today()}')
-    print(header, flush=True)
+    print(f'{machine}, {env.device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, '
+          f'{" and ".join(dtypes)}, {repeats} turns, {datetime.date.today()}', flush=True)
     # memory goes first: on Linux a process begins with the peak of the one that starts it. then what takes
     # two processes, for this one keeps all that it was ever given
     for name, measure in zip(sections, (memory, peer, optimizer, step, vision, loader), strict=True):
@@ -457,5 +414,3 @@ except RuntimeError as e:
     explain(e, 'that does not fit into memory: use a smaller size or smaller batches')
 if ratios:
     table('Ratios of times', ratios)
-if json:
-    replace_text(json, dumps({'machine': header, 'config': config, 'tables': tables}, indent=1))

@@ -1,0 +1,217 @@
+"""
+The paper's figure 1: how large, and how heavy in the tail, are the gradients of GPT-2, L-DNT, ViT and V-DNT?
+
+    python train_gpt.py config/dnt_tiny_plain.py --keep_interval=500       keeps the checkpoints of a run
+    python -m experiments.gradients --runs=out/a,out/b                     measures them, several seeds too
+    python -m experiments.gradients                                        draws what was measured
+
+Measured at the first, the middle and the last ckpt_NNNNNN.pt of each run: the gradients of W_q, W_k, W_v,
+W_o, W_1 and W_2 of all blocks, for several batches of the training set (pictures as they are stored, not
+augmented). A line each goes to results/gradients.jsonl.
+
+With a norm behind it the scale of a weight does not change the loss, L(c w) = L(w), so its gradient at c w
+is 1/c of that at w. MidNorm (for W_v, W_o, W_2) and QKNorm (for W_q, W_k) hence change the size of each
+matrix's gradient by themselves: smaller gradients are not lighter tails. So the picture has both: |g|, and
+|g| / RMS(g) with each matrix divided by its own RMS.
+"""
+
+import json
+import math
+import os
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from configurator import configure
+from experiments.figures import name_run, plt, print_table, read_config, read_rows, save, styles
+from model import GPT, GPTConfig, ViT, ViTConfig
+from support import augment, normfree
+from support.console import fail
+from support.images import Images
+from support.tokens import Tokens
+
+runs = ''  # out_dirs, separated by commas; empty: only draw
+batches = 8  # how many, each with its own gradient
+batch_size = 0  # sequences or pictures in each; 0: as the run was trained
+tail = 0.001  # share of the largest |g| that the Hill index is of
+seed = 1337  # of the batches
+
+RESULTS = 'results/gradients.jsonl'
+WEIGHTS = ('W_q', 'W_k', 'W_v', 'W_o', 'W_1', 'W_2')
+MULTIPLES = 10 ** np.arange(-0.5, 2.05, 0.1)  # of a matrix's RMS
+SIZES = 10 ** np.arange(-9, 0.05, 0.2)
+NUMBERS = {'kurtosis': 'excess kurtosis', 'ratio': '99.9 % quantile / median', 'hill': 'Hill index'}
+
+# -----------------------------------------------------------------------------
+# measure
+
+def load(path):
+    """(checkpoint, network) of a file."""
+    try:
+        saved = torch.load(path, map_location='cpu', weights_only=True)
+        network = (ViT, ViTConfig) if 'image_size' in saved['config'] else (GPT, GPTConfig)
+        model = normfree.build(*network, saved['model_args'])
+        model.load_state_dict(saved['model'])
+    except Exception as e:  # a zip that is cut short, a pickle of classes, a file of something else
+        fail(f'{path} is not a complete checkpoint of a GPT or ViT ({type(e).__name__}). Use another run.')
+    return saved, model.eval()  # no dropout
+
+
+def losses(saved, model):
+    """The training loss of each batch. Batch i depends on (seed, i) alone."""
+    config, cpu = saved['config'], SimpleNamespace(device='cpu', device_type='cpu', say=print)
+    size = batch_size or config['global_batch_size']
+    if 'image_size' in config:
+        data = Images(config['dataset'], config, cpu)
+        if not data.arrays:
+            fail(f'{data.folder} has JPEGs, which this study does not read. Use small pictures: cifar10.')
+        data.open('train')
+        pictures, labels = data.splits['train']
+        n = len(labels)
+    else:
+        data = Tokens(config['dataset'], config['block_size'], cpu)
+        n = data.train_tokens - config['block_size']
+    for i in range(batches):
+        places = np.random.default_rng((seed, i)).integers(0, n, size)
+        if 'image_size' in config:
+            images = data.resized(pictures[places].permute(0, 3, 1, 2))
+            logits = model(augment.normalize(images, data.meta['mean'], data.meta['std']))
+            yield F.cross_entropy(logits, labels[places], label_smoothing=config['label_smoothing'])
+        else:
+            yield model(*data.windows('train', places))[1]
+
+
+def gradients_of(block):
+    """The gradients of a block in the order of WEIGHTS; W_q, W_k and W_v are thirds of c_attn."""
+    linears = block.attn.c_proj, block.ffn.c_fc, block.ffn.c_proj
+    return [*block.attn.c_attn.weight.grad.chunk(3), *(linear.weight.grad for linear in linears)]
+
+
+def kurtosis(g):
+    """Excess kurtosis: 0 for a normal distribution, 3 for a Laplace distribution."""
+    centred = g.double() - g.double().mean()
+    return ((centred ** 4).mean() / (centred ** 2).mean() ** 2 - 3).item()
+
+
+def heaviness(g):
+    """
+    Three numbers that no factor on g changes: the kurtosis of g; the 99.9 % quantile of |g| over its median;
+    the Hill index of |g|, 1 / mean(log(|g| / u)) over its k largest entries, a share `tail` of all, u being
+    the largest one below. For a power law, P(|g| > x) ~ x^-a, the last is a, with standard error a / sqrt(k).
+    Normal: 0, 4.9, 13.
+    """
+    size = g.abs().flatten().double().sort().values
+    k, n = max(1, int(tail * len(size))), len(size)
+    hill = 1 / (size[-k:] / size[-k - 1]).log().mean()
+    return [kurtosis(g), (size[int(0.999 * n)] / size[n // 2]).item(), hill.item()]
+
+
+def shares_above(g, levels):
+    return [(g.abs() > level).double().mean().item() for level in levels]
+
+
+def measure(path):
+    """For each weight a dict of means over the batches; all layers are taken together."""
+    saved, model = load(path)
+    found = {weight: [] for weight in WEIGHTS}
+    for loss in losses(saved, model):
+        model.zero_grad()
+        loss.backward()
+        for weight, layers in zip(WEIGHTS, zip(*(gradients_of(block) for block in model.blocks))):
+            g = torch.cat([w.flatten() for w in layers])
+            scaled = torch.cat([(w / w.square().mean().sqrt()).flatten() for w in layers])  # by its own RMS
+            rms = g.square().mean().sqrt().item()
+            found[weight].append([rms, *heaviness(scaled), *shares_above(scaled, MULTIPLES),
+                                  *shares_above(g, SIZES)])
+    config = saved['config']
+    about = {'run': name_run(config), 'seed': config['seed'], 'images': 'image_size' in config,
+             'iter': saved['iter']}
+    for weight in WEIGHTS:
+        rms, of_kurtosis, ratio, hill, *above = [float(f'{v:.4g}') for v in np.mean(found[weight], 0)]
+        yield {**about, 'weight': weight, 'rms': rms, 'kurtosis': of_kurtosis, 'ratio': ratio, 'hill': hill,
+               'above': above[:len(MULTIPLES)], 'larger': above[len(MULTIPLES):]}
+
+
+def measure_runs():
+    """All runs, then the file."""
+    lines = []
+    for out_dir in runs.split(','):
+        read_config(out_dir)
+        files = sorted(f for f in os.listdir(out_dir) if re.fullmatch(r'ckpt_\d+\.pt', f))
+        if not files:
+            fail(f'{out_dir} has no checkpoints such as ckpt_000500.pt. Train with --keep_interval=500.')
+        for file in dict.fromkeys((files[0], files[len(files) // 2], files[-1])):
+            lines += [json.dumps(row) + '\n' for row in measure(os.path.join(out_dir, file))]
+    os.makedirs('results', exist_ok=True)
+    with open(RESULTS, 'w', encoding='utf-8') as f:
+        f.writelines(lines)
+
+# -----------------------------------------------------------------------------
+# draw
+
+def draw(rows):
+    """
+    Above early, below late in training. A line is the mean over the six weights and the seeds, a band goes
+    from the lowest seed to the highest.
+    """
+    kinds = [(images, how) for images in (False, True) for how in ('larger', 'above')
+             if any(row.get('images', False) == images and how in row for row in rows)]
+    fig, axes = plt.subplots(2, len(kinds), figsize=(2 + 6 * len(kinds), 11), layout='constrained',
+                             squeeze=False, sharey=True)
+    legend = {}
+    for column, (images, how) in enumerate(kinds):
+        here = [row for row in rows if row.get('images', False) == images]
+        names = list(dict.fromkeys(row['run'] for row in here))
+        levels, unit = (SIZES, 'x') if how == 'larger' else (MULTIPLES, 'x / RMS(g)')
+        for ax, end, when in zip(axes[:, column], (min, max), ('early', 'late')):
+            for name, style in zip(names, styles(names)):
+                at, seeds = end(row['iter'] for row in here if row['run'] == name), {}
+                for row in here:
+                    if (row['run'], row['iter']) == (name, at):
+                        seeds.setdefault(row.get('seed'), []).append(row[how])
+                shares = np.array([np.mean(weights, 0) for weights in seeds.values()])  # (seeds, levels)
+                shares[shares == 0] = math.nan  # beyond the largest entry there is no line
+                label = f'{name}, {len(seeds)} seeds' if len(seeds) > 1 else f'{name}, one seed'
+                ax.plot(levels, shares.mean(0), **{**style, 'marker': ''}, label=label)
+                ax.fill_between(levels, shares.min(0), shares.max(0), linewidth=0,
+                                color=style['color'], alpha=0.25)
+            if how == 'above':
+                ax.plot(levels, [math.erfc(x / math.sqrt(2)) for x in levels], color='0.8', linewidth=9,
+                        zorder=0, label='normal distribution')
+            ax.set(xscale='log', yscale='log', ylim=(1e-6, 1.2), xlabel=unit,
+                   title=f'{"pictures" if images else "language"}, {when} in training')
+        legend |= dict(zip(*reversed(axes[0, column].get_legend_handles_labels())))
+    for ax in axes[:, 0]:
+        ax.set_ylabel('share of entries with |g| > x')
+    fig.legend(legend.values(), legend, loc='outside upper center', ncols=len(kinds) + 1)
+    return fig
+
+
+def table(rows):
+    """The least and the largest value over weights and seeds."""
+    places = dict.fromkeys((row['run'], row['iter']) for row in rows)
+    lines = []
+    for run, at in places:
+        here = [row for row in rows if (row['run'], row['iter']) == (run, at)]
+        cells = [run, at, len({row.get('seed') for row in here})]
+        sizes = [row['rms'] for row in here if 'rms' in row]
+        cells.append(f'{min(sizes):.1g} to {max(sizes):.1g}' if sizes else '')
+        for number in NUMBERS:
+            values = [row[number] for row in here]
+            cells.append(f'{min(values):.1f} to {max(values):.1f}')
+        lines.append(cells)
+    print_table(['run', 'update', 'seeds', 'RMS', *NUMBERS.values()], lines)
+
+
+if __name__ == '__main__':
+    for name, value in configure(globals()).items():
+        if name in ('batches', 'batch_size', 'tail') and value < (name != 'batch_size') * 1e-9 or tail > 0.5:
+            fail(f'{name}={value} is out of range.')
+    if runs:
+        measure_runs()
+    measured = read_rows(RESULTS, 'Measure them first with --runs=out/a,out/b.')
+    table(measured)
+    save(draw(measured), 'gradients')
