@@ -20,18 +20,26 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-# which norm sits where: figure 7 and section 4.4 of the paper for S1 to S5. PostLN: Vaswani et al. (2017)
 NORMS = ('input_norm', 'pre_norm', 'ffn_pre_norm', 'mid_norm', 'qk_norm', 'post_norm', 'final_norm')
-SETTINGS = {name: {norm: bool(flag) for norm, flag in zip(NORMS, row)} for name, row in {
-    #          input  pre ffn_pre  mid   qk  post final
-    'S1':     (    0,   1,      1,   0,   0,   0,    1),  # GPT-2, ViT: pre-norm
-    'S2':     (    0,   1,      1,   0,   1,   0,    1),
-    'S3':     (    1,   1,      1,   0,   1,   0,    1),
-    'S4':     (    1,   1,      1,   1,   1,   0,    1),
-    'S5':     (    1,   1,      0,   1,   1,   0,    1),  # the DNT default
-    'PostLN': (    0,   0,      0,   0,   0,   1,    0),
-    'NoNorm': (    0,   0,      0,   0,   0,   0,    0),
-}.items()}
+
+
+def norm_flags(*row):
+    return {name: bool(flag) for name, flag in zip(NORMS, row)}
+
+
+# Which norm sits where. S1 to S5: figure 7 and section 4.4 of the paper
+SETTINGS = {
+    #                    input  pre  ffn_pre  mid  qk  post  final
+    'S1':     norm_flags(    0,   1,       1,   0,  0,    0,     1),  # GPT-2, ViT: pre-norm
+    'S2':     norm_flags(    0,   1,       1,   0,  1,    0,     1),
+    'S3':     norm_flags(    1,   1,       1,   0,  1,    0,     1),
+    'S4':     norm_flags(    1,   1,       1,   1,  1,    0,     1),
+    'S5':     norm_flags(    1,   1,       0,   1,  1,    0,     1),  # the DNT default
+    'PostLN': norm_flags(    0,   0,       0,   0,  0,    1,     0),  # Vaswani et al., arXiv:1706.03762
+    'PeriLN': norm_flags(    0,   1,       1,   1,  0,    0,     1),  # arXiv:2502.02732
+    'OLMo2':  norm_flags(    0,   0,       0,   1,  1,    0,     1),  # arXiv:2501.00656, see Attention
+    'NoNorm': norm_flags(    0,   0,       0,   0,  0,    0,     0),
+}
 
 # -----------------------------------------------------------------------------
 # norms
@@ -65,10 +73,25 @@ class LayerNorm(nn.LayerNorm):
             return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), bias, self.eps)
 
 
+class DyT(nn.Module):
+    """Dynamic tanh, gamma * tanh(alpha * x) + beta, in place of a norm (arXiv:2503.10622)."""
+
+    def __init__(self, ndim):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor([0.5]))  # (1,), not (): then bfloat16 inputs become float32
+        self.weight = nn.Parameter(torch.ones(ndim))
+        self.bias = nn.Parameter(torch.zeros(ndim))
+
+    def forward(self, x):
+        return (self.weight * torch.tanh(self.alpha * x) + self.bias).to(x.dtype)
+
+
 def make_norm(config, on, ndim):
     """The norm of config.norm over ndim channels where the flag is on, an identity where it is off."""
     if not on:
         return nn.Identity()
+    if config.norm == 'dyt':
+        return DyT(ndim)
     eps = {} if config.norm_eps is None else {'eps': config.norm_eps}
     return RMSNorm(ndim, **eps) if config.norm == 'rms' else LayerNorm(ndim, bias=config.bias, **eps)
 
@@ -76,18 +99,23 @@ def make_norm(config, on, ndim):
 # the block
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(D)) v per head, causal or not. qk_norm normalizes q and k (equations 9, 10)."""
+    """
+    softmax(q k^T / sqrt(D)) v per head, causal or not. qk_norm normalizes q and k over the D channels of each
+    head (equations 9, 10). OLMo 2 normalizes them over the full width C.
+    """
 
     def __init__(self, config):
         super().__init__()
         if config.n_embd % config.n_head:
             raise ValueError(f'n_embd={config.n_embd} does not divide into n_head={config.n_head} heads')
-        C, self.n_head, self.dropout = config.n_embd, config.n_head, config.dropout
-        self.causal, self.flash = config.causal, config.flash
+        C = config.n_embd
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.causal = config.causal
+        self.flash = config.flash
         self.c_attn = nn.Linear(C, 3 * C, bias=config.bias and config.qkv_bias)  # W_q, W_k and W_v, stacked
         self.c_proj = nn.Linear(C, C, bias=config.bias)  # W_o
-        # over the D channels of a head: one gain for all queries, one for all keys. The logit keeps its
-        # 1/sqrt(D)
+        # one gain for the queries of all heads, one for the keys. The logit keeps its 1/sqrt(D)
         self.q_norm = make_norm(config, config.qk_norm, C // config.n_head)
         self.k_norm = make_norm(config, config.qk_norm, C // config.n_head)
         self.resid_dropout = nn.Dropout(config.dropout)
@@ -95,7 +123,9 @@ class Attention(nn.Module):
     def forward(self, x):
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)  # each (B, T, H, D)
-        q, k, v = (t.transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))  # (B, H, T, D)
+        q = self.q_norm(q).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_norm(k).transpose(1, 2)
+        v = v.transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
         if x.device.type == 'mps':  # attention may read transposed inputs wrongly there (pytorch#181133)
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
@@ -136,7 +166,8 @@ class DropPath(nn.Module):
     def forward(self, x):
         if not self.training:
             return x
-        keep = torch.rand(x.size(0), *[1] * (x.dim() - 1), device=x.device) >= self.p  # (B, 1, ...)
+        shape = (x.size(0),) + (1,) * (x.dim() - 1)  # (B, 1, ...)
+        keep = torch.rand(shape, device=x.device) >= self.p
         return x * keep.to(x.dtype) / (1 - self.p)
 
 
@@ -165,7 +196,8 @@ class Block(nn.Module):
     def init_weights(self, init, scale):
         """Fill each matrix by init, times scale. W_q, W_k and W_v count as three matrices. Biases are 0."""
         for linear in (self.attn.c_attn, self.attn.c_proj, self.ffn.c_fc, self.ffn.c_proj):
-            for w in linear.weight.chunk(3 if linear is self.attn.c_attn else 1):  # views of the weight
+            n_matrices = 3 if linear is self.attn.c_attn else 1
+            for w in linear.weight.chunk(n_matrices):  # views of the weight
                 init(w).mul_(scale)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
@@ -185,7 +217,7 @@ class NetworkConfig:
     dropout: float = 0.0
     bias: bool = False  # in the linear layers of the blocks and in LayerNorm
     qkv_bias: bool = True  # False: no bias on q, k and v, even where bias is True
-    norm: str = 'rms'  # 'rms' or 'layer'
+    norm: str = 'rms'  # 'rms', 'layer' or 'dyt'
     norm_eps: float | None = None  # None: 1e-6 for RMSNorm, 1e-5 for LayerNorm
     gelu: str = 'exact'  # or 'tanh', its approximation, with which OpenAI trained GPT-2
     init: str = 'xavier'  # or 'torch': PyTorch's default for linear layers
@@ -202,9 +234,11 @@ class NetworkConfig:
     final_norm: bool = True
 
     def __post_init__(self):
-        for key, a, b in (('norm', 'rms', 'layer'), ('gelu', 'exact', 'tanh'), ('init', 'xavier', 'torch')):
-            if getattr(self, key) not in (a, b):
-                raise ValueError(f'{key}={getattr(self, key)!r} is unknown. Use {a!r} or {b!r}.')
+        choices = {'norm': ('rms', 'layer', 'dyt'), 'gelu': ('exact', 'tanh'), 'init': ('xavier', 'torch')}
+        for key, values in choices.items():
+            value = getattr(self, key)
+            if value not in values:
+                raise ValueError(f'{key}={value!r} is unknown. Use {" or ".join(map(repr, values))}.')
 
 # -----------------------------------------------------------------------------
 # language
@@ -285,8 +319,10 @@ class GPT(nn.Module):
         """The loss of x (N, C) and targets (N,) by chunks. Backward computes their logits again."""
         def loss(x, targets):
             return F.cross_entropy(self.lm_head(x).float(), targets, reduction='sum')
-        chunks = zip(x.split(self.config.loss_chunk), targets.split(self.config.loss_chunk))
-        return sum(checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks) / (targets >= 0).sum()
+        size, total = self.config.loss_chunk, 0
+        for chunk in zip(x.split(size), targets.split(size)):
+            total = total + checkpoint(loss, *chunk, use_reentrant=False)
+        return total / (targets >= 0).sum()
 
     def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None):
         if targets is not None and self.config.loss_chunk:
@@ -347,9 +383,8 @@ class ViT(nn.Module):
     (B, n_classes). Class token, learned positions, InputNorm, the blocks of GPT without the causal mask, the
     head on the class token. timm's ViT has LayerNorm eps 1e-6, ours 1e-5 (norm_eps).
 
-    Matrices start as truncated Xavier, biases at 0, class token and positions at deviation 0.02, with
-    InputNorm 0.5. There, tokens shorter than the patches (RMS 0.8 to 1) would get gradients that dominate the
-    norm, and clipping would shrink every other update.
+    Matrices start as truncated Xavier, biases at 0. Class token and positions have the deviation 0.02, with
+    InputNorm 0.5: InputNorm gives all tokens one length, so short ones would get huge gradients.
     """
 
     def __init__(self, config: ViTConfig):
@@ -357,14 +392,15 @@ class ViT(nn.Module):
         if config.image_size % config.patch_size:
             raise ValueError(f'patch_size={config.patch_size} does not divide image_size={config.image_size}')
         self.config = config
-        C, n = config.n_embd, (config.image_size // config.patch_size) ** 2
+        C = config.n_embd
+        n = (config.image_size // config.patch_size) ** 2  # patches
         self.patch_embed = nn.Conv2d(3, C, config.patch_size, stride=config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, C))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + n, C))
         self.input_norm = make_norm(config, config.input_norm, C)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, config.drop_path * i / max(1, config.n_layer - 1))
-                                    for i in range(config.n_layer))
+        rates = [config.drop_path * i / max(1, config.n_layer - 1) for i in range(config.n_layer)]
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.final_norm = make_norm(config, config.final_norm, C)
         self.head = nn.Linear(C, config.n_classes)
         self.init_weights()
@@ -378,7 +414,9 @@ class ViT(nn.Module):
         for layer in (self.patch_embed, self.head):
             init(layer.weight)
             nn.init.zeros_(layer.bias)
-        std = (0.5 if config.input_norm else 0.02) if config.embed_std is None else config.embed_std
+        std = 0.5 if config.input_norm else 0.02
+        if config.embed_std is not None:
+            std = config.embed_std
         nn.init.normal_(self.cls_token, std=std)
         nn.init.normal_(self.pos_embed, std=std)
 

@@ -8,6 +8,7 @@ Text out of a checkpoint.
 """
 
 import codecs
+import math
 import signal
 
 import torch
@@ -15,10 +16,10 @@ import torch
 from configurator import configure
 from model import GPT, GPTConfig
 from support import pretrained
-from support.checkpoint import find_checkpoint, load_checkpoint
+from support.checks import check_range
 from support.console import fail
 from support.distributed import catch_signals, start
-from support.normfree import build
+from support.resume import Checkpoint, find_checkpoint, load_checkpoint, load_weights, make_network
 
 # -----------------------------------------------------------------------------
 out_dir = 'out/gpt'  # a run (its best.pt is used, or ckpt.pt where there is none) or a checkpoint file
@@ -33,14 +34,14 @@ top_k = 0  # sample among that many likeliest tokens, 0: among all
 seed = 1337  # another seed, another text
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
 dtype = 'auto'  # bfloat16 (autocast) or float32
-configure(globals())
+config = configure(globals())
 
 # -----------------------------------------------------------------------------
-for key, value in (('num_samples', num_samples), ('max_new_tokens', max_new_tokens)):
-    if value < 1:
-        fail(f'{key}={value} is out of range. Use 1 or more.')
-if temperature < 0 or top_k < 0:
-    fail(f'temperature={temperature} and top_k={top_k} must not be negative. Use 0 or more.')
+check_range(config, 1, math.inf, 'num_samples', 'max_new_tokens')
+check_range(config, 0, math.inf, 'temperature', 'top_k')
+check_range(config, 0, 2**32 - 1, 'seed')
+if 0 < temperature < 0.001:
+    fail(f'temperature={temperature} is too small to divide by. Use --temperature=0 for the likeliest token.')
 env = start(device, dtype, False, seed, False)
 catch_signals(env)
 path = checkpoint or (out_dir if init_from == 'resume' else pretrained.find_weights(init_from))
@@ -54,9 +55,9 @@ if 'tokenizer' not in saved['data']:
 if saved['data']['tokenizer'] == 'gpt2' and saved['data']['vocab_size'] != 50257:
     fail(f'{path} was trained on a part of the gpt2 vocabulary (experiments/vocabulary.py), whose ids '
          'sample.py cannot decode. Use another checkpoint.')
-model = build(GPT, GPTConfig, saved['model_args'])
-model.load_state_dict(saved['model'])
-model.eval().to(env.device)
+model = make_network(GPT, GPTConfig, saved['model_args'], env)
+load_weights(model, Checkpoint(path, saved), saved['data'], env)
+model.eval()
 
 if saved['data']['tokenizer'] == 'byte':
     # a prompt that is not valid UTF-8 keeps its bytes

@@ -12,21 +12,30 @@ import numpy as np
 import pytest
 import torch
 
-from model import GPT, SETTINGS, DropPath, GPTConfig, LayerNorm, RMSNorm, ViT, ViTConfig
+from model import GPT, SETTINGS, DropPath, DyT, GPTConfig, LayerNorm, RMSNorm, ViT, ViTConfig
 from sgdw import SGDW
 
 # -----------------------------------------------------------------------------
 # the networks
 
-def tiny(setting='S5', seed=0, **kwargs):
-    """A small GPT in float64 whose every parameter is random: gains and biases too, so that none can hide."""
-    torch.manual_seed(seed)
-    sizes = dict(block_size=12, vocab_size=64, n_layer=3, n_head=2, n_embd=16)
-    model = GPT(GPTConfig(**{**SETTINGS[setting], **sizes, **kwargs})).double()
+def noisy(model):
+    """The network in float64 with every parameter random: gains and biases too, so that none can hide."""
     with torch.no_grad():
-        for p in model.parameters():
+        for p in model.double().parameters():
             p.add_(0.1 * torch.randn_like(p))
     return model
+
+
+def tiny(setting='S5', seed=0, **kwargs):
+    torch.manual_seed(seed)
+    sizes = dict(block_size=12, vocab_size=64, n_layer=3, n_head=2, n_embd=16)
+    return noisy(GPT(GPTConfig(**{**SETTINGS[setting], **sizes, **kwargs})))
+
+
+def tiny_vit(setting='S5', seed=0, **kwargs):
+    torch.manual_seed(seed)
+    sizes = dict(image_size=12, patch_size=4, n_classes=5, n_layer=3, n_head=2, n_embd=16)
+    return noisy(ViT(ViTConfig(**{**SETTINGS[setting], **sizes, **kwargs})))
 
 
 def weights(model):
@@ -34,10 +43,12 @@ def weights(model):
 
 
 def np_norm(x, w, name, kind):
-    """The paper's RMSN and LN (section 2), where there is a gain of that name; the rest is the identity."""
+    """The paper's RMSN and LN (section 2) or DyT where there is a gain of that name, else the identity."""
     if f'{name}.weight' not in w:
         return x
     gamma, beta = w[f'{name}.weight'], w.get(f'{name}.bias', 0.0)
+    if kind == 'dyt':
+        return gamma * np.tanh(w[f'{name}.alpha'].item() * x) + w[f'{name}.bias']
     if kind == 'layer':
         y = x - x.mean(-1, keepdims=True)
         return gamma * y / np.sqrt((y ** 2).sum(-1, keepdims=True) / x.shape[-1] + 1e-5) + beta
@@ -73,19 +84,19 @@ def np_ffn(x, w, name):
 
 
 def reference(idx, w, setting, n_layer, n_head, kind):
-    """
-    The network of a setting as a straight line, each spelled out from section 4.4 and figures 2, 3 and 7.
-    What has no name there (NoNorm and rows that are added to SETTINGS) is the one block of model.py's
-    docstring.
-    """
+    """The logits of a sequence, as np_trunk spells the network out."""
     x = w['wte.weight'][idx] + w['wpe.weight'][:len(idx)]
     return np_trunk(x, w, setting, n_layer, n_head, kind) @ w['lm_head.weight'].T
 
 
 def np_trunk(x, w, setting, n_layer, n_head, kind, causal=True):
-    """From the sum of embeddings and positions to what the head reads."""
+    """
+    From the sum of embeddings and positions to what the head reads, setting by setting. S1 to S5: section
+    4.4 and figures 2, 3 and 7. PeriLN: x + Norm(Module(Norm(x))). OLMo2: x + Norm(Module(x)). NoNorm and rows
+    that are added to SETTINGS: the one block of model.py's docstring.
+    """
     N = lambda x, name: np_norm(x, w, name, kind)
-    if setting not in ('S1', 'S2', 'PostLN'):
+    if setting not in ('S1', 'S2', 'PostLN', 'PeriLN', 'OLMo2'):
         x = N(x, 'input_norm')
     for i in range(n_layer):
         b = f'blocks.{i}.'
@@ -94,11 +105,14 @@ def np_trunk(x, w, setting, n_layer, n_head, kind, causal=True):
         if setting in ('S1', 'S2', 'S3'):
             x = x + att(N(x, b + 'pre_norm'))
             x = x + ffn(N(x, b + 'ffn_pre_norm'))
-        elif setting == 'S4':
+        elif setting in ('S4', 'PeriLN'):
             x = x + N(att(N(x, b + 'pre_norm')), b + 'mid_norm')
             x = x + N(ffn(N(x, b + 'ffn_pre_norm')), b + 'ffn_mid_norm')
         elif setting == 'S5':
             x = x + N(att(N(x, b + 'pre_norm')), b + 'mid_norm')
+            x = x + N(ffn(x), b + 'ffn_mid_norm')
+        elif setting == 'OLMo2':
+            x = x + N(att(x), b + 'mid_norm')
             x = x + N(ffn(x), b + 'ffn_mid_norm')
         elif setting == 'PostLN':
             x = N(x + att(x), b + 'post_norm')
@@ -111,13 +125,12 @@ def np_trunk(x, w, setting, n_layer, n_head, kind, causal=True):
 
 IDX = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
 
-QK = ' attn.q_norm attn.k_norm'
-HAS = {  # which norms a network has, by the names of their gains outside of the blocks and in each of them
-    'S1': ('final_norm', 'pre_norm ffn_pre_norm'), 'S2': ('final_norm', 'pre_norm ffn_pre_norm' + QK),
-    'S3': ('input_norm final_norm', 'pre_norm ffn_pre_norm' + QK),
-    'S4': ('input_norm final_norm', 'pre_norm ffn_pre_norm mid_norm ffn_mid_norm' + QK),
-    'S5': ('input_norm final_norm', 'pre_norm mid_norm ffn_mid_norm' + QK),
-    'PostLN': ('', 'post_norm ffn_post_norm'), 'NoNorm': ('', '')}
+PRE, MID, QK = 'pre_norm ffn_pre_norm ', 'mid_norm ffn_mid_norm ', 'attn.q_norm attn.k_norm'
+HAS = {  # the norms of a network outside of the blocks and in each of them
+    'S1': ('final_norm', PRE), 'S2': ('final_norm', PRE + QK), 'S3': ('input_norm final_norm', PRE + QK),
+    'S4': ('input_norm final_norm', PRE + MID + QK), 'S5': ('input_norm final_norm', 'pre_norm ' + MID + QK),
+    'PostLN': ('', 'post_norm ffn_post_norm'), 'PeriLN': ('final_norm', PRE + MID),
+    'OLMo2': ('final_norm', MID + QK), 'NoNorm': ('', '')}
 
 
 @pytest.mark.parametrize('setting', list(HAS))
@@ -128,9 +141,9 @@ def test_each_setting_has_its_norms(setting):
 
 
 @pytest.mark.parametrize('setting', list(SETTINGS))
-@pytest.mark.parametrize('kind,bias', [('layer', True), ('rms', False)])
+@pytest.mark.parametrize('kind,bias', [('layer', True), ('rms', False), ('dyt', False)])
 def test_each_setting_is_its_equations(setting, kind, bias):
-    """S1 with LayerNorm and bias is GPT-2; the others are the paper's, Vaswani's, and none."""
+    """S1 with LayerNorm and bias is GPT-2 and the original ViT (equations 1 to 4 of Dosovitskiy et al.)."""
     model = tiny(setting, norm=kind, bias=bias)
     logits, loss = model(torch.tensor(IDX[None, :-1]), torch.tensor(IDX[None, 1:]))
     expected = reference(IDX[:-1], weights(model), setting, 3, 2, kind)
@@ -138,17 +151,7 @@ def test_each_setting_is_its_equations(setting, kind, bias):
     nll = -np.log(np_softmax(expected))[np.arange(len(IDX) - 1), IDX[1:]].mean()
     assert abs(loss.item() - nll) < 1e-6  # the loss is computed in float32
 
-
-@pytest.mark.parametrize('setting', list(SETTINGS))
-@pytest.mark.parametrize('kind,bias', [('layer', True), ('rms', False)])
-def test_each_vision_setting_is_its_equations(setting, kind, bias):
-    """S1 with LayerNorm and bias is the original ViT: equations 1 to 4 of Dosovitskiy et al."""
-    torch.manual_seed(0)
-    sizes = dict(image_size=12, patch_size=4, n_classes=5, n_layer=3, n_head=2, n_embd=16)
-    model = ViT(ViTConfig(**SETTINGS[setting], **sizes, norm=kind, bias=bias, drop_path=0.3)).double().eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
+    model = tiny_vit(setting, norm=kind, bias=bias, drop_path=0.3).eval()
     w, images = weights(model), np.random.default_rng(0).normal(size=(2, 3, 12, 12))
     for image, logits in zip(images, model(torch.tensor(images)).detach().numpy()):
         patches = [image[:, r:r + 4, c:c + 4].reshape(-1) for r in (0, 4, 8) for c in (0, 4, 8)]
@@ -158,33 +161,53 @@ def test_each_vision_setting_is_its_equations(setting, kind, bias):
         np.testing.assert_allclose(logits, w['head.weight'] @ x[0] + w['head.bias'], atol=1e-10)
 
 
-def test_vision_parameter_counts():
-    for patch, C, H, L, count in ((16, 1024, 16, 24, 304_326_632), (14, 1280, 16, 32, 632_045_800)):
-        with torch.device('meta'):  # the published ViT-L/16 and ViT-H/14 at 1000 classes
-            twin = ViT(ViTConfig(**SETTINGS['S1'], norm='layer', patch_size=patch, n_embd=C, n_head=H,
-                                 n_layer=L))
-            ours = ViT(ViTConfig(patch_size=patch, n_embd=C, n_head=H, n_layer=L))
-        assert sum(p.numel() for p in twin.parameters()) == count
-        assert abs(sum(p.numel() for p in ours.parameters()) - count) < 0.001 * count
+def test_parameter_counts(monkeypatch):
+    """Table 3 at vocabulary 50304, without bias, tied; the published ViT-L/16 and ViT-H/14, 1000 classes."""
+    monkeypatch.setattr(ViT, 'init_weights', lambda self: None)  # which is slow without values
+
+    def count(network, config):
+        with torch.device('meta'):
+            return sum(p.numel() for p in network(config).parameters())
+
+    for L, H, C, expected in ((12, 12, 768, 124.4e6), (36, 20, 1280, 773.6e6), (48, 24, 1536, 1438.0e6)):
+        n = count(GPT, GPTConfig(n_layer=L, n_head=H, n_embd=C))
+        assert n == 50304 * C + 1024 * C + L * 12 * C * C + L * (3 * C + 2 * C // H) + 2 * C
+        assert abs(n - expected) < 0.06e6
+    for patch, C, H, L, expected in ((16, 1024, 16, 24, 304_326_632), (14, 1280, 16, 32, 632_045_800)):
+        size = dict(patch_size=patch, n_embd=C, n_head=H, n_layer=L)
+        assert count(ViT, ViTConfig(**SETTINGS['S1'], norm='layer', **size)) == expected
+        assert abs(count(ViT, ViTConfig(**size)) - expected) < 0.001 * expected
 
 
-def test_vision_initial_standard_deviations():
-    model = ViT(ViTConfig(image_size=32, patch_size=8, n_embd=256, n_head=4, n_layer=2))
-    for w, std in ((model.blocks[0].attn.c_attn.weight[256:512], (2 / 512) ** 0.5),
-                   (model.blocks[1].ffn.c_fc.weight, (2 / 1280) ** 0.5),
-                   (model.patch_embed.weight, (2 / (192 + 256)) ** 0.5),
-                   (model.head.weight, (2 / 1256) ** 0.5)):
-        assert abs(w.std().item() / std - 1) < 0.02
-        assert w.abs().max() < 2.3 * std
+def test_initial_standard_deviations():
+    """The table in GPT's docstring, and table 4's truncated Xavier; a tied head is the embedding itself."""
+    C = 256
+    gpt = GPT(GPTConfig(n_layer=2, n_embd=C, n_head=4, vocab_size=1024, block_size=512, bias=True))
+    vit = ViT(ViTConfig(image_size=32, patch_size=8, n_embd=C, n_head=4, n_layer=2))
+    for model in (gpt, vit):
+        block = model.blocks[1]
+        found = [(w, 2 * C) for w in (*block.attn.c_attn.weight.split(C), block.attn.c_proj.weight)]
+        found += [(block.ffn.c_fc.weight, 5 * C), (block.ffn.c_proj.weight, 5 * C)]  # with fan_in + fan_out
+        if model is vit:
+            found += [(vit.patch_embed.weight, 192 + C), (vit.head.weight, 1000 + C)]
+        else:
+            found += [(gpt.wte.weight, 2 / 0.02 ** 2), (gpt.wpe.weight, 2 / 0.02 ** 2)]
+        for w, fans in found:
+            std = math.sqrt(2 / fans)
+            assert abs(w.std().item() / std - 1) < 0.02
+            assert abs(w.mean().item()) < 0.02 * std
+            assert (w.abs().max() < 2.3 * std) == (model is vit)
+        for layer in model.modules():
+            assert getattr(layer, 'bias', None) is None or not layer.bias.any()
+    assert gpt.lm_head.weight is gpt.wte.weight
     for setting, std in (('S5', 0.5), ('S1', 0.02)):  # with InputNorm of the patches' size
-        fresh = ViT(ViTConfig(**SETTINGS[setting], patch_size=8, n_embd=256, n_head=4, n_layer=1))
+        fresh = ViT(ViTConfig(**SETTINGS[setting], patch_size=8, n_embd=C, n_head=4, n_layer=1))
         assert abs(fresh.pos_embed.std().item() / std - 1) < 0.02
         assert abs(fresh.cls_token.std().item() / std - 1) < 0.2
 
 
 def test_stochastic_depth():
-    model = ViT(ViTConfig(image_size=8, patch_size=4, n_embd=16, n_head=2, n_layer=3, drop_path=0.2))
-    assert [getattr(b.drop_path, 'p', 0) for b in model.blocks] == [0, 0.1, 0.2]
+    assert [getattr(b.drop_path, 'p', 0) for b in tiny_vit(drop_path=0.2).blocks] == [0, 0.1, 0.2]
     drop, x = DropPath(0.25), torch.ones(40000, 1, 2)
     y = drop(x)
     assert y.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
@@ -193,11 +216,11 @@ def test_stochastic_depth():
     assert torch.equal(drop.eval()(x), x)
 
 
-@pytest.mark.parametrize('qk_norm', [True, False])
-def test_flash_is_attention_by_hand(qk_norm):
-    fast, slow = (tiny(qk_norm=qk_norm, flash=flash) for flash in (True, False))
-    idx = torch.tensor(IDX[None])
-    torch.testing.assert_close(fast(idx)[0], slow(idx)[0], atol=1e-12, rtol=0)
+def test_flash_is_attention_by_hand():
+    for qk_norm in (True, False):
+        fast, slow = (tiny(qk_norm=qk_norm, flash=flash) for flash in (True, False))
+        idx = torch.tensor(IDX[None])
+        torch.testing.assert_close(fast(idx)[0], slow(idx)[0], atol=1e-12, rtol=0)
 
 
 def test_no_token_sees_the_future():
@@ -209,26 +232,22 @@ def test_no_token_sees_the_future():
     assert not torch.allclose(a[:, 6:], b[:, 6:])
 
 
-SCALED = {  # weights that sit before a norm: scaling them changes nothing
-    'mid_norm': lambda m: [m.blocks[1].attn.c_proj.weight],
-    'ffn_mid_norm': lambda m: [m.blocks[1].ffn.c_proj.weight],
-    'qk_norm q': lambda m: [m.blocks[1].attn.c_attn.weight[:16]],
-    'qk_norm k': lambda m: [m.blocks[1].attn.c_attn.weight[16:32]],
-    'input_norm': lambda m: [m.wte.weight, m.wpe.weight]}
-
-
-@pytest.mark.parametrize('where', list(SCALED))
 @pytest.mark.parametrize('kind', ['rms', 'layer'])
-def test_scale_before_a_norm_changes_nothing(where, kind):
-    norms_eps_aside = 2e-3  # eps is inside the norms, so invariance is up to it
-    for setting, invariant in (('S5', True), ('S1', False)):
-        model, idx = tiny(setting, norm=kind, tied=False), torch.tensor(IDX[None])
-        before = model(idx)[0].detach()
-        with torch.no_grad():
-            for w in SCALED[where](model):
-                w.mul_(3.0)
-        change = (model(idx)[0] - before).abs().max() / before.std()
-        assert change < norms_eps_aside if invariant else change > 10 * norms_eps_aside
+def test_scale_before_a_norm_changes_nothing(kind):
+    """MidNorm after W_o and W_2, QKNorm, InputNorm: invariant up to the eps inside the norms."""
+    places = [lambda m: [m.blocks[1].attn.c_proj.weight], lambda m: [m.blocks[1].ffn.c_proj.weight],
+              lambda m: [m.blocks[1].attn.c_attn.weight[:16]],  # W_q
+              lambda m: [m.blocks[1].attn.c_attn.weight[16:32]], lambda m: [m.wte.weight, m.wpe.weight]]
+    idx, eps_aside = torch.tensor(IDX[None]), 2e-3
+    for place in places:
+        for setting, invariant in (('S5', True), ('S1', False)):
+            model = tiny(setting, norm=kind, tied=False)
+            before = model(idx)[0].detach()
+            with torch.no_grad():
+                for w in place(model):
+                    w.mul_(3.0)
+            change = (model(idx)[0] - before).abs().max() / before.std()
+            assert change < eps_aside if invariant else change > 10 * eps_aside
 
 
 @pytest.mark.parametrize('tied', [True, False])
@@ -249,11 +268,10 @@ def test_options_that_save_memory_change_no_gradient(tied):
         results.append([loss.detach(), *(p.grad for p in model.parameters())])
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=1e-9, atol=1e-12)
-    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    grads, sizes = [], dict(image_size=8, patch_size=4, n_classes=5, n_layer=3, n_head=2, n_embd=16)
+    images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1)).double()
+    grads = []
     for recompute in (False, True):  # with random masks, which must come back
-        torch.manual_seed(0)
-        vit = ViT(ViTConfig(**sizes, dropout=0.2, drop_path=0.3, recompute_blocks=recompute))
+        vit = tiny_vit(dropout=0.2, drop_path=0.3, recompute_blocks=recompute)
         vit(images).square().sum().backward()
         grads.append([p.grad for p in vit.parameters()])
     torch.testing.assert_close(*grads)
@@ -276,38 +294,7 @@ def test_what_forward_keeps_for_backward():
     assert kept[2] < kept[0] / 2, kept
 
 
-def test_parameter_counts_of_table_3():
-    """124.4M, 773.6M, 1438.0M at vocabulary 50304, no bias, S5 (tied head)."""
-    for n_layer, n_head, n_embd, count in ((12, 12, 768, 124.4e6), (36, 20, 1280, 773.6e6),
-                                           (48, 24, 1536, 1438.0e6)):
-        with torch.device('meta'):
-            model = GPT(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd))
-        n, C = sum(p.numel() for p in model.parameters()), n_embd
-        norms = n_layer * (3 * C + 2 * C // n_head) + 2 * C
-        assert n == 50304 * C + 1024 * C + n_layer * 12 * C * C + norms
-        assert abs(n - count) < 0.06e6
-
-
-def test_initial_standard_deviations():
-    """The table in GPT's docstring, measured; the tied head is the embedding, not a Linear of its own."""
-    C = 256
-    model = GPT(GPTConfig(n_layer=2, n_embd=C, n_head=4, vocab_size=1024, block_size=512, bias=True))
-    block, std = model.blocks[1], {}
-    for name, w in zip('qkv', block.attn.c_attn.weight.split(C)):
-        std[name] = (w, math.sqrt(2 / (2 * C)))
-    std |= {'o': (block.attn.c_proj.weight, math.sqrt(2 / (2 * C))),
-            '1': (block.ffn.c_fc.weight, math.sqrt(2 / (5 * C))),
-            '2': (block.ffn.c_proj.weight, math.sqrt(2 / (5 * C))),
-            'wte': (model.wte.weight, 0.02), 'wpe': (model.wpe.weight, 0.02)}
-    for name, (w, expected) in std.items():
-        assert abs(w.std().item() / expected - 1) < 0.02, name
-        assert abs(w.mean().item()) < 0.02 * expected, name
-    assert model.lm_head.weight is model.wte.weight
-    assert not any(m.bias.any() for m in model.modules() if isinstance(m, torch.nn.Linear)
-                   and m.bias is not None)
-
-
-@pytest.mark.parametrize('norm', [RMSNorm(32), LayerNorm(32, bias=True)])
+@pytest.mark.parametrize('norm', [RMSNorm(32), LayerNorm(32, bias=True), DyT(32)])
 def test_norms_keep_the_dtype_under_autocast(norm):
     x = torch.randn(5, 32)
     with warnings.catch_warnings():
@@ -340,12 +327,11 @@ def test_generate():
 
 
 @pytest.mark.parametrize('network,config,sizes,words', [
-    (GPT, GPTConfig, dict(norm='batch'), "norm='batch' is unknown. Use 'rms' or 'layer'."),
+    (GPT, GPTConfig, dict(norm='batch'), "norm='batch' is unknown. Use 'rms' or 'layer' or 'dyt'."),
     (GPT, GPTConfig, dict(gelu='fast'), "gelu='fast' is unknown. Use 'exact' or 'tanh'."),
     (GPT, GPTConfig, dict(init='zero'), "init='zero' is unknown. Use 'xavier' or 'torch'."),
     (GPT, GPTConfig, dict(n_embd=64, n_head=5), 'n_embd=64 does not divide into n_head=5 heads'),
-    (ViT, ViTConfig, dict(image_size=32, patch_size=5), 'patch_size=5 does not divide image_size=32')],
-    ids=['norm', 'gelu', 'init', 'n_head', 'patch_size'])
+    (ViT, ViTConfig, dict(image_size=32, patch_size=5), 'patch_size=5 does not divide image_size=32')])
 def test_the_networks_refuse_in_words(network, config, sizes, words):
     with pytest.raises(ValueError, match=words):
         network(config(n_layer=1, **sizes))
@@ -368,33 +354,26 @@ def updates(make, steps=5, dtype=torch.float32, seed=0):
 
 @pytest.mark.parametrize('foreach', [False, True])
 @pytest.mark.parametrize('momentum,nesterov', [(0.0, False), (0.9, False), (0.9, True)])
-def test_sgdw_is_torch_sgd_without_decay(foreach, momentum, nesterov):
-    ours = updates(lambda p: SGDW(p, 0.1, momentum=momentum, nesterov=nesterov, foreach=foreach))
-    theirs = updates(lambda p: torch.optim.SGD(p, 0.1, momentum=momentum, nesterov=nesterov, foreach=False))
-    for a, b in zip(ours, theirs):
-        torch.testing.assert_close(a, b, atol=0, rtol=0)
+def test_sgdw_is_its_equations(foreach, momentum, nesterov):
+    """Without decay torch.optim.SGD, bit for bit; with decay the recursion, which is not the coupled one."""
+    ours = updates(lambda p: SGDW(p, 0.1, momentum, nesterov=nesterov, foreach=foreach))
+    theirs = updates(lambda p: torch.optim.SGD(p, 0.1, momentum, nesterov=nesterov, foreach=False))
+    torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
-
-@pytest.mark.parametrize('foreach', [False, True])
-@pytest.mark.parametrize('nesterov', [False, True])
-def test_sgdw_is_the_recursion_with_decay(foreach, nesterov):
-    lr, mu, wd = 0.3, 0.9, 0.2
-    ours = updates(lambda p: SGDW(p, lr, mu, wd, nesterov, foreach=foreach), dtype=torch.float64)
+    lr, wd = 0.3, 0.2
+    ours = updates(lambda p: SGDW(p, lr, momentum, wd, nesterov, foreach), dtype=torch.float64)
     g = torch.Generator().manual_seed(0)
     w = [torch.randn(shape, generator=g).double().numpy() for shape in ((4, 3), (5,), ())]
     m = [np.zeros_like(x) for x in w]
     for _ in range(5):
         grads = [torch.randn(x.shape, generator=g).double().numpy() for x in w]
-        m = [mu * a + b for a, b in zip(m, grads)]
-        w = [(1 - lr * wd) * x - lr * (b + mu * a if nesterov else a) for x, a, b in zip(w, m, grads)]
+        m = [momentum * a + b for a, b in zip(m, grads)]
+        steps = [b + momentum * a if nesterov else a for a, b in zip(m, grads)]
+        w = [(1 - lr * wd) * x - lr * step for x, step in zip(w, steps)]
     for a, b in zip(ours, w):
         np.testing.assert_allclose(a.numpy(), b, rtol=1e-13)
-
-
-def test_sgdw_decoupled_is_not_coupled():
-    ours = updates(lambda p: SGDW(p, 0.3, 0.9, 0.2))
-    coupled = updates(lambda p: torch.optim.SGD(p, 0.3, 0.9, weight_decay=0.2))
-    assert not torch.allclose(ours[0], coupled[0], atol=1e-3)
+    coupled = updates(lambda p: torch.optim.SGD(p, lr, momentum, weight_decay=wd), dtype=torch.float64)
+    assert momentum == 0 or not torch.allclose(ours[0], coupled[0], atol=1e-3)
 
 
 def test_sgdw_state_survives_a_round_trip_and_a_skipped_step(tmp_path):

@@ -19,12 +19,14 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from configurator import configure
 from model import GPT, GPTConfig
-from support.checkpoint import Run, begin, continue_gpt, load_optimizer, make_network
-from support.checks import check_gpt, name_norms, network_args, split_batch
-from support.distributed import agree, all_sum, catch_signals, leave, start, stop_asked
+from sgdw import SGDW
+from support import resume
+from support.checks import check_gpt, network_args, split_batch, warn_of_warmup
+from support.distributed import agree, all_sum, catch_signals, leave, seed_masks, start, stop_asked
 from support.normfree import clip_units, gradient_units
-from support.optim import make_optimizer, name_optimizer, rehearse
-from support.report import Report, progress
+from support.optim import check_optimizer, other_optimizer, rehearse
+from support.report import Report, introduce, progress
+from support.run import Run
 from support.tokens import Tokens
 
 # -----------------------------------------------------------------------------
@@ -41,11 +43,11 @@ log_interval = 10  # iterations between lines on the console and in log.jsonl
 # data
 dataset = 'openwebtext'  # a folder under data/, or a path
 global_batch_size = 480  # sequences per update, over all processes
-micro_batch_size = 16  # upper bound of sequences per process and forward; the accumulation follows
+micro_batch_size = 16  # most sequences per forward pass; gradients accumulate up to global_batch_size
 block_size = 1024  # context length in tokens
 # model
-setting = 'S5'  # which norms: S1 (pre-norm GPT-2), S2, S3, S4, S5 (DNT), PostLN, NoNorm
-norm = 'rms'  # 'rms' or 'layer'
+setting = 'S5'  # which norms: S1 (pre-norm GPT-2), S2, S3, S4, S5 (DNT), PostLN, PeriLN, OLMo2, NoNorm
+norm = 'rms'  # 'rms', 'layer' or 'dyt'
 input_norm = 'auto'  # True or False; auto: as the setting says. this and the next six override single norms
 pre_norm = 'auto'  # before attention
 ffn_pre_norm = 'auto'  # before the FFN
@@ -87,7 +89,6 @@ seed = 1337  # initial weights and data order
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
 dtype = 'auto'  # bfloat16 (autocast) or float32; auto: by device and width (support/distributed.py)
 compile = 'auto'  # torch.compile; auto: on CUDA, where Triton works
-compile_optimizer = False  # True: sgdw's step as one compiled pass too
 deterministic = False  # True: the same bits in every run on CUDA too, slower
 config = configure(globals())
 
@@ -97,45 +98,77 @@ check_gpt(config)
 env = start(device, dtype, compile, seed, deterministic, n_embd)
 signals = catch_signals(env)
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size)
-run_start = begin(config, env)
-globals().update(config)  # weights of another run bring their network along: n_layer, block_size, ...
+checkpoint = resume.find(config, env)  # empty where init_from is 'scratch'
+config |= resume.network_of(checkpoint, config)  # it brings its network along: n_layer, block_size, ...
+globals().update(config)
 
 # -----------------------------------------------------------------------------
 # data: train.bin and val.bin hold token ids, one document after another
-data = Tokens(dataset, block_size, env)
+data = Tokens(dataset, block_size, env, vocab_size)
 
 
-def get_batch(iter_num, micro_step):
-    """
-    One micro batch of this process: inputs and targets, each (micro, block_size). The batch of an iteration
-    depends on (seed, iter_num) and the position in it alone.
-    """
+def train_batches(start_iter):
+    """Micro batches of this process. The windows of an update depend on (seed, iter_num) alone."""
     last = data.train_tokens - block_size - 1
-    offsets = np.random.default_rng((seed, iter_num)).integers(0, last, size=global_batch_size, endpoint=True)
-    first = (env.rank * accum + micro_step) * micro
-    return data.windows('train', offsets[first:first + micro])
+    for iter_num in range(start_iter, max_iters + 2):  # one more than the loop, which reads ahead
+        rng = np.random.default_rng((seed, iter_num))
+        offsets = rng.integers(0, last, size=global_batch_size, endpoint=True)
+        for step in range(accum):
+            first = (env.rank * accum + step) * micro
+            yield data.windows('train', offsets[first:first + micro])  # inputs, targets: (micro, block_size)
+
+
+def eval_batches(split):
+    """Micro batches of this process's share of a split: windows spread evenly, the same each time."""
+    windows = (data.meta[f'{split}_tokens'] - 1) // block_size  # side by side
+    wanted = min(windows, max(1, eval_tokens // block_size)) if eval_tokens else windows
+    offsets = np.arange(wanted) * windows // wanted * block_size
+    mine = offsets[env.rank::env.world_size]
+    for first in range(0, len(mine), micro):
+        yield data.windows(split, mine[first:first + micro])
 
 # -----------------------------------------------------------------------------
 # model: raw_model is evaluated and saved; model is the same network, wrapped for training
-model_args = network_args(GPTConfig, config)
-continue_gpt(run_start, GPTConfig, config, model_args, data)
-raw_model = make_network(GPT, GPTConfig, model_args, run_start, env)  # GPT(GPTConfig(**model_args))
+model_args = network_args(GPTConfig, config) | {'vocab_size': data.vocab_size}
+resume.check(checkpoint, config, model_args, data.meta, max_iters, env)
+raw_model = resume.make_network(GPT, GPTConfig, model_args, env)  # GPT(GPTConfig(**model_args)) on the device
+resume.load_weights(raw_model, checkpoint, data.meta, env)
 params = [p for p in raw_model.parameters() if p.requires_grad]
-n_params = sum(p.numel() for p in params)
 units = gradient_units(raw_model) if agc else []
 
 model = ddp = raw_model
 if env.world_size > 1:
-    model = ddp = DDP(raw_model, device_ids=[env.device] if env.device_type == 'cuda' else None,
-                      gradient_as_bucket_view=True)
+    model = ddp = DDP(raw_model, gradient_as_bucket_view=True)
 if env.compile:
     model = torch.compile(model)
 
 # -----------------------------------------------------------------------------
 # optimizer: matrices and embeddings decay, biases and gains do not
-opt = make_optimizer(raw_model, config)
-load_optimizer(opt, run_start, env)
+check_optimizer(config, raw_model)
+decay, no_decay, embeddings = [], [], []
+for name, p in raw_model.named_parameters():  # a tied head is listed once, as wte
+    if embed_lr and name in ('wte.weight', 'wpe.weight', 'lm_head.weight'):
+        embeddings.append(p)
+    elif p.dim() >= 2:
+        decay.append(p)
+    else:
+        no_decay.append(p)
+groups = [{'params': decay, 'weight_decay': weight_decay, 'lr_scale': 1.0},
+          {'params': no_decay, 'weight_decay': 0.0, 'lr_scale': 1.0}]
+if embed_lr:  # the loop sets the rate of a group to lr_scale times that of the schedule
+    groups.append({'params': embeddings, 'lr_scale': embed_lr / learning_rate,
+                   'weight_decay': weight_decay if embed_weight_decay < 0 else embed_weight_decay,
+                   'rownorm': embed_optimizer == 'rownorm'})
+if optimizer == 'sgdw' and embed_optimizer in ('auto', 'rownorm'):
+    opt = SGDW(groups, learning_rate, momentum)
+elif optimizer == 'adamw' and embed_optimizer in ('auto', 'adamw'):
+    opt = torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=True)
+else:  # sgd, muon, or another optimizer for the embeddings
+    opt = other_optimizer(raw_model, groups[:2], groups[2:], config)
+resume.load_optimizer(opt, checkpoint)
 
+# -----------------------------------------------------------------------------
+# schedule
 
 def get_lr(iter_num):
     """Linear warmup, then a cosine from the peak at warmup_iters to min_lr at max_iters."""
@@ -148,83 +181,64 @@ def get_lr(iter_num):
 # evaluate
 
 @torch.no_grad()
-def evaluate():
-    """Mean loss in nats per token, over the same windows each time; None if a signal to stop came."""
-    count = (data.val_tokens - 1) // block_size  # whole windows, side by side
-    wanted = min(count, max(1, eval_tokens // block_size)) if eval_tokens else count
-    mine = (np.arange(wanted) * count // wanted * block_size)[env.rank::env.world_size]
+def evaluate(split='val'):
+    """Mean loss in nats per token; None if a signal to stop came."""
     loss_sum, seen = 0.0, 0
     raw_model.eval()
-    for i in progress(range(0, len(mine), micro), f'{wanted * block_size:,} tokens', env):
-        if signals:
-            break
-        X, Y = data.windows('val', mine[i:i + micro])
+    for X, Y in progress(eval_batches(split), split, signals, env):
         with env.autocast:
             loss = raw_model(X, Y)[1]
-        loss_sum, seen = loss_sum + loss.item() * len(X), seen + len(X)
+        loss_sum += loss.item() * len(X)
+        seen += len(X)
     raw_model.train()
     loss_sum, seen, stops = all_sum([loss_sum, seen, len(signals)], env)
     return None if stops else loss_sum / seen
 
 
 if eval_only:
-    val_loss = evaluate()
-    env.say(f'val loss {val_loss} nats per token')
+    env.say(f'val loss {evaluate():.4f} nats per token')
     leave(0, env)
 
 # -----------------------------------------------------------------------------
 # loop
-start_iter, best_val_loss = run_start.iter, run_start.best if run_start.resume else math.inf
-env.say(f'{n_params / 1e6:.2f}M parameters, setting {name_norms(setting, model_args)}, '
-        f'{name_optimizer(config)} | '
-        f'{data.train_tokens:,} training tokens, {global_batch_size * block_size:,} per update = '
-        f'{env.world_size} processes x {accum} x {micro} x {block_size} | '
-        f'{env.device}, {env.dtype}, compile {env.compile} | {out_dir}')
-X, Y = get_batch(start_iter, 0)
-rehearse(lambda: model(X, Y)[1], opt, start_iter, env, f'{micro} sequences of {block_size} tokens')
-run = Run(config, env, start_iter, signals)
-# forward and backward per token: 6 FLOPs per weight, 12 L C T for attention (PaLM, arXiv:2204.02311, app. B)
-flops_per_token = 6 * (n_params - raw_model.wpe.weight.numel()) + 12 * n_layer * n_embd * block_size
-report = Report(run, env, max_iters, eval_interval, 'tokens', global_batch_size * block_size, flops_per_token)
+introduce(config, env, raw_model, model_args, micro, accum,
+          f'{data.train_tokens:,} training tokens, {global_batch_size * block_size:,} per update')
+warn_of_warmup(config, warmup_iters, max_iters, env)
+start_iter, best_val_loss = checkpoint.iter, checkpoint.best('best_val_loss', math.inf)
+del checkpoint  # its memory is free now
+batches = train_batches(start_iter)
+X, Y = next(batches)
+rehearse(lambda: model(X, Y)[1], raw_model, opt, start_iter, env, f'{micro} sequences of {block_size} tokens')
+run = Run(config, env, signals, start_iter, raw_model, opt)
+report = Report(run, env, max_iters, eval_interval, 'tokens', global_batch_size * block_size, raw_model)
 
 
 def due(interval):
     return interval and iter_num % interval == 0
 
 
-def save(latest, better):
-    names = ['best.pt'] * better + [f'ckpt_{iter_num:06d}.pt'] * bool(latest and due(keep_interval))
-    names += ['ckpt.pt'] * bool(latest)  # the last one: a run resumes from it, and the others are there then
-    if names:
-        run.save(names, model=raw_model.state_dict(), optimizer=opt.state_dict(), iter=iter_num,
-                 best_val_loss=best_val_loss, model_args=model_args, data=data.meta, config=config)
+def save(name):
+    run.save(name, model=raw_model.state_dict(), optimizer=opt.state_dict(), iter=iter_num,
+             best_val_loss=best_val_loss, model_args=model_args, data=data.meta, config=dict(config))
 
 
-lr = 0.0
-for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and saves the final weights
-    last, better, interrupted = iter_num == max_iters, False, False
-    if (last or due(eval_interval)) and not (run.evaluated and iter_num == start_iter):
-        with report.evaluating():
-            val_loss = evaluate()
-        interrupted = val_loss is None
-        if not interrupted:
-            run.stop_if_not_finite(iter_num, lr, validation_loss=val_loss)
-            better = val_loss < best_val_loss and iter_num > 0
-            best_val_loss = val_loss if better else best_val_loss
-            report.val(iter_num, better, loss=val_loss)
-    if last and not interrupted:
-        save(iter_num > start_iter, better)
-        break
-    if interrupted and iter_num == start_iter:
-        run.leave_stopped(iter_num)
-
+for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and saves, and makes no step
+    last = iter_num == max_iters
     lr = get_lr(iter_num)
     for group in opt.param_groups:
         group['lr'] = lr * group['lr_scale']
-    if dropout > 0:  # the masks depend on (seed, iter_num, rank) alone, so a run repeats and resumes
-        torch.manual_seed(int(np.random.SeedSequence((seed, iter_num, env.rank)).generate_state(1)[0]))
+    if last or due(eval_interval):
+        val_loss = report.timed(evaluate)
+        if val_loss is not None:  # no signal to stop came
+            run.stop_if_not_finite(iter_num, lr, validation_loss=val_loss)
+            better = val_loss < best_val_loss and iter_num > 0
+            report.val(iter_num, better, loss=val_loss)
+            if better:
+                best_val_loss = val_loss
+                save('best.pt')
 
     # forward and backward over the micro batches of this process; DDP averages the gradients in the last one
+    seed_masks(seed, iter_num, env.rank)  # of dropout, so that a run repeats and resumes
     loss_sum = torch.zeros((), device=env.device)
     for micro_step in range(accum):
         ddp.require_backward_grad_sync = micro_step == accum - 1  # DDP reads it in forward too
@@ -234,16 +248,20 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
         loss_sum += loss.detach()
         if stop_asked(signals, env):
             break
-        X, Y = get_batch(*divmod(iter_num * accum + micro_step + 1, accum))  # read while the device works
+        X, Y = report.wait_for(batches)  # read while the device works
 
-    # before the step, all processes agree on the loss and on whether to stop. Weights are saved only here,
-    # where their own loss and gradient are known to be finite
+    # the processes agree on loss, norm and whether to stop. The loss is finite, so these weights are good
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-    loss_mean, norm, stops = agree(loss_sum, grad_norm, signals, env)
-    run.stop_if_not_finite(iter_num, lr, loss=loss_mean, gradient_norm=norm)
-    save(iter_num > start_iter and (stops or due(ckpt_interval) or due(keep_interval)), better)
+    mean_loss, mean_norm, stops = agree(loss_sum, grad_norm, signals, env)
+    run.stop_if_not_finite(iter_num, lr, loss=mean_loss, gradient_norm=mean_norm)
+    if iter_num > start_iter and (last or stops or due(ckpt_interval) or due(keep_interval)):
+        if due(keep_interval):
+            save(f'ckpt_{iter_num:06d}.pt')
+        save('ckpt.pt')  # before the step: a run that resumes makes this update again
     if stops:
         run.leave_stopped(iter_num)
+    if last:
+        break
 
     if agc:
         clipped = clip_units(units, agc)
@@ -251,8 +269,7 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
         torch.nn.utils.clip_grads_with_norm_(params, grad_clip, grad_norm)
     opt.step()
     opt.zero_grad(set_to_none=env.world_size == 1)  # DDP keeps gradients as views into its buckets
-    report.updates += 1
     if due(log_interval):
-        report.train(iter_num, loss_mean, lr, norm, **({'agc_share': clipped.item()} if agc else {}))
+        report.train(iter_num, mean_loss, lr, mean_norm, clipped if agc else None)
 
 leave(0, env)

@@ -12,7 +12,6 @@ config.json, log.jsonl (one object per line), ckpt.pt (the latest state), best.p
 """
 
 import math
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -21,15 +20,16 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from configurator import configure
 from model import ViT, ViTConfig
-from support import augment
-from support.checkpoint import Run, begin, continue_vit, load_optimizer, make_network
-from support.checks import check_images, check_vit, name_norms, network_args, split_batch
-from support.distributed import agree, all_sum, catch_signals, leave, start, stop_asked
+from sgdw import SGDW
+from support import augment, resume
+from support.checks import check_images, check_vit, network_args, split_batch, warn_of_warmup
+from support.distributed import agree, all_sum, catch_signals, leave, seed_masks, start, stop_asked
 from support.images import Images, predict_files
-from support.nfnet import BatchNormStatistics, NFNet, NFNetConfig
+from support.nfnet import NFNet, NFNetConfig
 from support.normfree import clip_units, gradient_units
-from support.optim import make_optimizer, name_optimizer, rehearse
-from support.report import Report, progress
+from support.optim import check_optimizer, other_optimizer, rehearse
+from support.report import Report, introduce, progress
+from support.run import Run
 
 # -----------------------------------------------------------------------------
 # config: the paper's V-DNT-Large with mSGDW. 'here:' marks a choice on which the paper is silent
@@ -46,20 +46,20 @@ log_interval = 10  # iterations between lines on the console and in log.jsonl
 # data and augmentation
 dataset = 'imagenet'  # a folder under data/, or a path
 global_batch_size = 1024  # images per update, over all processes (table 4)
-micro_batch_size = 64  # upper bound of images per process and forward; the accumulation follows
+micro_batch_size = 64  # most images per forward pass; gradients accumulate up to global_batch_size
 num_workers = -1  # processes that read JPEGs for each training process; -1: its share of the cores
 image_size = 224  # table 4. JPEGs are cropped to it, smaller arrays are resized to it
 crop_scale = 0.08  # here: least area of the random crop of a JPEG, timm's; its shape 3/4 to 4/3, bicubic
-shift = 4  # arrays in place of a crop: by at most so many pixels each way, the border reflected
+shift = 4  # small pictures: random shift of up to this many pixels, the border reflected
 randaugment = 9.0  # magnitude (table 4: 9, 0.5), 0: none; only for JPEGs
 mixup = 0.8  # parameter of its Beta distribution (table 4), 0: none
 cutmix = 1.0  # parameter of its Beta distribution (table 4), 0: none. here: with both, each half of the time
-label_smoothing = 0.1  # table 4 (its random erasing of 0 and its EMA, 'no', have no key here)
+label_smoothing = 0.1  # table 4; it turns random erasing and EMA off, so we have neither
 # model
 arch = 'vit'  # 'vit' (ViT, V-DNT) or 'nfnet' (NFNet-F0; of the keys below it takes dropout and drop_path)
 batch_norm = False  # nfnet: with batch normalization put back
-setting = 'S5'  # which norms: S1 (ViT, pre-norm), S2, S3, S4, S5 (DNT), PostLN, NoNorm
-norm = 'rms'  # 'rms' or 'layer'
+setting = 'S5'  # which norms: S1 (ViT, pre-norm), S2, S3, S4, S5 (DNT), PostLN, PeriLN, OLMo2, NoNorm
+norm = 'rms'  # 'rms', 'layer' or 'dyt'
 input_norm = 'auto'  # True or False; auto: as the setting says. this and the next six override single norms
 pre_norm = 'auto'  # before attention
 ffn_pre_norm = 'auto'  # before the FFN
@@ -101,7 +101,6 @@ seed = 1337  # initial weights, order of the images and their augmentation
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
 dtype = 'auto'  # bfloat16 (autocast) or float32; auto: by device and width (support/distributed.py)
 compile = 'auto'  # torch.compile; auto: on CUDA, where Triton works
-compile_optimizer = False  # True: sgdw's step as one compiled pass too
 deterministic = False  # True: the same bits in every run on CUDA too, slower
 config = configure(globals())
 
@@ -110,106 +109,111 @@ config = configure(globals())
 check_vit(config)
 env = start(device, dtype, compile, seed, deterministic, n_embd)
 signals = catch_signals(env)
-torch.backends.cudnn.benchmark = arch == 'nfnet' and not deterministic  # cuDNN tries its convolutions once
-mixes = mixup > 0 or cutmix > 0
-micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size, 2 if mixes else 1)
-run_start = begin(config, env)
-globals().update(config)  # weights of another run bring their network along: n_layer, patch_size, ...
+mixing = mixup > 0 or cutmix > 0
+micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size, 2 if mixing else 1)
+checkpoint = resume.find(config, env)  # empty where init_from is 'scratch'
+config |= resume.network_of(checkpoint, config)  # it brings its network along: n_layer, patch_size, ...
+globals().update(config)
 
 # -----------------------------------------------------------------------------
 # data: {train,val,test}_labels.npy with _images.npy (small pictures) or _jpeg.bin and _offsets.npy
-data = Images(dataset, config, env, run_start.checkpoint['data'] if predict else None)
+data = Images(dataset, config, env, checkpoint.state['data'] if predict else None)
 if not predict:
     data.open(*[eval_split] if eval_only else ['train', 'val'])
-iters_per_epoch, total_iters, warmup_iters = check_images(config, data)
-mean, std = (torch.tensor(data.meta[k], device=env.device) for k in ('mean', 'std'))
-std.clamp_(min=1 / 255)  # a channel may be constant
-beside = env.device_type == 'cuda'  # copy while the GPU works. MPS may read freed memory (pytorch#189690)
+check_images(config, data)
+iters_per_epoch = data.size('train') // global_batch_size  # images that do not fill a batch are skipped
+max_iters = max_iters or max(1, round(epochs * iters_per_epoch))
+warmup_iters = round(warmup_epochs * iters_per_epoch)
 
 
-@lru_cache(1)
-def epoch_order(epoch):
-    return np.random.default_rng((seed, 0, epoch)).permutation(data.size('train'))
-
-
-@lru_cache(1)
-def epoch_offsets(epoch):
-    return augment.small_offsets(np.random.default_rng((seed, 1, epoch)), data.size('train'), shift)
+def train_samples(start_iter):
+    """
+    Lists of (epoch, index): the images of each micro batch of this process. The order of an epoch depends on
+    (seed, epoch) alone, the crop or shift of an image on (seed, epoch, index).
+    """
+    shuffled = None
+    for iter_num in range(start_iter, max_iters + 2):  # one more than the loop, which reads ahead
+        epoch, place = divmod(iter_num, iters_per_epoch)
+        if epoch != shuffled:
+            order, shuffled = np.random.default_rng((seed, 0, epoch)).permutation(data.size('train')), epoch
+        for step in range(accum):
+            first = place * global_batch_size + (env.rank * accum + step) * micro
+            yield [(epoch, index) for index in order[first:first + micro]]
 
 
 def train_batches(start_iter):
     """
-    Micro batches of this process: (images, labels, labels of the mixing partners, lam). The view of a sample
-    depends on (seed, epoch, index) alone; which samples an iteration has and how they mix depends on (seed,
-    iteration) alone.
+    Micro batches of this process: images (micro, 3, H, W), and as targets their labels, the labels of the
+    images that are mixed in, and the share lam. The mixing depends on (seed, iter_num) alone.
     """
-    def keys():
-        for i in range(start_iter, total_iters + 1):  # one more, because the loop reads ahead
-            epoch, place = divmod(i, iters_per_epoch)
-            for step in range(accum):
-                first = place * global_batch_size + (env.rank * accum + step) * micro
-                yield [(epoch, index) for index in epoch_order(epoch)[first:first + micro]]
-
-    def small():
-        pictures, labels = data.splits['train']
-        for batch in keys():
-            index, epoch = torch.tensor([index for _, index in batch]), batch[0][0]
-            images = pictures[index.to(pictures.device, non_blocking=beside)].permute(0, 3, 1, 2)
-            yield augment.pad_crop_flip(images, epoch_offsets(epoch)[index]), labels[index]
-
-    for n, (images, labels) in enumerate(small() if data.arrays else data.jpegs('train', keys())):
-        images, labels = (t.to(env.device, non_blocking=beside) for t in (images, labels))
-        rng = np.random.default_rng((seed, 2, start_iter + n // accum))  # one draw for the whole global batch
-        images = augment.normalize(data.resized(images), mean, std)
+    for n, (images, labels) in enumerate(data.batches('train', train_samples(start_iter))):
         partners, lam = labels, 1.0
-        if mixes:
+        if mixing:
+            rng = np.random.default_rng((seed, 2, start_iter + n // accum))  # the same for the whole update
             images, partners, lam = augment.mix(images, labels, rng, mixup, cutmix)
-        yield images, labels, partners, lam
+        yield images, (labels, partners, lam)
 
 
 def eval_batches(split):
-    """(images, labels) of this process's share of a split, every image once."""
+    """Micro batches of this process's share of a split: images and labels, every image once."""
     mine = range(env.rank, data.size(split), env.world_size)
-    chunks = [list(mine[i:i + micro]) for i in range(0, len(mine), micro)]
-
-    def small():
-        pictures, labels = data.splits[split]
-        for chunk in chunks:
-            yield pictures[torch.tensor(chunk).to(pictures.device)].permute(0, 3, 1, 2), labels[chunk]
-
-    keys = [[(None, index) for index in chunk] for chunk in chunks]
-    for images, labels in small() if data.arrays else data.jpegs(split, keys):
-        images, labels = (t.to(env.device, non_blocking=beside) for t in (images, labels))
-        yield augment.normalize(data.resized(images), mean, std), labels
+    samples = []
+    for first in range(0, len(mine), micro):
+        samples.append([(None, index) for index in mine[first:first + micro]])
+    return data.batches(split, samples)
 
 # -----------------------------------------------------------------------------
 # model: raw_model is evaluated and saved; model is the same network, wrapped for training
 Network, NetworkConfig = (ViT, ViTConfig) if arch == 'vit' else (NFNet, NFNetConfig)
 model_args = network_args(NetworkConfig, config) | {'n_classes': len(data.meta['classes'])}
-continue_vit(run_start, NetworkConfig, config, model_args, data.meta, total_iters)
-raw_model = make_network(Network, NetworkConfig, model_args, run_start, env)  # ViT(ViTConfig(**model_args))
+resume.check(checkpoint, config, model_args, data.meta, max_iters, env)
+raw_model = resume.make_network(Network, NetworkConfig, model_args, env)  # ViT(ViTConfig(**model_args))
+resume.load_weights(raw_model, checkpoint, data.meta, env)
 params = [p for p in raw_model.parameters() if p.requires_grad]
-n_params = sum(p.numel() for p in params)
 units = gradient_units(raw_model) if agc else []
 
 model = ddp = raw_model
 if env.world_size > 1:
-    model = ddp = DDP(raw_model, device_ids=[env.device] if env.device_type == 'cuda' else None,
-                      gradient_as_bucket_view=True)
+    model = ddp = DDP(raw_model, gradient_as_bucket_view=True)
 if env.compile:
     model = torch.compile(model)
 
 # -----------------------------------------------------------------------------
 # optimizer: matrices decay; biases, gains, class token and positions do not
-opt = make_optimizer(raw_model, config)
-load_optimizer(opt, run_start, env)
+check_optimizer(config, raw_model)
+decay, no_decay, embed_decay, embed_no_decay = [], [], [], []
+for name, p in raw_model.named_parameters():
+    if embed_lr and name == 'patch_embed.weight':
+        embed_decay.append(p)
+    elif embed_lr and name in ('patch_embed.bias', 'cls_token', 'pos_embed'):
+        embed_no_decay.append(p)
+    elif p.dim() >= 2 and name not in ('cls_token', 'pos_embed'):
+        decay.append(p)
+    else:
+        no_decay.append(p)
+groups = [{'params': decay, 'weight_decay': weight_decay, 'lr_scale': 1.0},
+          {'params': no_decay, 'weight_decay': 0.0, 'lr_scale': 1.0}]
+if embed_lr:  # the loop sets the rate of a group to lr_scale times that of the schedule
+    groups.append({'params': embed_decay, 'lr_scale': embed_lr / learning_rate,
+                   'weight_decay': weight_decay if embed_weight_decay < 0 else embed_weight_decay,
+                   'rownorm': embed_optimizer == 'rownorm'})
+    groups.append({**groups[2], 'params': embed_no_decay, 'weight_decay': 0.0})
+if optimizer == 'sgdw' and embed_optimizer in ('auto', 'rownorm'):
+    opt = SGDW(groups, learning_rate, momentum)
+elif optimizer == 'adamw' and embed_optimizer in ('auto', 'adamw'):
+    opt = torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=True)
+else:  # sgd, muon, or another optimizer for the embeddings
+    opt = other_optimizer(raw_model, groups[:2], groups[2:], config)
+resume.load_optimizer(opt, checkpoint)
 
+# -----------------------------------------------------------------------------
+# schedule
 
 def get_lr(iter_num):
-    """Linear warmup, then a cosine from the peak at warmup_iters to min_lr at total_iters."""
+    """Linear warmup, then a cosine from the peak at warmup_iters to min_lr at max_iters."""
     if iter_num < warmup_iters:
         return learning_rate * (iter_num + 1) / (warmup_iters + 1)
-    progress = min(1.0, (iter_num - warmup_iters) / max(1, total_iters - warmup_iters))
+    progress = min(1.0, (iter_num - warmup_iters) / max(1, max_iters - warmup_iters))
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
 
 # -----------------------------------------------------------------------------
@@ -217,25 +221,24 @@ def get_lr(iter_num):
 
 @torch.no_grad()
 def evaluate(split='val'):
-    """(loss in nats, top-1, top-5) over every image of a split; None if a signal to stop came."""
-    sums = [0.0] * 4
+    """Mean loss in nats, top-1 and top-5; three None if a signal to stop came."""
+    loss_sum = hits = hits5 = seen = 0
     raw_model.eval()
-    for images, labels in progress(eval_batches(split), f'{data.size(split):,} images', env):
-        if signals:
-            break
+    for X, labels in progress(eval_batches(split), split, signals, env):
         with env.autocast:
-            logits = raw_model(images).float()
-        hits = logits.topk(min(5, logits.size(1))).indices == labels[:, None]  # (B, 5), the likeliest first
-        loss = F.cross_entropy(logits, labels, reduction='sum')
-        numbers = loss.item(), hits[:, 0].sum().item(), hits.sum().item(), len(labels)
-        sums = [a + b for a, b in zip(sums, numbers)]
+            logits = raw_model(X).float()
+        loss_sum += F.cross_entropy(logits, labels, reduction='sum').item()
+        found = logits.topk(min(5, logits.size(1))).indices == labels[:, None]  # (B, 5), the likeliest first
+        hits += found[:, 0].sum().item()
+        hits5 += found.sum().item()
+        seen += len(X)
     raw_model.train()
-    *sums, seen, stops = all_sum([*sums, len(signals)], env)
-    return None if stops else [a / seen for a in sums]
+    loss_sum, hits, hits5, seen, stops = all_sum([loss_sum, hits, hits5, seen, len(signals)], env)
+    return (None, None, None) if stops else (loss_sum / seen, hits / seen, hits5 / seen)
 
 
 if predict:
-    predict_files(predict, raw_model, data, mean, std)
+    predict_files(predict, raw_model, data)
     leave(0, env)
 if eval_only:
     val_loss, top1, top5 = evaluate(eval_split)
@@ -245,82 +248,68 @@ if eval_only:
 
 # -----------------------------------------------------------------------------
 # loop
-start_iter, best_top1 = run_start.iter, run_start.best if run_start.resume else -1.0
-what = f'setting {name_norms(setting, model_args)}' if arch == 'vit' else arch
-env.say(f'{n_params / 1e6:.2f}M parameters, {what}, {name_optimizer(config)} | '
-        f'{data.size("train"):,} training images of {len(data.meta["classes"])} classes, '
-        f'{iters_per_epoch} updates an epoch of {global_batch_size} = '
-        f'{env.world_size} processes x {accum} x {micro} | '
-        f'{env.device}, {env.dtype}, compile {env.compile} | {out_dir}')
-statistics = BatchNormStatistics(raw_model)
+introduce(config, env, raw_model, model_args, micro, accum, f'{data.size("train"):,} training images, '
+          f'{iters_per_epoch} updates per epoch of {global_batch_size}')
+warn_of_warmup(config, warmup_iters, max_iters, env, iters_per_epoch)
+start_iter, best_top1 = checkpoint.iter, checkpoint.best('best_top1', -1.0)
+del checkpoint  # its memory is free now
 batches = train_batches(start_iter)
-X, Y, partners, lam = next(batches)
-rehearse(lambda: augment.mixed_loss(model(X), Y, partners, lam, label_smoothing), opt, start_iter, env,
+X, Y = next(batches)
+rehearse(lambda: augment.mixed_loss(model(X), *Y, label_smoothing), raw_model, opt, start_iter, env,
          f'{micro} images of {image_size} x {image_size}')
-statistics.restore()
-run = Run(config, env, start_iter, signals)
-report = Report(run, env, total_iters, eval_interval, 'images', global_batch_size, None, iters_per_epoch)
+run = Run(config, env, signals, start_iter, raw_model, opt)
+report = Report(run, env, max_iters, eval_interval, 'images', global_batch_size, raw_model, iters_per_epoch)
 
 
 def due(interval):
     return interval and iter_num % interval == 0
 
 
-def save(latest, better):
-    names = ['best.pt'] * better + [f'ckpt_{iter_num:06d}.pt'] * bool(latest and due(keep_interval))
-    names += ['ckpt.pt'] * bool(latest)  # the last one: a run resumes from it, and the others are there then
-    if names:
-        run.save(names, model=raw_model.state_dict() | statistics.saved, optimizer=opt.state_dict(),
-                 iter=iter_num, best_top1=best_top1, model_args=model_args, data=data.meta, config=config)
+def save(name):
+    run.save(name, model=raw_model.state_dict(), optimizer=opt.state_dict(), iter=iter_num,
+             best_top1=best_top1, model_args=model_args, data=data.meta, config=dict(config))
 
 
-lr = 0.0
-for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates and saves the final weights
-    last, better, interrupted = iter_num == total_iters, False, False
-    statistics.keep()  # a checkpoint has the weights before this update, so it has their statistics too
-    if (last or due(eval_interval)) and not (run.evaluated and iter_num == start_iter):
-        with report.evaluating():
-            result = evaluate()
-        interrupted = result is None
-        if not interrupted:
-            val_loss, top1, top5 = result
-            run.stop_if_not_finite(iter_num, lr, validation_loss=val_loss)
-            better = top1 > best_top1 and iter_num > 0
-            best_top1 = top1 if better else best_top1
-            report.val(iter_num, better, loss=val_loss, top1=top1, top5=top5)
-    if last and not interrupted:
-        save(iter_num > start_iter, better)
-        break
-    if interrupted and iter_num == start_iter:
-        run.leave_stopped(iter_num)
-
+for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and saves, and makes no step
+    last = iter_num == max_iters
     lr = get_lr(iter_num)
     for group in opt.param_groups:
         group['lr'] = lr * group['lr_scale']
-    if dropout > 0 or drop_path > 0:  # the masks depend on (seed, iter_num, rank) alone, as in train_gpt.py
-        torch.manual_seed(int(np.random.SeedSequence((seed, iter_num, env.rank)).generate_state(1)[0]))
+    if last or due(eval_interval):
+        val_loss, top1, top5 = report.timed(evaluate)
+        if val_loss is not None:  # no signal to stop came
+            run.stop_if_not_finite(iter_num, lr, validation_loss=val_loss)
+            better = top1 > best_top1 and iter_num > 0
+            report.val(iter_num, better, loss=val_loss, top1=top1, top5=top5)
+            if better:
+                best_top1 = top1
+                save('best.pt')
 
     # forward and backward over the micro batches of this process; DDP averages the gradients in the last one
+    seed_masks(seed, iter_num, env.rank)  # of dropout, so that a run repeats and resumes
     loss_sum = torch.zeros((), device=env.device)
     for micro_step in range(accum):
         ddp.require_backward_grad_sync = micro_step == accum - 1  # DDP reads it in forward too
         with env.autocast:
-            loss = augment.mixed_loss(model(X), Y, partners, lam, label_smoothing) / accum
+            loss = augment.mixed_loss(model(X), *Y, label_smoothing) / accum
         loss.backward()
         loss_sum += loss.detach()
         if stop_asked(signals, env):
             break
-        with report.waiting():
-            X, Y, partners, lam = next(batches, (X, Y, partners, lam))  # read while the device works
+        X, Y = report.wait_for(batches)  # read while the device works
 
-    # before the step, all processes agree on the loss and on whether to stop. Weights are saved only here,
-    # where their own loss and gradient are known to be finite
+    # the processes agree on loss, norm and whether to stop. The loss is finite, so these weights are good
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-    loss_mean, norm, stops = agree(loss_sum, grad_norm, signals, env)
-    run.stop_if_not_finite(iter_num, lr, loss=loss_mean, gradient_norm=norm)
-    save(iter_num > start_iter and (stops or due(ckpt_interval) or due(keep_interval)), better)
+    mean_loss, mean_norm, stops = agree(loss_sum, grad_norm, signals, env)
+    run.stop_if_not_finite(iter_num, lr, loss=mean_loss, gradient_norm=mean_norm)
+    if iter_num > start_iter and (last or stops or due(ckpt_interval) or due(keep_interval)):
+        if due(keep_interval):
+            save(f'ckpt_{iter_num:06d}.pt')
+        save('ckpt.pt')  # before the step: a run that resumes makes this update again
     if stops:
         run.leave_stopped(iter_num)
+    if last:
+        break
 
     if agc:
         clipped = clip_units(units, agc)
@@ -328,8 +317,7 @@ for iter_num in range(start_iter, total_iters + 1):  # the last turn evaluates a
         torch.nn.utils.clip_grads_with_norm_(params, grad_clip, grad_norm)
     opt.step()
     opt.zero_grad(set_to_none=env.world_size == 1)  # DDP keeps gradients as views into its buckets
-    report.updates += 1
     if due(log_interval):
-        report.train(iter_num, loss_mean, lr, norm, **({'agc_share': clipped.item()} if agc else {}))
+        report.train(iter_num, mean_loss, lr, mean_norm, clipped if agc else None)
 
 leave(0, env)

@@ -45,29 +45,40 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
 
-BICUBIC = Image.Resampling.BICUBIC
+BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 FILL = (124, 116, 104)  # round(255 * ImageNet's mean), for pixels that rotation, shear or translation uncover
 
 # -----------------------------------------------------------------------------
 # one picture
 
+def draw_filter(rng: np.random.Generator, interpolation: str) -> Image.Resampling:
+    """'bicubic', or 'random': bilinear half of the time, drawn for each crop and operation, as in timm."""
+    return BILINEAR if interpolation == 'random' and rng.random() < 0.5 else BICUBIC
+
+
 def random_resized_crop(image: Image.Image, rng: np.random.Generator, size: int = 224,
                         scale: tuple[float, float] = (0.08, 1.0),
-                        ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> Image.Image:
+                        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+                        interpolation: str = 'bicubic') -> Image.Image:
     """A part of the picture with a random share of its area and a random ratio, resized to (size, size)."""
     W, H = image.size
     for _ in range(10):  # the part may be longer than the picture
         area = rng.uniform(*scale) * W * H
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w, h = max(1, round(math.sqrt(area * aspect))), max(1, round(math.sqrt(area / aspect)))
+        w = max(1, round(math.sqrt(area * aspect)))
+        h = max(1, round(math.sqrt(area / aspect)))
         if w <= W and h <= H:
-            left, top = int(rng.integers(W - w + 1)), int(rng.integers(H - h + 1))
+            left = int(rng.integers(W - w + 1))
+            top = int(rng.integers(H - h + 1))
             break
     else:  # the largest part in the middle with an allowed ratio
-        w, h = min(W, round(H * ratio[1])), min(H, round(W / ratio[0]))
-        left, top = (W - w) // 2, (H - h) // 2
+        w = min(W, round(H * ratio[1]))
+        h = min(H, round(W / ratio[0]))
+        left = (W - w) // 2
+        top = (H - h) // 2
     # crop first: the filter of resize(box=...) would read pixels from outside the box
-    return image.crop((left, top, left + w, top + h)).resize((size, size), BICUBIC)
+    part = image.crop((left, top, left + w, top + h))
+    return part.resize((size, size), draw_filter(rng, interpolation))
 
 
 def hflip(image: Image.Image, rng: np.random.Generator, p: float = 0.5) -> Image.Image:
@@ -75,65 +86,72 @@ def hflip(image: Image.Image, rng: np.random.Generator, p: float = 0.5) -> Image
     return ImageOps.mirror(image) if rng.random() < p else image
 
 
-def affine(image, a, b, c, d, e, f):
+def affine(image, resample, a, b, c, d, e, f):
     """The output's pixel (x, y) is the input's pixel (a x + b y + c, d x + e y + f)."""
-    return image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f), BICUBIC, fillcolor=FILL)
+    return image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f), resample, fillcolor=FILL)
 
 
 def enhance(kind):
     """Argument and operation, as in OPS, of a class of ImageEnhance."""
-    return lambda f, s: max(0.1, 1 + 0.9 * f * s), lambda x, v: kind(x).enhance(v)
+    return lambda f, s: max(0.1, 1 + 0.9 * f * s), lambda x, v, _: kind(x).enhance(v)
 
 
-# name: (its argument from f = m / 10 and a random sign s, the operation on a picture with that argument)
+# name: (its argument from f = m / 10 and a random sign s, the operation on a picture x with argument v and a
+# filter r, which only the geometric ones need)
 OPS = {
-    'AutoContrast': (lambda f, s: None, lambda x, _: ImageOps.autocontrast(x)),
-    'Equalize': (lambda f, s: None, lambda x, _: ImageOps.equalize(x)),
-    'Invert': (lambda f, s: None, lambda x, _: ImageOps.invert(x)),
-    'Rotate': (lambda f, s: 30 * f * s, lambda x, v: x.rotate(v, BICUBIC, fillcolor=FILL)),
-    'ShearX': (lambda f, s: 0.3 * f * s, lambda x, v: affine(x, 1, v, 0, 0, 1, 0)),
-    'ShearY': (lambda f, s: 0.3 * f * s, lambda x, v: affine(x, 1, 0, 0, v, 1, 0)),
-    'TranslateX': (lambda f, s: 0.45 * f * s, lambda x, v: affine(x, 1, 0, v * x.width, 0, 1, 0)),
-    'TranslateY': (lambda f, s: 0.45 * f * s, lambda x, v: affine(x, 1, 0, 0, 0, 1, v * x.height)),
+    'AutoContrast': (lambda f, s: None, lambda x, v, r: ImageOps.autocontrast(x)),
+    'Equalize': (lambda f, s: None, lambda x, v, r: ImageOps.equalize(x)),
+    'Invert': (lambda f, s: None, lambda x, v, r: ImageOps.invert(x)),
+    'Rotate': (lambda f, s: 30 * f * s, lambda x, v, r: x.rotate(v, r, fillcolor=FILL)),
+    'ShearX': (lambda f, s: 0.3 * f * s, lambda x, v, r: affine(x, r, 1, v, 0, 0, 1, 0)),
+    'ShearY': (lambda f, s: 0.3 * f * s, lambda x, v, r: affine(x, r, 1, 0, 0, v, 1, 0)),
+    'TranslateX': (lambda f, s: 0.45 * f * s, lambda x, v, r: affine(x, r, 1, 0, v * x.width, 0, 1, 0)),
+    'TranslateY': (lambda f, s: 0.45 * f * s, lambda x, v, r: affine(x, r, 1, 0, 0, 0, 1, v * x.height)),
     'Color': enhance(ImageEnhance.Color),
     'Contrast': enhance(ImageEnhance.Contrast),
     'Brightness': enhance(ImageEnhance.Brightness),
     'Sharpness': enhance(ImageEnhance.Sharpness),
     'Posterize': (lambda f, s: 4 - int(4 * f),  # ImageOps.posterize refuses 0 bits, which is m = 10
-                  lambda x, v: x.point([i >> (8 - v) << (8 - v) for i in range(256)] * 3)),
-    'Solarize': (lambda f, s: 256 - int(256 * f), ImageOps.solarize),
+                  lambda x, v, r: x.point([i >> (8 - v) << (8 - v) for i in range(256)] * 3)),
+    'Solarize': (lambda f, s: 256 - int(256 * f), lambda x, v, r: ImageOps.solarize(x, v)),
     'SolarizeAdd': (lambda f, s: int(110 * f),
-                    lambda x, v: x.point([min(255, i + v) if i < 128 else i for i in range(256)] * 3)),
+                    lambda x, v, r: x.point([min(255, i + v) if i < 128 else i for i in range(256)] * 3)),
 }
 
 
 def rand_augment(image: Image.Image, rng: np.random.Generator, magnitude: float = 9.0, std: float = 0.5,
-                 n: int = 2, p: float = 0.5) -> Image.Image:
+                 n: int = 2, p: float = 0.5, interpolation: str = 'bicubic') -> Image.Image:
     """n operations of the table above, each applied with probability p at m ~ N(magnitude, std)."""
     for name in rng.choice(list(OPS), n):
         if rng.random() < p:
             m = min(max(rng.normal(magnitude, std), 0.0), 10.0)
+            sign = rng.choice((-1, 1))
             argument, operation = OPS[name]
-            image = operation(image, argument(m / 10, rng.choice((-1, 1))))
+            image = operation(image, argument(m / 10, sign), draw_filter(rng, interpolation))
     return image
 
 
 def train_view(image: Image.Image, rng: np.random.Generator, size: int = 224, least: float = 0.08,
-               magnitude: float = 9.0) -> Image.Image:
+               magnitude: float = 9.0, interpolation: str = 'bicubic') -> Image.Image:
     """
     One training sample of (size, size). least: the smallest share of the area that a crop keeps. magnitude:
-    that of RandAugment; 0 turns it off.
+    that of RandAugment; 0 turns it off. interpolation: 'bicubic', or 'random' (see draw_filter).
     """
-    image = hflip(random_resized_crop(image, rng, size, (least, 1.0)), rng)
-    return rand_augment(image, rng, magnitude) if magnitude else image
+    image = random_resized_crop(image, rng, size, (least, 1.0), interpolation=interpolation)
+    image = hflip(image, rng)
+    return rand_augment(image, rng, magnitude, interpolation=interpolation) if magnitude else image
 
 
 def eval_crop(image: Image.Image, size: int = 224) -> Image.Image:
     """The short side resized to size * 8 / 7 (small pictures are enlarged), then the center (size, size)."""
     short = size * 8 // 7
     W, H = image.size
-    w, h = (short, short * H // W) if W <= H else (short * W // H, short)
-    left, top = round((w - size) / 2), round((h - size) / 2)
+    if W <= H:
+        w, h = short, short * H // W
+    else:
+        w, h = short * W // H, short
+    left = round((w - size) / 2)
+    top = round((h - size) / 2)
     return image.resize((w, h), BICUBIC).crop((left, top, left + size, top + size))
 
 
@@ -146,9 +164,20 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 def normalize(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
     """uint8 (B, 3, H, W) to float32, by meta.json's mean and std per channel (on the scale of 0 to 1)."""
-    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1)
-                 for v in (mean, std))
+    mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(3, 1, 1)
     return (images.float() / 255 - mean) / std
+
+
+def batch_views(order: np.ndarray, first: int, size: int, repeats: int) -> np.ndarray:
+    """
+    The samples first to first + size of an epoch that shows each picture of order `repeats` times in a row,
+    as timm's RepeatAugSampler does (arXiv:1901.09335). View v of picture i among N is sample v N + i. All
+    first views come first, then the second ones: mix() pairs neighbors, which should be different pictures.
+    """
+    places = np.arange(first, first + size)
+    places = np.concatenate([places[view::repeats] for view in range(repeats)])
+    return order[places // repeats] + places % repeats * len(order)
 
 
 def small_offsets(rng: np.random.Generator, n: int, pad: int = 4) -> torch.Tensor:
@@ -165,13 +194,14 @@ def pad_crop_flip(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     B, C, H, W = images.shape
     offsets = offsets.to(images.device, non_blocking=images.is_cuda)
     dy, dx, flip = offsets.unsqueeze(-1).unbind(1)  # (B, 1) each
-    rows, cols = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
+    rows = torch.arange(H, device=images.device)
+    cols = torch.arange(W, device=images.device)
     rows = (H - 1) - ((H - 1) - (rows + dy).abs()).abs()  # (B, H), reflected at both ends
     cols = torch.where(flip == 1, W - 1 - cols, cols)  # the shift comes first, then the mirror
     cols = (W - 1) - ((W - 1) - (cols + dx).abs()).abs()  # (B, W)
-    sample, channel = torch.arange(B, device=images.device), torch.arange(C, device=images.device)
-    return images[sample[:, None, None, None], channel[:, None, None],
-                  rows[:, None, :, None], cols[:, None, None]]
+    sample = torch.arange(B, device=images.device)[:, None, None, None]
+    channel = torch.arange(C, device=images.device)[:, None, None]
+    return images[sample, channel, rows[:, None, :, None], cols[:, None, None]]
 
 
 def mix(images: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator, mixup: float = 0.8,
@@ -191,13 +221,16 @@ def mix(images: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator, mi
     cut = cutmix > 0 and (mixup == 0 or rng.random() < switch)
     if not cut and mixup == 0:
         return images, labels, 1.0
-    lam = float(rng.beta(cutmix, cutmix) if cut else rng.beta(mixup, mixup))
+    alpha = cutmix if cut else mixup
+    lam = float(rng.beta(alpha, alpha))
     partner = torch.arange(B, device=images.device) ^ 1
     if cut:
         # a box with the picture's shape and 1 - lam of its area, around any pixel. The part of it inside the
         # picture then sets lam
-        h, w = int(H * math.sqrt(1 - lam)), int(W * math.sqrt(1 - lam))
-        y, x = int(rng.integers(H)), int(rng.integers(W))
+        h = int(H * math.sqrt(1 - lam))
+        w = int(W * math.sqrt(1 - lam))
+        y = int(rng.integers(H))
+        x = int(rng.integers(W))
         top, bottom = max(0, y - h // 2), min(H, y + h // 2)
         left, right = max(0, x - w // 2), min(W, x + w // 2)
         lam = 1 - (bottom - top) * (right - left) / (H * W)
@@ -225,23 +258,31 @@ def page(paths: list[Path], size: int = 112, views: int = 5) -> Image.Image:
     pictures = [Image.open(path).convert('RGB') for path in paths]
     crops = [eval_crop(picture, size) for picture in pictures]
     batch = torch.stack([to_tensor(crop) for crop in crops]).float()  # (B, 3, H, W)
-    both = [mix(batch, torch.arange(len(batch)), np.random.default_rng((1, 0)), **kind)[0]
-            for kind in (dict(mixup=0.8, cutmix=0), dict(mixup=0, cutmix=1.0))]
+    labels = torch.arange(len(batch))
+    mixup = mix(batch, labels, np.random.default_rng((1, 0)), mixup=0.8, cutmix=0)[0]
+    cutmix = mix(batch, labels, np.random.default_rng((1, 0)), mixup=0, cutmix=1.0)[0]
     sheet = Image.new('RGB', ((views + 3) * (size + 2), len(pictures) * (size + 2)), 'white')
     for i, picture in enumerate(pictures):
-        row = [crops[i]] + [train_view(picture, np.random.default_rng((0, v, i)), size) for v in range(views)]
-        row += [Image.fromarray(mixed[i].byte().permute(1, 2, 0).numpy()) for mixed in both]
+        row = [crops[i]]
+        for view in range(views):
+            row.append(train_view(picture, np.random.default_rng((0, view, i)), size))
+        for mixed in (mixup, cutmix):
+            row.append(Image.fromarray(mixed[i].byte().permute(1, 2, 0).numpy()))
         for j, tile in enumerate(row):
             sheet.paste(tile, (j * (size + 2), i * (size + 2)))
     return sheet
 
 
 if __name__ == '__main__':
-    files = sorted(p for folder in sys.argv[1:2] for p in Path(folder).rglob('*')
-                   if p.suffix.lower() in ('.jpg', '.jpeg', '.png'))
+    files = []
+    if len(sys.argv) > 1:
+        for path in sorted(Path(sys.argv[1]).rglob('*')):
+            if path.suffix.lower() in ('.jpg', '.jpeg', '.png'):
+                files.append(path)
     if len(files) < 6:
         sys.exit(f'A page needs at least 6 pictures (jpg, jpeg, png), not {len(files)}. '
                  'Run python -m support.augment FOLDER [page.png].')
     out = sys.argv[2] if len(sys.argv) > 2 else 'augment.png'
-    page(files[:: len(files) // 6][:6]).quantize(256).save(out, optimize=True)
+    chosen = files[:: len(files) // 6][:6]
+    page(chosen).quantize(256).save(out, optimize=True)
     print(out)

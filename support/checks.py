@@ -8,7 +8,6 @@ import sys
 from collections.abc import Collection
 from dataclasses import fields
 
-from configurator import replaced
 from model import NORMS, SETTINGS
 from support.console import fail
 from support.normfree import KEYS
@@ -36,6 +35,11 @@ def check_choice(config: dict, values: Collection, *keys: str) -> None:
             fail(f'{key}={config[key]} is unknown. Set --{key} to one of {", ".join(map(str, values))}.')
 
 
+def reads_only(config: dict) -> bool:
+    """Whether this run only evaluates or predicts, so that it writes nothing."""
+    return config['eval_only'] or bool(config.get('predict'))
+
+
 def check_config(config: dict) -> None:
     """The keys that both train scripts have."""
     check_range(config, 1, 2**20, 'micro_batch_size', 'global_batch_size', 'n_embd')
@@ -45,7 +49,7 @@ def check_config(config: dict) -> None:
                 'learning_rate', 'min_lr', 'embed_lr', 'weight_decay', 'grad_clip', 'agc')
     check_range(config, -1, math.inf, 'embed_weight_decay')
     check_share(config, 'dropout', 'momentum', 'beta1', 'beta2')
-    if config['min_lr'] > config['learning_rate'] and not (config['eval_only'] or config.get('predict')):
+    if config['min_lr'] > config['learning_rate'] and not reads_only(config):
         lr = config['learning_rate']
         fail(f'min_lr={config["min_lr"]:g} is above learning_rate={lr:g}, so the rate would rise instead of '
              f'fall. Use --min_lr={lr / 10:g}, or --min_lr={lr:g} for a constant rate.')
@@ -57,7 +61,7 @@ def check_config(config: dict) -> None:
 def resolve_norms(config: dict) -> dict[str, bool]:
     """The seven norm flags of a config. A flag that is 'auto' has the value of its setting."""
     check_choice(config, SETTINGS, 'setting')
-    check_choice(config, ('rms', 'layer'), 'norm')
+    check_choice(config, ('rms', 'layer', 'dyt'), 'norm')
     check_choice(config, ('auto', True, False), *NORMS)
     check_choice(config, ('none', 'ffn', 'all'), 'weight_standardization')
     check_choice(config, ('xavier', 'torch', 'tfixup'), 'init')
@@ -71,7 +75,9 @@ def resolve_norms(config: dict) -> dict[str, bool]:
 def name_norms(setting: str, norms: dict[str, bool]) -> str:
     """'S5', or for example 'S5 with mid_norm=False' where norms differ from the setting."""
     other = [f'{key}={norms[key]}' for key in NORMS if norms[key] != SETTINGS[setting][key]]
-    return setting + (f' with {", ".join(other)}' if other else '')
+    if not other:
+        return setting
+    return f'{setting} with {", ".join(other)}'
 
 
 def network_args(network_config: type, config: dict) -> dict:
@@ -110,42 +116,35 @@ def check_vit(config: dict) -> None:
         fail('epochs=0 and max_iters=0 leave nothing to train. Set --epochs or --max_iters.')
 
 
-def check_images(config: dict, data) -> tuple[int, int, int]:
-    """
-    The number of updates per epoch, in the whole run and in the warmup; 0 without a train split. data: the
-    Images of support/images.py.
-    """
-    iters_per_epoch = total_iters = 0
+def check_images(config: dict, data) -> None:
+    """The keys of train_vit.py against the data set, an Images of support/images.py."""
     if config['arch'] == 'vit' and config['image_size'] % config['patch_size']:
         fail(f'patch_size={config["patch_size"]} does not divide image_size={config["image_size"]}. '
              'Change --patch_size or --image_size.')
-    if 'train' in data.splits:
-        global_batch_size, images = config['global_batch_size'], data.size('train')
-        iters_per_epoch = images // global_batch_size
-        if not iters_per_epoch:
-            fail(f'{data.folder} has {images} training images, fewer than '
-                 f'global_batch_size={global_batch_size}. Use a smaller --global_batch_size.')
-        total_iters = config['max_iters'] or max(1, round(config['epochs'] * iters_per_epoch))
-        if config['randaugment'] and data.arrays:
-            fail(f'randaugment={config["randaugment"]} only works with JPEGs, and {data.folder} holds small '
-                 'pictures as arrays. Use --randaugment=0.')
-    warmup_iters = round(config['warmup_epochs'] * iters_per_epoch)
-    planned = replaced.get('max_iters', config['max_iters'])
-    planned = planned or replaced.get('epochs', config['epochs']) * iters_per_epoch
-    warn_of_warmup(warmup_iters, total_iters, planned, data.env, iters_per_epoch)
-    return iters_per_epoch, total_iters, warmup_iters
+    if reads_only(config):
+        return
+    images, batch = data.size('train'), config['global_batch_size']
+    if images < batch:
+        fail(f'{data.folder} has {images} training images, fewer than global_batch_size={batch}. Use a '
+             'smaller --global_batch_size.')
+    if config['randaugment'] and data.arrays:
+        fail(f'randaugment={config["randaugment"]} only works with JPEGs, and {data.folder} holds small '
+             'pictures as arrays. Use --randaugment=0.')
 
 
-def warn_of_warmup(warmup_iters: int, max_iters: int, planned: float, env, iters_per_epoch: int = 0) -> None:
+def warn_of_warmup(config: dict, warmup_iters: int, max_iters: int, env, iters_per_epoch: int = 0) -> None:
     """
     Warn where the rate never reaches its peak, and print the flag that keeps the config's share of warmup.
-    planned: the updates of the config before the command line changed them.
+    config: a Config of configurator.py, which knows the plan that the command line has replaced.
     """
     if not 0 < max_iters <= warmup_iters:
         return
-    iters = max_iters * (warmup_iters / planned if planned > warmup_iters else 0.1)
-    flag = (f'warmup_epochs={iters / iters_per_epoch:.2g}' if iters_per_epoch
-            else f'warmup_iters={round(iters)}')
+    before = config | config.replaced
+    planned = before['max_iters'] or before['epochs'] * iters_per_epoch
+    share = warmup_iters / planned if planned > warmup_iters else 0.1
+    flag = f'warmup_iters={round(max_iters * share)}'
+    if iters_per_epoch:
+        flag = f'warmup_epochs={max_iters * share / iters_per_epoch:.2g}'
     env.say(f'The warmup ({warmup_iters} updates) is not shorter than the run ({max_iters}), so the learning '
             f'rate does not reach its peak. Use --{flag}.')
 
@@ -157,9 +156,11 @@ def split_batch(global_batch_size: int, micro_batch_size: int, world_size: int,
     micro_batch_size allows. multiple: 2 where samples are mixed in pairs, so that a pass has whole pairs.
     """
     if global_batch_size % (world_size * multiple):
-        fail(f'global_batch_size={global_batch_size} does not divide over {world_size} processes'
-             + ' in pairs, which mixup and cutmix need' * (multiple > 1)
-             + f'. Set --global_batch_size to a multiple of {world_size * multiple}.')
+        over = f'{world_size} processes'
+        if multiple > 1:
+            over += ' in pairs, which mixup and cutmix need'
+        fail(f'global_batch_size={global_batch_size} does not divide over {over}. Set --global_batch_size to '
+             f'a multiple of {world_size * multiple}.')
     if micro_batch_size < multiple:
         fail(f'micro_batch_size={micro_batch_size} is too small, because mixup and cutmix need pairs. '
              f'Set --micro_batch_size to at least {multiple}.')

@@ -1,5 +1,5 @@
 """
-What a person sees: one plain sentence at the end of a failed run, near names, streams that break.
+What a person sees: one plain sentence at the end of a failed run, near names, help, streams that break.
 """
 
 import difflib
@@ -7,6 +7,32 @@ import glob
 import os
 import sys
 import time
+
+
+def unknown_key(key, keys, renamed, in_file):
+    """Why key is not one of keys, and what to write instead."""
+    if key in renamed:
+        return f'{key} is not a key here. {renamed[key]}'
+    near = difflib.get_close_matches(key, keys, n=3)
+    hint = f'Did you mean {" or ".join(near)}?' if near else '--help lists all keys.'
+    if in_file:
+        hint += (f' If {key} is a helper of this file, call it _{key}. '
+                 'Or is this the config of another script?')
+    return f'unknown key {key}. {hint}'
+
+
+def show_help(script, defaults):
+    """Print every key with its default and the comment behind it in the script's source, and leave."""
+    comments = {}
+    with open(script['__file__'], encoding='utf-8') as f:
+        for line in f:
+            key, equals, rest = line.partition(' = ')
+            if equals and key in defaults and key not in comments:
+                comments[key] = rest.partition('  # ')[2].strip()
+    print((script.get('__doc__') or '').strip(), '\n\nkeys, as --key=value or in a config file:\n')
+    for key, value in defaults.items():
+        print(f'  {key} = {value!r}'.ljust(36), comments.get(key, ''))
+    raise SystemExit(0)
 
 
 def near_files(path):

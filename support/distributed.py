@@ -17,6 +17,7 @@ from contextlib import nullcontext, suppress
 from datetime import timedelta
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils._triton import has_triton
@@ -70,6 +71,11 @@ def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic
     return SimpleNamespace(rank=rank, world_size=world_size, master=rank == 0, device=device,
                            device_type=device_type, dtype=dtype, autocast=autocast, compile=compile,
                            saves=False, say=print if rank == 0 else lambda *args: None)
+
+
+def seed_masks(seed, iter_num, rank):
+    """The masks of dropout and drop path depend on (seed, iter_num, rank) alone."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, iter_num, rank)).generate_state(1)[0]))
 
 
 def join_torchrun():
@@ -182,8 +188,9 @@ def stop_asked(signals, env):
     Whether all processes should stop now. On several GPUs it is False until the end of an update, because
     asking costs a wait for the device; one update is short there.
     """
-    return env.device_type != 'cuda' and all_sum([len(signals)], env)[0] > 0 if env.world_size > 1 \
-        else len(signals) > 0
+    if env.world_size == 1:
+        return len(signals) > 0
+    return env.device_type != 'cuda' and all_sum([len(signals)], env)[0] > 0
 
 # -----------------------------------------------------------------------------
 # agreement between processes
@@ -195,6 +202,15 @@ def all_sum(values: list, env) -> list:
     total = torch.tensor(values, dtype=torch.float64, device=env.device)
     dist.all_reduce(total)
     return total.tolist()
+
+
+def all_same(value, env) -> bool:
+    """Whether all processes have the same value."""
+    if env.world_size == 1:
+        return True
+    values = [None] * env.world_size
+    dist.all_gather_object(values, value)
+    return len(set(values)) == 1
 
 
 def agree(loss_sum, grad_norm, signals, env):
@@ -250,8 +266,7 @@ def first_line(e):
 def explain(e, too_large):
     """Say in one sentence what failed in the first forward and backward pass: the compiler, or memory."""
     if type(e).__module__.startswith('torch._'):  # dynamo and inductor
-        fail(f'torch.compile fails here ({first_line(e)}). Use --compile=False and '
-             '--compile_optimizer=False.', any_rank=True)
+        fail(f'torch.compile fails here ({first_line(e)}). Use --compile=False.', any_rank=True)
     if isinstance(e, torch.OutOfMemoryError) or 'allocate' in str(e):
         fail(too_large, any_rank=True)
     raise e

@@ -24,9 +24,9 @@ AGAIN = 'Prepare the data set again with python prepare_imagenet.py --overwrite=
 
 class Images:
     """
-    The pictures of a data set on disk. meta is its meta.json. split('train') gives (pictures, labels):
-    pictures are uint8 (N, H, W, 3) on the device (layout 'arrays') or offsets into the .bin file (layout
-    'jpeg'), labels int64 (N,).
+    The pictures of a data set on disk. meta is its meta.json. splits['train'] is (pictures, labels): pictures
+    are uint8 (N, H, W, 3) on the device (layout 'arrays') or offsets into the .bin file (layout 'jpeg'),
+    labels int64 (N,).
     """
 
     def __init__(self, dataset, config, env, meta=None):
@@ -34,19 +34,23 @@ class Images:
         self.meta = meta or read_meta(self.folder)
         self.arrays = self.meta['layout'] == 'arrays'
         self.splits = {}
+        self.mean = torch.tensor(self.meta['mean'], device=env.device)
+        self.std = torch.tensor(self.meta['std'], device=env.device)
+        self.std.clamp_(min=1 / 255)  # a channel may be constant
 
     def open(self, *names):
         """Check and open splits by name."""
         for name in names:
-            there = [split for split in ('train', 'val', 'test')
+            found = [split for split in ('train', 'val', 'test')
                      if os.path.exists(os.path.join(self.folder, f'{split}_labels.npy'))]
-            if self.config['eval_only'] and name not in there:
-                fail(f'{self.folder} has no {name} split, only {", ".join(there)}. Choose another one with '
+            if self.config['eval_only'] and name not in found:
+                fail(f'{self.folder} has no {name} split, only {", ".join(found)}. Choose another one with '
                      '--eval_split.')
             self.splits[name] = self.read_split(name)
 
     def size(self, split):
-        return len(self.splits[split][1])
+        """Pictures in a split, 0 where it is not open."""
+        return len(self.splits[split][1]) if split in self.splits else 0
 
     def read_split(self, split):
         kind, size, folder = 'images' if self.arrays else 'offsets', self.config['image_size'], self.folder
@@ -91,6 +95,21 @@ class Images:
             pictures = pictures.to(self.env.device) if self.env.device_type != 'cpu' else pictures
         return pictures, torch.from_numpy(labels)
 
+    def batches(self, split, samples):
+        """
+        Yield (images, labels) on the device, normalized floats (B, 3, image_size, image_size), for each of
+        samples, which are lists of (epoch, index). An epoch of None means no augmentation.
+        """
+        cuda = self.env.device_type == 'cuda'  # there, copy ahead. MPS may read freed memory (pytorch#189690)
+        for images, labels in self.small(split, samples) if self.arrays else self.jpegs(split, samples):
+            images = images.to(self.env.device, non_blocking=cuda)
+            labels = labels.to(self.env.device, non_blocking=cuda)
+            yield self.normalized(images), labels
+
+    def normalized(self, images):
+        """Pictures, uint8 (B, 3, H, W), as the network reads them."""
+        return augment.normalize(self.resized(images), self.mean, self.std)
+
     def resized(self, images):
         """Small pictures, uint8 (B, 3, H, W), at image_size: bicubic, as Pillow and torchvision do it."""
         size = self.config['image_size']
@@ -99,11 +118,22 @@ class Images:
         images = F.interpolate(images.float(), (size, size), mode='bicubic', antialias=True)
         return images.round().clamp(0, 255).to(torch.uint8)
 
-    def jpegs(self, split, batches):
-        """
-        Yield (images, labels) for each of the batches, which are lists of (epoch, index). Worker processes
-        decode ahead and keep the order.
-        """
+    def small(self, split, samples):
+        """Yield (pictures, labels) of arrays, uint8. The view of a sample depends on (seed, epoch, index)."""
+        pictures, labels = self.splits[split]
+        drawn = None
+        for batch in samples:
+            epoch, index = batch[0][0], torch.tensor([index for _, index in batch])
+            images = pictures[index.to(pictures.device, non_blocking=pictures.is_cuda)].permute(0, 3, 1, 2)
+            if epoch is not None:
+                if epoch != drawn:
+                    rng = np.random.default_rng((self.config['seed'], 1, epoch))
+                    offsets, drawn = augment.small_offsets(rng, len(labels), self.config['shift']), epoch
+                images = augment.pad_crop_flip(images, offsets[index])
+            yield images, labels[index]
+
+    def jpegs(self, split, samples):
+        """Yield (pictures, labels) of JPEGs, uint8. Worker processes decode ahead and keep the order."""
         workers = self.config['num_workers']
         if workers < 0:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -111,7 +141,7 @@ class Images:
             workers = share if sys.platform == 'linux' else 0
         # Each worker has its own process group, because a signal to our group (from torchrun or Ctrl-C) would
         # end the workers before the run is saved.
-        loader = DataLoader(Jpegs(self, split), batch_sampler=batches, num_workers=workers,
+        loader = DataLoader(Jpegs(self, split), batch_sampler=samples, num_workers=workers,
                             pin_memory=self.env.device_type == 'cuda',
                             multiprocessing_context='fork' if workers else None,
                             worker_init_fn=lambda worker: os.setpgrp())
@@ -175,7 +205,7 @@ def read_meta(folder):
 
 
 @torch.no_grad()
-def predict_files(path, model, data, mean, std):
+def predict_files(path, model, data):
     """Print the five likeliest classes, with probabilities, of a picture or of each picture in a folder."""
     size, classes, env, told = data.config['image_size'], data.meta['classes'], data.env, False
     model.eval()
@@ -186,7 +216,7 @@ def predict_files(path, model, data, mean, std):
             env.say(f'{file}: skipped ({reason})')
             continue
         image = image if data.arrays else augment.eval_crop(image, size)
-        images = augment.normalize(data.resized(augment.to_tensor(image)[None].to(env.device)), mean, std)
+        images = data.normalized(augment.to_tensor(image)[None].to(env.device))
         with env.autocast:
             top = model(images)[0].float().softmax(-1).topk(min(5, len(classes)))
         guesses = zip(top.values.tolist(), top.indices)

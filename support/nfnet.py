@@ -149,14 +149,19 @@ class NFNet(nn.Module):
             conv(config, stem[2], stem[3], 3, 1), GELU(),
             conv(config, stem[3], stem[4], 3, 2))  # (B, widths[0] / 2, H / 4, W / 4)
         self.stages = nn.ModuleList()
-        c_in, variance, n, n_blocks = stem[4], 1.0, 0, sum(config.depths)
+        c_in = stem[4]
+        variance = 1.0
+        n = 0  # blocks so far
         for c_out, depth, stride in zip(config.widths, config.depths, (1, 2, 2, 2)):
             stage = nn.Sequential()
             for i in range(depth):
-                stage.append(Block(config, c_in, c_out, stride if i == 0 else 1, beta=variance ** 0.5,
-                                   drop_path=config.drop_path * n / n_blocks))
-                variance = (1.0 if i == 0 else variance) + config.alpha ** 2
-                c_in, n = c_out, n + 1
+                drop_path = config.drop_path * n / sum(config.depths)
+                stage.append(Block(config, c_in, c_out, stride, variance ** 0.5, drop_path))
+                if i == 0:  # a transition, which begins again at 1
+                    variance = 1.0
+                variance += config.alpha ** 2
+                c_in, stride = c_out, 1
+                n += 1
             self.stages.append(stage)
         self.final_conv = conv(config, c_in, 2 * c_in)
         self.gelu = GELU()
@@ -168,7 +173,8 @@ class NFNet(nn.Module):
     def init_weights(self) -> None:
         for m in self.modules():
             if isinstance(m, (nn.Conv2d, nn.Linear)):
-                nn.init.normal_(m.weight, std=0.01 if m is self.head else m.weight[0].numel() ** -0.5)
+                std = 0.01 if m is self.head else m.weight[0].numel() ** -0.5
+                nn.init.normal_(m.weight, std=std)
                 nn.init.zeros_(m.bias)
 
     def no_weight_decay(self) -> set[str]:

@@ -38,8 +38,10 @@ def standardize_weights(model: nn.Module, which: str, gain: bool = True) -> None
     W_q, W_k and W_v have none; this gives the report's count of 21.34M parameters.
     """
     for block in model.blocks:
-        attention = (block.attn.c_attn, block.attn.c_proj) if which == 'all' else ()
-        for linear in (*attention, block.ffn.c_fc, block.ffn.c_proj):
+        layers = [block.ffn.c_fc, block.ffn.c_proj]
+        if which == 'all':
+            layers += [block.attn.c_attn, block.attn.c_proj]
+        for linear in layers:
             linear.__class__ = WSLinear  # the parameters, their order and their initial values stay
             ones = torch.ones(linear.out_features)  # a vector, so it does not decay
             if gain and linear is not block.attn.c_attn:
@@ -65,15 +67,17 @@ def build(network: type, config: type, args: dict) -> nn.Module:
     network(config(**args)) with the second report's changes. args is the model_args of a checkpoint. It may
     also hold KEYS: init='tfixup', weight_standardization ('none', 'ffn' or 'all') and weight_gain.
     """
-    given, args = args, {k: v for k, v in args.items() if k not in KEYS[1:]}
+    standardization = args.get('weight_standardization', 'none')
+    gain = args.get('weight_gain', True)
     fixup = args.get('init') == 'tfixup'
+    args = {key: value for key, value in args.items() if key not in ('weight_standardization', 'weight_gain')}
     if fixup:
         args |= {'init': 'xavier', **tfixup(args['n_layer'], args['n_embd'])}
     model = network(config(**args))
     if fixup and hasattr(model, 'patch_embed'):  # an embedding too
         nn.init.normal_(model.patch_embed.weight, std=args['embed_std'])
-    if given.get('weight_standardization', 'none') != 'none':
-        standardize_weights(model, given['weight_standardization'], given.get('weight_gain', True))
+    if standardization != 'none':
+        standardize_weights(model, standardization, gain)
     return model
 
 # -----------------------------------------------------------------------------
@@ -85,15 +89,21 @@ def gradient_units(model: nn.Module) -> list[tuple[nn.Parameter, tuple[int, int]
     matrix, a filter or a position. A bias or gain is one unit; the stacked bias of q, k and v is three. We
     leave out the head, as NFNets do, and with it a tied embedding.
     """
-    head = {id(p) for p in (model.lm_head if hasattr(model, 'lm_head') else model.head).parameters()}
+    head = model.lm_head if hasattr(model, 'lm_head') else model.head
+    left_out = {id(p) for p in head.parameters()}
     units = []
     for name, p in model.named_parameters():
-        if p.requires_grad and id(p) not in head:
-            if p.dim() < 2:
-                rows = 3 if name.endswith('c_attn.bias') else 1
-            else:
-                rows = p[..., 0].numel() if p.dim() == 3 else len(p)
-            units.append((p, (rows, p.numel() // rows)))
+        if not p.requires_grad or id(p) in left_out:
+            continue
+        if name.endswith('c_attn.bias'):
+            rows = 3
+        elif p.dim() < 2:
+            rows = 1
+        elif p.dim() == 3:  # positions
+            rows = p[..., 0].numel()
+        else:
+            rows = len(p)
+        units.append((p, (rows, p.numel() // rows)))
     return units
 
 
@@ -107,11 +117,11 @@ def clip_units(units: list[tuple[nn.Parameter, tuple[int, int]]], limit: float,
     """
     units = [(p, shape) for p, shape in units if p.grad is not None]
     grads = [p.grad.view(shape) for p, shape in units]
-    most = [torch.linalg.vector_norm(p.view(shape), dim=1, keepdim=True) for p, shape in units]
+    factors = [torch.linalg.vector_norm(p.view(shape), dim=1, keepdim=True) for p, shape in units]
     norms = [torch.linalg.vector_norm(g, dim=1, keepdim=True) for g in grads]
-    torch._foreach_clamp_min_(most, eps)
-    torch._foreach_mul_(most, limit)
-    torch._foreach_div_(most, norms)  # inf where the gradient is 0
-    torch._foreach_clamp_max_(most, 1.0)
-    torch._foreach_mul_(grads, most)
-    return (torch.cat(most) < 1).float().mean()
+    torch._foreach_clamp_min_(factors, eps)
+    torch._foreach_mul_(factors, limit)
+    torch._foreach_div_(factors, norms)  # inf where the gradient is 0
+    torch._foreach_clamp_max_(factors, 1.0)
+    torch._foreach_mul_(grads, factors)
+    return (torch.cat(factors) < 1).float().mean()

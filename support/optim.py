@@ -1,5 +1,5 @@
 """
-Parameter groups, and the optimizers by name.
+The optimizers that the train scripts do not show, what they refuse, and the trial pass.
 """
 
 from collections.abc import Callable
@@ -13,41 +13,39 @@ from support.distributed import explain
 
 # the optimizers by name, each made from parameter groups and a config. A new one is one more entry
 OPTIMIZERS = {
-    'sgdw': lambda groups, c: SGDW(
-        groups, c['learning_rate'], c['momentum'], compile=c['compile_optimizer']),
+    'sgdw': lambda groups, c: SGDW(groups, c['learning_rate'], c['momentum']),
     'adamw': lambda groups, c: torch.optim.AdamW(
         groups, c['learning_rate'], (c['beta1'], c['beta2']), fused=True),
     'sgd': lambda groups, c: torch.optim.SGD(groups, c['learning_rate'], c['momentum']),
     'muon': lambda groups, c: torch.optim.Muon(  # its steps are as large as AdamW's
         groups, c['learning_rate'], momentum=c['momentum'], adjust_lr_fn='match_rms_adamw'),
 }
-# for embeddings only: mSGDW with one scale per row (sgdw.py)
-ROWNORM = {'rownorm': lambda groups, c: OPTIMIZERS['sgdw']([{**g, 'rownorm': True} for g in groups], c)}
-MATRICES_ONLY = {'muon'}  # used for the matrices of the blocks; AdamW updates the rest
 
 # the modules and tensors that embed_lr applies to: tables by token, patch or position. An untied lm_head is a
 # table by token too. The head of a ViT is not an embedding: it has a row per class
 EMBEDDINGS = ('wte', 'wpe', 'lm_head', 'patch_embed', 'cls_token', 'pos_embed')
 
 
-def param_groups(model: nn.Module, weight_decay: float, embed_scale: float = 0.0,
-                 embed_weight_decay: float = -1.0) -> list[dict]:
-    """
-    Two groups that hold every trainable tensor once. Matrices and embeddings decay. Biases, gains and the
-    names in model.no_weight_decay() do not. With an embed_scale above 0, the embeddings are two more such
-    groups, with an lr_scale of embed_scale and, unless it is negative, embed_weight_decay. The training loop
-    sets the rate of a group to lr_scale times that of the schedule.
-    """
-    exempt = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
-    embed_decay = weight_decay if embed_weight_decay < 0 else embed_weight_decay
-    groups = {(embed, decays): {'params': [], 'lr_scale': embed_scale if embed else 1.0,
-                                'weight_decay': decays * (embed_decay if embed else weight_decay)}
-              for embed in ((False, True) if embed_scale else (False,)) for decays in (True, False)}
-    for n, p in model.named_parameters():  # lists a tied tensor once
-        if p.requires_grad:
-            embed = embed_scale > 0 and n.split('.')[0] in EMBEDDINGS
-            groups[embed, p.dim() >= 2 and n not in exempt]['params'].append(p)
-    return list(groups.values())
+def check_optimizer(config: dict, model: nn.Module) -> None:
+    """The keys of the optimizer."""
+    name, embed_name, embed_lr = config['optimizer'], config['embed_optimizer'], config['embed_lr']
+    if name not in OPTIMIZERS:
+        fail(f'optimizer={name} is unknown. Set --optimizer to one of {", ".join(OPTIMIZERS)}.')
+    if embed_name not in ('auto', 'adamw', 'rownorm'):
+        fail(f'embed_optimizer={embed_name} is unknown. '
+             'Set --embed_optimizer to auto (the same as optimizer), adamw or rownorm.')
+    if embed_name not in ('auto', name) and not embed_lr:
+        fail(f'embed_optimizer={embed_name} needs a learning rate of its own. Set --embed_lr.')
+    if config['embed_weight_decay'] >= 0 and not embed_lr:
+        fail(f'embed_weight_decay={config["embed_weight_decay"]:g} needs a learning rate for the embeddings. '
+             'Set --embed_lr.')
+    if embed_lr and not config['learning_rate']:
+        fail(f'embed_lr={embed_lr:g} follows the schedule of learning_rate, which is 0. Set --learning_rate.')
+    if embed_lr and not any(hasattr(model, embedding) for embedding in EMBEDDINGS):
+        fail(f'embed_lr={embed_lr:g} is set, but this network has no embeddings. Use --embed_lr=0.')
+    if name == 'muon' and not hasattr(model, 'blocks'):
+        fail(f'optimizer={name} only works with the matrices of a transformer, and this network has '
+             'none. Set --optimizer to sgdw, adamw or sgd.')
 
 
 class Hybrid:
@@ -76,69 +74,82 @@ class Hybrid:
             opt.load_state_dict(of_one)
 
 
-def make_optimizer(model: nn.Module, config: dict) -> torch.optim.Optimizer | Hybrid:
-    """
-    The optimizer that the keys of a train script describe. optimizer: a name in OPTIMIZERS. embed_lr: the
-    peak rate of the embeddings (0: learning_rate). embed_optimizer: 'adamw' or 'rownorm' for the embeddings
-    ('auto': the same as optimizer). embed_weight_decay: the decay of the embeddings (-1: weight_decay).
-    """
-    name, embed_name, lr, embed_lr, embed_decay = (config[key] for key in (
-        'optimizer', 'embed_optimizer', 'learning_rate', 'embed_lr', 'embed_weight_decay'))
-    hybrid = embed_name not in ('auto', name)
-    if name not in OPTIMIZERS:
-        fail(f'optimizer={name} is unknown. Set --optimizer to one of {", ".join(OPTIMIZERS)}.')
-    if embed_name not in ('auto', 'adamw', 'rownorm'):
-        fail(f'embed_optimizer={embed_name} is unknown. '
-             'Set --embed_optimizer to auto (the same as optimizer), adamw or rownorm.')
-    if hybrid and not embed_lr:
-        fail(f'embed_optimizer={embed_name} needs a learning rate of its own. Set --embed_lr.')
-    if embed_decay >= 0 and not embed_lr:
-        fail(f'embed_weight_decay={embed_decay:g} needs a learning rate for the embeddings. Set --embed_lr.')
-    if embed_lr and not lr:
-        fail(f'embed_lr={embed_lr:g} follows the schedule of learning_rate, which is 0. Set --learning_rate.')
-    groups = param_groups(model, config['weight_decay'], embed_lr / lr if embed_lr else 0.0, embed_decay)
-    if embed_lr and not any(group['params'] for group in groups[2:]):
-        fail(f'embed_lr={embed_lr:g} is set, but this network has no embeddings. Use --embed_lr=0.')
-    parts = [(name, groups[:2]), (embed_name, groups[2:])] if hybrid else [(name, groups)]
-    if name in MATRICES_ONLY:
-        ids = {id(p) for n, p in model.named_parameters() if p.dim() == 2 and n.split('.')[0] == 'blocks'}
-        if not ids:
-            fail(f'optimizer={name} only works with the matrices of a transformer, and this network has '
-                 'none. Set --optimizer to sgdw, adamw or sgd.')
-        inside, outside = ([{**group, 'params': [p for p in group['params'] if (id(p) in ids) == wanted]}
-                            for group in parts[0][1]] for wanted in (True, False))
-        parts[:1] = [(name, inside[:1]), ('adamw', outside)]
-    made = [(OPTIMIZERS | ROWNORM)[kind](part, config) for kind, part in parts]
+def other_optimizer(model: nn.Module, groups: list[dict], embed_groups: list[dict],
+                    config: dict) -> torch.optim.Optimizer | Hybrid:
+    """Another entry of OPTIMIZERS, or several in one where the embeddings have an optimizer of their own."""
+    name, embed_name = config['optimizer'], config['embed_optimizer']
+    parts = [(name, groups + embed_groups)]
+    if embed_name not in ('auto', name):
+        parts = [(name, groups), ('sgdw' if embed_name == 'rownorm' else embed_name, embed_groups)]
+    if name == 'muon':  # for the matrices of the blocks; AdamW updates the rest
+        matrices, rest = split_for_muon(model, parts[0][1])
+        parts[:1] = [('muon', matrices), ('adamw', rest)]
+    made = [OPTIMIZERS[kind](part, config) for kind, part in parts]
     return made[0] if len(made) == 1 else Hybrid(*made)
+
+
+def split_for_muon(model, groups):
+    """The matrices of the blocks as a group, and what is left of the groups."""
+    inside = {id(p) for p in model.blocks.parameters() if p.dim() == 2}
+    matrices = [p for p in groups[0]['params'] if id(p) in inside]
+    rest = []
+    for group in groups:
+        params = [p for p in group['params'] if id(p) not in inside]
+        rest.append(group | {'params': params})
+    return [groups[0] | {'params': matrices}], rest
+
+
+def param_groups(model: nn.Module, weight_decay: float, embed_scale: float = 0.0,
+                 embed_weight_decay: float = -1.0) -> list[dict]:
+    """
+    The groups that the train scripts make, for the experiments: tensors that decay and the others. With an
+    embed_scale above 0, the embeddings are two more such groups, at embed_scale times the rate of the rest.
+    """
+    exempt = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
+    embed_decay = weight_decay if embed_weight_decay < 0 else embed_weight_decay
+    groups = [{'params': [], 'weight_decay': weight_decay, 'lr_scale': 1.0},
+              {'params': [], 'weight_decay': 0.0, 'lr_scale': 1.0}]
+    if embed_scale > 0:
+        groups += [{'params': [], 'weight_decay': embed_decay, 'lr_scale': embed_scale},
+                   {'params': [], 'weight_decay': 0.0, 'lr_scale': embed_scale}]
+    for name, p in model.named_parameters():  # lists a tied tensor once
+        if p.requires_grad:
+            of_its_kind = groups[2:] if embed_scale > 0 and name.split('.')[0] in EMBEDDINGS else groups[:2]
+            decay, no_decay = of_its_kind
+            (decay if p.dim() >= 2 and name not in exempt else no_decay)['params'].append(p)
+    return groups
 
 
 def name_optimizer(config: dict) -> str:
     """The optimizer in words, for the line that a run begins with."""
-    of_embeddings = config['embed_optimizer']
-    return config['optimizer'] + f' ({of_embeddings} for embeddings)' * (of_embeddings != 'auto')
+    if config['embed_optimizer'] == 'auto':
+        return config['optimizer']
+    return f'{config["optimizer"]} ({config["embed_optimizer"]} for embeddings)'
 
 
 def state_size(opt: torch.optim.Optimizer | Hybrid) -> int:
     """How many numbers an optimizer keeps: AdamW two moments per weight, the others one momentum or none."""
-    return sum(p.numel() * (2 if 'betas' in group else group.get('momentum', 0) > 0)
-               for group in opt.param_groups for p in group['params'])
+    size = 0
+    for group in opt.param_groups:
+        moments = 2 if 'betas' in group else int(group.get('momentum', 0) > 0)
+        size += moments * sum(p.numel() for p in group['params'])
+    return size
 
 
-def rehearse(loss: Callable[[], torch.Tensor], opt: torch.optim.Optimizer | Hybrid, start_iter: int, env,
-             batch: str) -> None:
+def rehearse(loss: Callable[[], torch.Tensor], model: nn.Module, opt: torch.optim.Optimizer | Hybrid,
+             start_iter: int, env, batch: str) -> None:
     """
     One forward and backward pass before anything is written. Too little memory or a compiler that fails ends
     the program with one sentence. batch: what one pass takes, in words, for that sentence.
     """
+    buffers = {name: b.clone() for name, b in model.named_buffers()}  # statistics of batch normalization
     try:
         room = torch.empty(0 if start_iter else state_size(opt), device=env.device)  # for the first step
         with env.autocast:
             loss().backward()
         del room
-        if any(getattr(part, 'compile', False) for part in getattr(opt, 'optimizers', [opt])):
-            p = torch.zeros(2**15, device=env.device, requires_grad=True)  # large enough to be compiled
-            p.grad = torch.zeros_like(p)
-            SGDW([p], lr=0.0, compile=True).step()
     except RuntimeError as e:
         explain(e, f'{batch} do not fit into memory. Use a smaller --micro_batch_size.')
     opt.zero_grad(set_to_none=env.world_size == 1)  # DDP keeps gradients as views into its buckets
+    for name, b in model.named_buffers():
+        b.copy_(buffers[name])

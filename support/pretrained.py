@@ -1,21 +1,25 @@
 """
 Weights that other projects made, as checkpoints of ours (GPT-2 in Hugging Face's format, ViTs in timm's), and
-ours in files that other projects read. Only config.json and safetensors files are opened, never a pickle.
+ours in files that other projects read. Only JSON and safetensors files are opened, never a pickle.
 """
 
+import difflib
+import hashlib
 import json
 import math
 import os
 import re
-import shutil
+import tempfile
 from dataclasses import asdict
 
 import torch
 
-from model import NORMS, SETTINGS, GPTConfig
+from model import GPT, NORMS, SETTINGS, GPTConfig, ViT, ViTConfig
 from support.console import fail
+from support.distributed import first_line
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+TOKENIZERS = ('vocab.json', 'tokenizer.json')
 
 # -----------------------------------------------------------------------------
 # from a name to a folder
@@ -32,53 +36,35 @@ def find_weights(name: str) -> str:
     hub_id = re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name) and not name.endswith(FILES)
     if os.path.exists(name) or not (hub_id or name in SHORT):
         return name
+    folder, _, last = name.rpartition('/')
+    if folder and os.path.isdir(folder):
+        near = difflib.get_close_matches(last, os.listdir(folder), n=1)
+        hint = f'Did you mean {folder}/{near[0]}?' if near else 'Check the spelling.'
+        fail(f'{name} does not exist in the folder {folder}. {hint} For a name on the Hugging Face Hub, '
+             f'run the same line where no folder is called {folder}.')
     return download(f'openai-community/{name}' if name in SHORT else name, name)
 
 
 def download(repo, name):
-    """The folder in the Hub's cache with config.json and the safetensors files of a repository."""
-    from huggingface_hub import constants, errors, hf_hub_download
+    """The folder in the Hub's cache with what load() reads of a repository."""
+    from huggingface_hub import constants, errors, snapshot_download
     unknown = f'{name} is not a file or folder here'
     try:
-        folder = os.path.dirname(hf_hub_download(repo, 'config.json'))
-        try:
-            hf_hub_download(repo, SINGLE)
-        except errors.EntryNotFoundError:
-            for file in parts(hf_hub_download(repo, INDEX)):
-                hf_hub_download(repo, file)
-        return folder
+        return snapshot_download(repo, allow_patterns=[
+            'config.json', SINGLE, INDEX, 'model-*-of-*.safetensors', *TOKENIZERS])
     except errors.LocalEntryNotFoundError as e:
         status = getattr(getattr(e.__cause__, 'response', None), 'status_code', None)
         why = f'answers HTTP {status}' if status else 'cannot be reached'
         fail(f'{unknown}, {repo} is not in the cache {constants.HF_HUB_CACHE}, and the Hugging Face Hub '
              f'{why}. Check the network, or put config.json and {SINGLE} into {os.path.abspath(name)}.')
-    except errors.EntryNotFoundError:
-        fail(f'{repo} on the Hugging Face Hub has no config.json or no {SINGLE}. Use a repository with both; '
-             'pickles (pytorch_model.bin) are not opened.')
     except errors.GatedRepoError:
         fail(f'{repo} is gated. Accept its terms on its page on the Hugging Face Hub, then log in with '
              '`hf auth login` or set HF_TOKEN.')
     except errors.RepositoryNotFoundError:
         fail(f'{unknown}, and {repo} is not on the Hugging Face Hub. Check the spelling; if it is private, '
              'log in with `hf auth login`.')
-    except errors.HfHubHTTPError as e:
-        fail(f'The Hugging Face Hub answered HTTP {e.response.status_code} for {repo}. Try again later.')
     except Exception as e:  # of the network, of the disk: each version of the Hub's client has its own
-        fail(f'The download of {repo} broke off ({first_words(e)}). Run the same line again.')
-
-
-def parts(index):
-    """The file names that an index of shards lists."""
-    return sorted(set(read_json(index)['weight_map'].values()))
-
-
-def read_json(path):
-    with open(path, encoding='utf-8') as f:
-        return dict(json.load(f))
-
-
-def first_words(e):
-    return ' '.join(str(e).split())[:200] or type(e).__name__
+        fail(f'The download of {repo} broke off ({first_line(e)}). Run the same line again.')
 
 # -----------------------------------------------------------------------------
 # from a folder to a checkpoint
@@ -90,89 +76,134 @@ def load(path: str) -> dict:
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    whole = os.path.isdir(path)
-    about, index, single = (os.path.join(path if whole else os.path.dirname(path), file)
-                            for file in ('config.json', INDEX, SINGLE))
-    if whole:
-        for file, found in (('config.json', [about]), (SINGLE, [single, index])):
-            if not any(map(os.path.exists, found)):
-                fail(f'{path} has neither a checkpoint (*.pt) nor a {file}. Weights of GPT-2 or of a ViT '
-                     f'are a folder with config.json and {SINGLE} (or {INDEX} and its parts).')
+    folder, file = (path, SINGLE) if os.path.isdir(path) else os.path.split(os.path.abspath(path))
+    about, tensors = {}, {}
     try:
-        about = read_json(about) if os.path.exists(about) else {}
-        files = [path] if not whole else [single] if os.path.exists(single) else \
-            [os.path.join(path, file) for file in parts(index)]
-        tensors = {key: tensor for file in files for key, tensor in load_file(file).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
-        fail(f'The weights in {path} cannot be read ({type(e).__name__}: {first_words(e)}). Download them '
+        there = os.listdir(folder)
+        if file not in there and INDEX in there:
+            file = INDEX
+        for needed in ('config.json', file) if folder == path else ():
+            if needed not in there:
+                fail(f'{path} has neither a checkpoint (*.pt) nor a {needed}. Weights of GPT-2 or of a ViT '
+                     f'are a folder with config.json and {SINGLE} (or {INDEX} and its parts), not a pickle.')
+        if 'config.json' in there:
+            about = read_json(folder, 'config.json')
+        for part in set(read_json(folder, INDEX)['weight_map'].values()) if file == INDEX else [file]:
+            tensors |= load_file(os.path.join(folder, part))
+        # without what torch.compile and DDP put before a name, and without masks and quantized weights
+        tensors = {re.sub(r'^((_orig_mod|module)\.)+', '', key): tensor for key, tensor in tensors.items()
+                   if tensor.is_floating_point() and tensor.element_size() > 1}
+        ours = {key: about[key] for key in ('model_args', 'data', 'config') if key in about}
+        if len(ours) == 3:  # our export, where a tied head is not stored twice
+            head = {'lm_head.weight': tensors['wte.weight']} if 'wte.weight' in tensors else {}
+            return {'model': head | tensors, **ours}
+        if 'architecture' in about or 'cls_token' in tensors:
+            return from_timm(path, about, tensors)
+        return from_gpt2(path, folder, about, tensors)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as e:
+        fail(f'The weights in {path} cannot be read ({type(e).__name__}: {first_line(e)}). Download them '
              'again.')
-    if {'model_args', 'data', 'config'} <= about.keys():
-        return from_ours(about, tensors)
-    if 'architecture' in about or 'cls_token' in tensors:
-        return from_timm(path, about, tensors)
-    return from_gpt2(path, about, tensors)
 
 
-def from_ours(about, tensors):
-    """What export() wrote: the checkpoint of a run without its optimizer. A tied head is not stored twice."""
-    if 'wte.weight' in tensors:
-        tensors.setdefault('lm_head.weight', tensors['wte.weight'])
-    return {'model': tensors, **{key: about[key] for key in ('model_args', 'data', 'config')}}
+def read_json(folder, file):
+    with open(os.path.join(folder, file), encoding='utf-8') as f:
+        return dict(json.load(f))
 
 
-def gpt2_names(n_layer):
-    """The layers of GPT-2: Hugging Face's name -> ours."""
-    names = {'wte': 'wte', 'wpe': 'wpe', 'ln_f': 'final_norm'}
-    for i in range(n_layer):
-        names |= {f'h.{i}.{theirs}': f'blocks.{i}.{ours}' for theirs, ours in (
-            ('ln_1', 'pre_norm'), ('attn.c_attn', 'attn.c_attn'), ('attn.c_proj', 'attn.c_proj'),
-            ('ln_2', 'ffn_pre_norm'), ('mlp.c_fc', 'ffn.c_fc'), ('mlp.c_proj', 'ffn.c_proj'))}
-    return names
+def refuse(path, kind, what):
+    remedy = 'a vit_*_patch* or deit_*_patch* with a class token and without layer scale'
+    fail(f'{path} is not a plain {kind}: {what}. Use {remedy if kind == "ViT" else "another model"}.')
 
 
-GELU = {'gelu': 'exact', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh'}
+def refuse_keys(path, kind, config, plain):
+    """config: (key, value) pairs of config.json. plain: {key: what it may say in a plain network}"""
+    for key, value in config:
+        if key in plain and value not in (*plain[key], None):
+            refuse(path, kind, f'its config.json says {key}={value!r}, not {next(iter(plain[key]))!r}')
 
 
-def from_gpt2(path, hf, tensors):
+# our name -> theirs, for the parts of a name that differ, in the order in which they are replaced
+NAMES = {
+    'GPT-2': {'blocks': 'h', 'ffn_pre_norm': 'ln_2', 'pre_norm': 'ln_1', 'ffn': 'mlp', 'final_norm': 'ln_f'},
+    'ViT': {'patch_embed': 'patch_embed.proj', 'ffn_pre_norm': 'norm2', 'pre_norm': 'norm1',
+            'final_norm': 'norm', 'attn.c_attn': 'attn.qkv', 'attn.c_proj': 'attn.proj',
+            'ffn.c_fc': 'mlp.fc1', 'ffn.c_proj': 'mlp.fc2'}}
+
+
+def plain_network(kind, args):
+    """{their name: (our name, a tensor of its shape)} of all weights of a network"""
+    with torch.device('meta'):  # tensors without memory
+        network = ViT(ViTConfig(**args)) if kind == 'ViT' else GPT(GPTConfig(**args))
+    weights = {}
+    for name, like in network.state_dict().items():
+        theirs = name
+        for part in NAMES[kind].items():
+            theirs = theirs.replace(*part)
+        weights[theirs] = name, like
+    return weights
+
+
+def under_our_names(path, kind, tensors, args):
+    """The tensors of a plain network with these args. Any other name or shape is refused."""
+    model, wanted = {}, plain_network(kind, args)
+    for key in sorted(wanted.keys() | tensors.keys()):
+        if key not in wanted or key not in tensors:
+            refuse(path, kind, f'it has {"a" if key in tensors else "no floating-point"} tensor {key}')
+        (name, like), tensor = wanted[key], tensors[key]
+        if tensor.shape != like.shape:
+            refuse(path, kind, f'its {key} has the shape {list(tensor.shape)}, not {list(like.shape)}')
+        model[name] = tensor
+    return model
+
+
+# SHA-256 of the tokens 0 to 50255, one a line, as GPT-2's vocab.json writes them
+GPT2_TOKENS = '3a1f1c010d179f036be1992bc14b861e326341438633869c694dc4dccfe153d3'
+
+
+def check_tokenizer(path, folder, vocab_size):
+    """The ids in our data sets are GPT-2's, so the model must have been trained on those."""
+    files = [file for file in TOKENIZERS if os.path.exists(os.path.join(folder, file))]
+    why = ''
+    if vocab_size < 50257 or vocab_size > 50257 and not files:
+        why = f"its vocabulary has {vocab_size} entries, GPT-2's has 50257"
+    for file in files:
+        vocab = read_json(folder, file)
+        vocab = dict(vocab['model']['vocab']) if file == 'tokenizer.json' else vocab
+        tokens = '\n'.join(sorted(vocab, key=vocab.get)[:50256])
+        if hashlib.sha256(tokens.encode()).hexdigest() != GPT2_TOKENS:
+            why = f"{file} differs from GPT-2's"
+    if why:
+        fail(f"{path} has its own tokenizer ({why}), but our data sets hold GPT-2's ids. Use another model. "
+             "If this one was trained on GPT-2's ids, put GPT-2's vocab.json beside its config.json.")
+
+
+GELU = {'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh', 'gelu': 'exact'}
+
+
+def from_gpt2(path, folder, hf, tensors):
     """GPT-2: setting S1, LayerNorm, bias. Hugging Face stores its matrices as (in, out)."""
-    def refuse(key, plain):
-        fail(f'{path} is not a plain GPT-2: its config.json says {key}={hf.get(key)!r}, not {plain!r}. Use '
-             'another model.')
-
-    if hf.get('model_type', 'gpt2') != 'gpt2':
-        refuse('model_type', 'gpt2')
-    try:
-        args = {key: hf[key] for key in ('n_layer', 'n_head', 'n_embd', 'vocab_size')}
-        args['block_size'] = hf['n_positions'] if 'n_positions' in hf else hf['n_ctx']
-    except KeyError as e:
-        fail(f'{path} is not a GPT-2: it has no config.json with {e.args[0]}. Weights of GPT-2 are a folder '
-             f'with config.json and {SINGLE}.')
-    for key, plain in (('scale_attn_weights', True), ('scale_attn_by_inverse_layer_idx', False),
-                       ('add_cross_attention', False), ('n_inner', 4 * args['n_embd'])):
-        if hf.get(key) not in (None, plain):
-            refuse(key, plain)
-    activation = hf.get('activation_function', 'gelu_new')
-    if activation not in GELU:
-        refuse('activation_function', list(GELU))
-    args |= dict(norm='layer', bias=True, gelu=GELU[activation], norm_eps=hf.get('layer_norm_epsilon', 1e-5),
-                 tied=hf.get('tie_word_embeddings', True), **SETTINGS['S1'])
-
-    names, model = gpt2_names(args['n_layer']), {}
-    for key, tensor in tensors.items():
-        theirs, _, kind = key.removeprefix('transformer.').rpartition('.')
-        if theirs in names:  # the rest are causal masks and a head
-            matrix = kind == 'weight' and '.c_' in theirs
-            model[f'{names[theirs]}.{kind}'] = tensor.t().contiguous() if matrix else tensor
-    head = model.get('wte.weight') if args['tied'] else tensors.get('lm_head.weight')
-    if head is not None:
-        model['lm_head.weight'] = head
-    need = {f'{ours}.{kind}' for ours in (*names.values(), 'lm_head') for kind in ('weight', 'bias')}
-    lacking = sorted(need - {'wte.bias', 'wpe.bias', 'lm_head.bias'} - set(model))
-    if lacking:
-        fail(f'{path} is not a complete GPT-2: {len(lacking)} of its tensors are missing, for example '
-             f'{lacking[0]}. Download it again.')
-    data = hf.get('data') or {'tokenizer': 'gpt2', 'vocab_size': min(50257, args['vocab_size'])}
-    return {'model': model, 'model_args': args, 'data': data, 'config': {'setting': 'S1'}}
+    refuse_keys(path, 'GPT-2', hf.items(), {
+        'model_type': ['gpt2'], 'scale_attn_weights': [True], 'scale_attn_by_inverse_layer_idx': [False],
+        'add_cross_attention': [False], 'activation_function': GELU, 'n_inner': [4 * hf.get('n_embd', 0)]})
+    for key in ('n_layer', 'n_head', 'n_embd', 'n_positions', 'vocab_size'):
+        if key not in hf:
+            refuse(path, 'GPT-2', f'it has no config.json with {key}')
+    args = {key: hf[key] for key in ('n_layer', 'n_head', 'n_embd', 'vocab_size')} | dict(
+        block_size=hf['n_positions'], norm='layer', bias=True, norm_eps=hf.get('layer_norm_epsilon', 1e-5),
+        gelu=GELU[hf.get('activation_function') or 'gelu_new'], tied=hf.get('tie_word_embeddings', True),
+        **SETTINGS['S1'])
+    if 'data' not in hf:  # our export has it
+        check_tokenizer(path, folder, args['vocab_size'])
+    tensors = {key.removeprefix('transformer.'): tensor for key, tensor in tensors.items()
+               if not re.search(r'\.attn\.(masked_)?bias$', key)}  # old files hold their causal masks
+    ends = [tensors[key] for key in ('wte.weight', 'lm_head.weight') if key in tensors]
+    if args['tied'] and ends:  # one matrix, which files hold under one of its names or under both
+        if not torch.equal(ends[0], ends[-1]):
+            refuse(path, 'GPT-2', 'its config.json says tie_word_embeddings=True, but it has a separate head')
+        tensors |= {'wte.weight': ends[0], 'lm_head.weight': ends[0]}
+    tensors = {key: tensor.t().contiguous() if '.c_' in key else tensor for key, tensor in tensors.items()}
+    return {'model': under_our_names(path, 'GPT-2', tensors, args), 'model_args': args,
+            'data': hf.get('data', {'tokenizer': 'gpt2', 'vocab_size': 50257}), 'config': {'setting': 'S1'}}
 
 
 def unnamed_classes(n):
@@ -182,53 +213,34 @@ def unnamed_classes(n):
 def from_timm(path, about, tensors):
     """
     A plain ViT of timm: setting S1, LayerNorm with eps 1e-6, bias. The shape follows from the tensors; a head
-    has 64 channels, in ViT-Huge 80. What timm has beyond that shows as a tensor or a key, and is refused.
+    has 64 channels, in ViT-Huge 80.
     """
-    def refuse(what):
-        fail(f'{path} is not a plain ViT: {what}. Use a vit_{{tiny,small,base,large,huge}}_patch* or '
-             'deit_*_patch* with a class token and without layer scale.')
-
     name, given = about.get('architecture', ''), about.get('model_args') or {}
-    sizes = 'tiny|small|base|large|huge'
-    if name and not re.fullmatch(rf'(vit|deit)_({sizes})_patch\d+_\d+(_in21k|_miil)?', name):
-        refuse(f'its config.json says architecture={name!r}')
-    plain = {'global_pool': ('token', '', None), 'act_layer': ('gelu', None), 'norm_layer': (None,)}
-    for key, value in [(key, values.get(key)) for key in plain for values in (about, given)]:
-        if value not in plain[key]:
-            refuse(f'its config.json says {key}={value!r}')
-
-    names = {'patch_embed.proj': 'patch_embed', 'norm': 'final_norm', 'head': 'head'}
-    n_layer = max(1, len({key.split('.')[1] for key in tensors if key.startswith('blocks.')}))
-    for i in range(n_layer):
-        names |= {f'blocks.{i}.{theirs}': f'blocks.{i}.{ours}' for theirs, ours in (
-            ('norm1', 'pre_norm'), ('attn.qkv', 'attn.c_attn'), ('attn.proj', 'attn.c_proj'),
-            ('norm2', 'ffn_pre_norm'), ('mlp.fc1', 'ffn.c_fc'), ('mlp.fc2', 'ffn.c_proj'))}
-    names = {f'{key}.{kind}': f'{ours}.{kind}' for key, ours in names.items() for kind in ('weight', 'bias')}
-    names |= {'cls_token': 'cls_token', 'pos_embed': 'pos_embed'}
-    optional = {'head.weight', 'head.bias', *(f'blocks.{i}.attn.qkv.bias' for i in range(n_layer))}
-    for key in sorted((names.keys() - optional) ^ (tensors.keys() - optional)):  # in one of the two alone
-        refuse(f'it has {"a" if key in tensors else "no"} tensor {key}')
-    model = {names[key]: tensor for key, tensor in tensors.items()}
-
-    width, patch = model['cls_token'].size(-1), model['patch_embed.weight'].size(-1)
-    positions, n_classes = model['pos_embed'].size(1), len(model.get('head.bias', ()))
-    grid = math.isqrt(positions - 1)
-    n_head = given.get('num_heads') or {1280: 16}.get(width, width // 64)
-    if grid ** 2 + 1 != positions:
-        refuse(f'its {positions} positions are not a square of patches and a class token')
-    if model['blocks.0.ffn.c_fc.weight'].size(0) != 4 * width:
-        refuse('its blocks.0.mlp.fc1 is not four times as wide as the model')
-    if not n_head or width % n_head:
-        refuse(f'the number of heads is unknown for a width of {width}')
-    args = {'n_layer': n_layer, 'n_head': n_head, 'n_embd': width, 'patch_size': patch,
-            'image_size': grid * patch, 'n_classes': n_classes, 'norm': 'layer', 'norm_eps': 1e-6,
-            'bias': True, 'qkv_bias': 'blocks.0.attn.c_attn.bias' in model, **SETTINGS['S1']}
+    if name and not re.fullmatch(r'(vit|deit)_(tiny|small|base|large|huge)_patch\d+_\d+(_in21k|_miil)?',
+                                 name):
+        refuse(path, 'ViT', f'its config.json says architecture={name!r}')
+    refuse_keys(path, 'ViT', [*about.items(), *given.items()], {
+        'global_pool': ['token', ''], 'act_layer': ['gelu'], 'norm_layer': [None], 'block_fn': [None]})
+    sizes = {key: tensor.shape for key, tensor in tensors.items()}
+    width, *_, patch = sizes.get('patch_embed.proj.weight', (64, 3, 16, 16))
+    grid = math.isqrt(sizes.get('pos_embed', (1, 197))[1] - 1)
+    n_classes = sizes.get('head.bias', [0])[0]
+    n_head = given.get('num_heads') or {1280: 16}.get(width, 0 if width % 64 else width // 64)
+    if not n_head:
+        refuse(path, 'ViT', f'the number of heads is unknown for a width of {width}')
+    args = {'n_layer': max(1, len({key.split('.')[1] for key in tensors if key.startswith('blocks.')})),
+            'n_head': n_head, 'n_embd': width, 'patch_size': patch, 'image_size': grid * patch,
+            'n_classes': max(1, n_classes), 'norm': 'layer', 'norm_eps': 1e-6, 'bias': True,
+            'qkv_bias': 'blocks.0.attn.qkv.bias' in tensors, **SETTINGS['S1']}
+    if not n_classes:  # without classes it is for fine-tuning only
+        tensors |= {'head.weight': torch.zeros(1, width), 'head.bias': torch.zeros(1)}
     labels, pixels = about.get('label_names'), about.get('pretrained_cfg') or about
     named = isinstance(labels, list) and len(labels) == n_classes
     data = {'classes': labels if named else unnamed_classes(n_classes), 'layout': 'jpeg',
             # 0.5 is that of timm's own ViTs
             **{key: list(pixels.get(key) or [0.5] * 3) for key in ('mean', 'std')}}
-    return {'model': model, 'model_args': args, 'data': data, 'config': {'arch': 'vit', 'setting': 'S1'}}
+    return {'model': under_our_names(path, 'ViT', tensors, args), 'model_args': args,
+            'data': data, 'config': {'arch': 'vit', 'setting': 'S1'}}
 
 # -----------------------------------------------------------------------------
 # another head, another size of pictures, another normalization of pixels
@@ -266,55 +278,64 @@ def take_pixels(model, then, now):
 def export(checkpoint: dict, folder: str) -> str:
     """
     Write the weights of a checkpoint as model.safetensors with a config.json: a GPT of setting S1 with
-    LayerNorm as the GPT-2 of Hugging Face, any other network under our own names. Returns the kind in words.
+    LayerNorm as the GPT-2 of Hugging Face, any other network under our own names. Returns what it wrote.
     """
     from safetensors.torch import save_file
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         fail(f'{folder} has files already. Use another folder for --export.')
-    gpt2 = is_gpt2(checkpoint['model_args'])
-    about, tensors = to_gpt2(checkpoint) if gpt2 else to_ours(checkpoint)
-    tmp = f'{folder.rstrip(os.sep)}.tmp'
-    try:
-        shutil.rmtree(tmp, ignore_errors=True)
-        os.makedirs(tmp)
-        save_file({key: t.clone() for key, t in tensors.items()}, os.path.join(tmp, SINGLE), {'format': 'pt'})
-        with open(os.path.join(tmp, 'config.json'), 'w', encoding='utf-8') as f:
-            json.dump(about, f, indent=2)
-        os.replace(tmp, folder)
-    except Exception as e:  # safetensors has its own error for a full disk
-        shutil.rmtree(tmp, ignore_errors=True)
-        fail(f'Cannot write {folder} ({first_words(e)}).')
-    return 'GPT-2 in the format of Hugging Face' if gpt2 else 'our own names, which --init_from reads'
-
-
-def is_gpt2(args):
-    args = asdict(GPTConfig()) | args
-    return 'n_classes' not in args and args['norm'] == 'layer' \
+    args, data = asdict(GPTConfig()) | checkpoint['model_args'], checkpoint['data']
+    gpt2 = 'n_classes' not in args and args['norm'] == 'layer' \
         and all(args[key] == SETTINGS['S1'][key] for key in NORMS) \
         and args.get('weight_standardization', 'none') == 'none'
+    about, tensors = {key: checkpoint[key] for key in ('model_args', 'data', 'config')}, checkpoint['model']
+    if gpt2:
+        about, tensors = to_gpt2(args, data, tensors)
+    elif args['tied']:
+        tensors = {key: tensor for key, tensor in tensors.items() if key != 'lm_head.weight'}
+    parent = os.path.dirname(os.path.realpath(folder))
+    try:
+        os.makedirs(parent, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent) as tmp:
+            new = os.path.join(tmp, 'new')
+            os.mkdir(new)
+            with open(os.path.join(new, 'config.json'), 'w', encoding='utf-8') as f:
+                json.dump(about, f, indent=2)
+            file = os.path.join(new, SINGLE)
+            save_file({key: t.clone() for key, t in tensors.items()}, file, {'format': 'pt'})
+            os.chmod(file, os.stat(f.name).st_mode)  # safetensors lets only the owner read it
+            os.replace(new, os.path.realpath(folder))
+    except Exception as e:  # safetensors has its own error for a full disk
+        fail(f'Cannot write {folder} ({first_line(e)}).')
+    if not gpt2:
+        return 'our own names, which --init_from reads'
+    tokenizer = "In transformers, load its tokenizer with AutoTokenizer.from_pretrained('gpt2')."
+    if data['tokenizer'] == 'byte':
+        tokenizer = 'It has no tokenizer: its ids are list(text.encode()), and 256 ends a document.'
+    elif data['vocab_size'] != 50257:
+        tokenizer = 'It has no tokenizer: its ids are those of experiments/vocabulary.py.'
+    return f'GPT-2 in the format of Hugging Face. {tokenizer}'
 
 
-def to_gpt2(checkpoint):
-    """(config.json, tensors) of Hugging Face. Its GPT-2 always has biases: zeros where ours has none."""
-    args, model = asdict(GPTConfig()) | checkpoint['model_args'], checkpoint['model']
-    eot = 256 if checkpoint['data']['tokenizer'] == 'byte' else 50256
-    hf = {'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], 'data': checkpoint['data'],
+def to_gpt2(args, data, model):
+    """
+    (config.json, tensors) of Hugging Face, without the rows that pad a vocabulary. Its GPT-2 always has
+    biases: zeros where ours has none.
+    """
+    eot, vocab_size = 256 if data['tokenizer'] == 'byte' else 50256, data['vocab_size']
+    hf = {'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], 'data': data, 'vocab_size': vocab_size,
           'n_positions': args['block_size'], 'bos_token_id': eot, 'eos_token_id': eot,
           'activation_function': 'gelu' if args['gelu'] == 'exact' else 'gelu_new',
-          'layer_norm_epsilon': args['norm_eps'] or 1e-5, 'tie_word_embeddings': args['tied'],
-          **{key: args[key] for key in ('n_layer', 'n_head', 'n_embd', 'vocab_size')},
+          'layer_norm_epsilon': 1e-5 if args['norm_eps'] is None else args['norm_eps'],
+          'tie_word_embeddings': args['tied'], **{key: args[key] for key in ('n_layer', 'n_head', 'n_embd')},
           **{key: args['dropout'] for key in ('attn_pdrop', 'embd_pdrop', 'resid_pdrop')}}
-    tensors = {} if args['tied'] else {'lm_head.weight': model['lm_head.weight']}
-    for theirs, ours in gpt2_names(args['n_layer']).items():
-        weight, bias = model[f'{ours}.weight'], model.get(f'{ours}.bias')
-        tensors[f'transformer.{theirs}.weight'] = weight.t().contiguous() if '.c_' in theirs else weight
-        if theirs not in ('wte', 'wpe'):
-            tensors[f'transformer.{theirs}.bias'] = torch.zeros(len(weight)) if bias is None else bias
+    size = {key: args[key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size')}
+    network, tensors = plain_network('GPT-2', dict(norm='layer', bias=True, **size, **SETTINGS['S1'])), {}
+    for theirs, (ours, like) in network.items():
+        tensor = model[ours] if ours in model else torch.zeros(like.shape)
+        if ours in ('wte.weight', 'lm_head.weight'):
+            tensor = tensor[:vocab_size]
+        if ours != 'lm_head.weight':
+            tensors[f'transformer.{theirs}'] = tensor.t().contiguous() if '.c_' in ours else tensor
+        elif not args['tied']:
+            tensors[ours] = tensor
     return hf, tensors
-
-
-def to_ours(checkpoint):
-    """(config.json, tensors) as from_ours() reads them."""
-    tied = checkpoint['model_args'].get('tied', True)
-    return ({key: checkpoint[key] for key in ('model_args', 'data', 'config')},
-            {key: t for key, t in checkpoint['model'].items() if not (tied and key == 'lm_head.weight')})

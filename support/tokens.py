@@ -31,14 +31,18 @@ def data_folder(dataset: str) -> str:
 
 class Tokens:
     """
-    The tokens of a data set on disk. meta is its meta.json. train_tokens and val_tokens are the sizes of its
-    splits. Every id must be below vocab_size, which the caller may set to that of the model.
+    The tokens of a data set on disk. meta is its meta.json. Every id must be below vocab_size, that of the
+    model; 0: that of the data set, rounded up to a multiple of 64, which matrix products like.
     """
 
-    def __init__(self, dataset: str, block_size: int, env):
+    def __init__(self, dataset: str, block_size: int, env, vocab_size: int = 0):
         self.folder, self.block_size, self.env = data_folder(dataset), block_size, env
         self.meta = read_meta(self.folder, dataset)
-        self.vocab_size = self.meta['vocab_size']
+        ids = self.meta['vocab_size']
+        self.vocab_size = vocab_size or -(-ids // 64) * 64
+        if self.vocab_size < ids:
+            fail(f'vocab_size={vocab_size} is less than the {ids} of the data set. Leave vocab_size at 0, or '
+                 'use another checkpoint or data set.')
         for split in ('train', 'val'):
             self.check_split(split)
         self.train_tokens, self.val_tokens = self.meta['train_tokens'], self.meta['val_tokens']
@@ -77,9 +81,12 @@ def read_meta(folder: str, dataset: str) -> dict:
     """meta.json, checked. nanoGPT's folders of GPT-2 tokens work without one."""
     path = os.path.join(folder, 'meta.json')
     if not os.path.isdir(folder):
-        near = difflib.get_close_matches(dataset, os.listdir('data') if os.path.isdir('data') else [], n=1)
-        fail(f'There is no data set in {folder}. ' + ''.join(f'Did you mean --dataset={x}? ' for x in near)
-             + f'Make it with python prepare_owt.py --dataset={dataset}.')
+        names = os.listdir('data') if os.path.isdir('data') else []
+        near = ''
+        for name in difflib.get_close_matches(dataset, names, n=1):
+            near = f'Did you mean --dataset={name}? '
+        fail(f'There is no data set in {folder}. {near}Make it with python prepare_owt.py '
+             f'--dataset={dataset}.')
     if not os.path.exists(path):
         if os.path.exists(os.path.join(folder, 'meta.pkl')):
             fail(f'{folder} has a meta.pkl of nanoGPT, which we do not open because a pickle can run code. '

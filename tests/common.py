@@ -15,6 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from sgdw import SGDW
+from support import optim
+
 ROOT = Path(__file__).resolve().parent.parent
 
 SIZE = ['--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=8', '--global_batch_size=4',
@@ -59,6 +62,16 @@ def train(tokens, out, *extra, code=0, torchrun=0):
     """Runs train_gpt.py to its end; returns what it said."""
     line = ['train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', *extra]
     return finish(python(*line, torchrun=torchrun), code)
+
+
+def make_optimizer(model, config):
+    """The optimizer that the section of a train script makes."""
+    source = (ROOT / ('train_gpt.py' if hasattr(model, 'wte') else 'train_vit.py')).read_text()
+    section = source[source.index('check_optimizer(config'):source.index('resume.load_optimizer')]
+    names = {**config, 'config': config, 'raw_model': model, 'torch': torch, 'SGDW': SGDW,
+             'check_optimizer': optim.check_optimizer, 'other_optimizer': optim.other_optimizer}
+    exec(section, names)
+    return names['opt']
 
 
 def rows(out):

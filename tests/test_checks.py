@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from model import SETTINGS, GPTConfig
-from support.checkpoint import continue_run
+from model import SETTINGS
 from support.checks import name_norms, split_batch
+from support.resume import Checkpoint, check_resumed
 from support.tokens import data_folder
 from tests.common import ROOT
 
@@ -18,7 +18,7 @@ def get_lr(script, learning_rate, min_lr, warmup_iters, max_iters):
     tree = ast.parse((ROOT / script).read_text())
     code = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == 'get_lr']
     names = dict(math=math, learning_rate=learning_rate, min_lr=min_lr, warmup_iters=warmup_iters,
-                 max_iters=max_iters, total_iters=max_iters)
+                 max_iters=max_iters)
     exec(compile(ast.Module(code, []), script, 'exec'), names)
     return names['get_lr']
 
@@ -56,11 +56,10 @@ def test_a_run_says_what_is_not_as_its_name_or_its_checkpoint_says():
     then = {'learning_rate': 0.2, 'init_from': 'scratch', 'old': 1, 'seed': 1}
 
     def resume(config):
-        start = SimpleNamespace(resume=True, path='ckpt.pt', say=said.append,
-                                checkpoint={'config': then, 'model_args': {}, 'data': {}, 'iter': 3,
-                                            'best_val_loss': 1.0})
-        continue_run(start, GPTConfig, config, {}, {}, [], 10, 'best_val_loss')
-        assert (start.iter, start.best) == (3, 1.0)
+        state = {'config': then, 'data': {}, 'iter': 3, 'best_val_loss': 1.0}
+        checkpoint = Checkpoint('ckpt.pt', state, resumes=True)
+        check_resumed(checkpoint, config, {}, 10, SimpleNamespace(say=said.append))
+        assert (checkpoint.iter, checkpoint.best('best_val_loss', 9.0)) == (3, 1.0)
         return said[-1]
 
     assert resume(then | {'init_from': 'resume'}) == 'ckpt.pt: iteration 3'

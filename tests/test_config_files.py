@@ -343,8 +343,8 @@ def test_help_lists_every_key_with_its_comment():
     assert re.search(r'^  warmup_iters = 0 +linear warmup$', out, re.M)
 
 
-BATCH_SIZE = ('batch_size is not a key here. Use global_batch_size (sequences or images per update, over all '
-              'processes) and micro_batch_size (an upper bound per process and forward pass).')
+BATCH_SIZE = ('batch_size is not a key here. Use global_batch_size (per update, over all processes) and '
+              'micro_batch_size (per forward pass of one process).')
 
 
 @pytest.mark.parametrize('flag,message', [
@@ -362,6 +362,8 @@ BATCH_SIZE = ('batch_size is not a key here. Use global_batch_size (sequences or
     ('n=3', 'n=3 is not an option. Did you mean --n=3?'),
     ('-n=3', '-n=3 is not an option. Did you mean --n=3?'),
     ('--batch_size=8', '--batch_size=8: ' + BATCH_SIZE),
+    ('--compile_optimizer=True', '--compile_optimizer=True: compile_optimizer is not a key here. It is gone, '
+     'because it saved less than 1 % of an update. Leave it out.'),
     ('--lr_decay_iters=1', '--lr_decay_iters=1: lr_decay_iters is not a key here. Use max_iters. '
      'The cosine ends where the run ends.')])
 def test_a_wrong_flag_is_refused(tmp_path, flag, message):
@@ -371,7 +373,7 @@ def test_a_wrong_flag_is_refused(tmp_path, flag, message):
 
 
 @pytest.mark.parametrize('text,message', [
-    ('n = 1\nn = = 2\n', 'The config file {a} has a syntax error: invalid syntax (a.py, line 2)'),
+    ('n = 1\nn = = 2\n', 'The config file {a} raises SyntaxError: invalid syntax (a.py, line 2)'),
     ('import nowhere\n', "The config file {a} raises ModuleNotFoundError: No module named 'nowhere'"),
     ('naem = "y"\n', '{a}: unknown key naem. Did you mean name? If naem is a helper of this file, '
      'call it _naem. Or is this the config of another script?'),

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from configurator import configure, replaced
+from configurator import configure
 from model import GPT, GPTConfig
 from support import report
-from support.checkpoint import Run, find_checkpoint
-from support.checks import check_images, warn_of_warmup
+from support.checks import warn_of_warmup
 from support.normfree import build
+from support.resume import find_checkpoint
+from support.run import Run
 from tests.common import ROOT, SIZE, final, finish, python, rows, smooth_picture
 from tests.test_config_files import defaults
 
@@ -40,15 +41,18 @@ def clock(monkeypatch):
 
 def test_the_time_left_includes_the_evaluations_to_come(env, clock):
     log = []
-    run = SimpleNamespace(log=lambda **row: log.append(row))
-    r = report.Report(run, env, 95, 10, 'tokens', 64)
-    with r.evaluating():
-        clock.now += 5
+    run = SimpleNamespace(log=lambda **row: log.append(row), start_iter=0)
+    r = report.Report(run, env, 95, 10, 'tokens', 64, torch.nn.Linear(1, 1))
+
+    def later(seconds):
+        clock.now += seconds
+        return clock.now
+
+    assert r.timed(lambda: later(5)) == 1005
     for iter_num in range(42):
-        clock.now += 1
-        r.updates += 1
+        assert r.wait_for(iter([later(1)])) == clock.now
         if iter_num % 40 == 0:
-            r.train(iter_num, 2.0, 0.1, 1.0)
+            r.train(iter_num, 2.0, 0.1, 1.0, None)
     # after update 0: 94 updates of 1 s and 10 evaluations of 5 s (10, 20, ... 90 and 95); after 40: 54 and 6
     assert [line.split(' | ')[-1] for line in env.said] == ['2m24s left', '1m24s left']
     assert [row['tokens_per_s'] for row in log] == [64, 64]  # speeds leave evaluations out
@@ -60,25 +64,26 @@ def test_a_long_evaluation_says_what_it_reads(env, clock):
             clock.now += s
             yield s
 
-    assert list(report.progress(seconds(0.3, 0.3, 0.3), '640 tokens', env)) == [0.3, 0.3, 0.3]
+    signals = []
+    assert list(report.progress(seconds(0.3, 0.3, 0.3), 'val', signals, env)) == [0.3, 0.3, 0.3]
     assert env.said == []
-    assert list(report.progress(seconds(0.6, 0.6, 0.6), '640 tokens', env)) == [0.6, 0.6, 0.6]
-    assert env.said == ['evaluating on 640 tokens']  # once
+    assert list(report.progress(seconds(0.6, 0.6, 0.6), 'val', signals, env)) == [0.6, 0.6, 0.6]
+    assert env.said == ['evaluating on val']  # once
+    signals.append(15)
+    assert list(report.progress(seconds(0.3, 0.3, 0.3), 'val', signals, env)) == []
 
 
 def test_a_short_run_is_told_how_to_keep_its_share_of_warmup(env):
     config = configure(defaults('train_gpt.py'), [str(ROOT / 'config/dnt_tiny.py'), '--max_iters=400'])
-    warn_of_warmup(config['warmup_iters'], 400, replaced.get('max_iters', 0), env)
+    warn_of_warmup(config, config['warmup_iters'], 400, env)
     assert env.said == ['The warmup (1350 updates) is not shorter than the run (400), so the learning rate '
                         'does not reach its peak. Use --warmup_iters=120.']
-    data = SimpleNamespace(splits=['train'], size=lambda split: 50000, arrays=True, folder='cifar10', env=env)
     for flag, updates, share in (('--max_iters=300', 300, 0.032), ('--epochs=0.5', 781, 0.083)):
         config = configure(defaults('train_vit.py'), [str(ROOT / 'config/vdnt_cifar10.py'), flag])
-        assert check_images(config, data) == (1562, updates, 1562)
+        warn_of_warmup(config, 1562, updates, env, 1562)
         assert env.said[-1].endswith(f'not shorter than the run ({updates}), so the learning rate does not '
                                      f'reach its peak. Use --warmup_epochs={share}.')
-    config = configure(defaults('train_vit.py'), [str(ROOT / 'config/vdnt_cifar10.py'), '--epochs=2'])
-    check_images(config, data)
+    warn_of_warmup(config, 1562, 2 * 1562, env, 1562)
     assert len(env.said) == 3  # nothing to say
 
 
@@ -92,15 +97,17 @@ def test_the_files_of_one_iteration_are_one(tmp_path, monkeypatch, env, links):
 
     if not links:
         monkeypatch.setattr(os, 'link', no_links)
-    run = Run({'out_dir': str(tmp_path), 'overwrite': False, 'init_from': 'scratch'}, env, 0, [])
+    config = {'out_dir': str(tmp_path), 'overwrite': False, 'init_from': 'scratch'}
+    run = Run(config, env, [], 0, torch.nn.Linear(1, 1), None)
     names = ['best.pt', 'ckpt_000002.pt', 'ckpt.pt']
     (tmp_path / 'ckpt.pt.tmp').write_text('of a run that was killed')
-    run.save(names, iter=2, model={'w': torch.ones(3)})
+    for name in names:
+        run.save(name, iter=2, model={'w': torch.ones(3)})
     for name in names[1:]:
         assert os.path.samefile(tmp_path / 'best.pt', tmp_path / name) == links
         assert (tmp_path / name).read_bytes() == (tmp_path / 'best.pt').read_bytes()
     assert run.saved_iter == 2
-    run.save(['ckpt.pt'], iter=3, model={'w': torch.zeros(3)})
+    run.save('ckpt.pt', iter=3, model={'w': torch.zeros(3)})
     assert [final(tmp_path, name)['iter'] for name in names] == [2, 2, 3]
     assert not list(tmp_path.glob('*.tmp'))
 
@@ -118,7 +125,7 @@ def test_a_folder_stands_for_its_best_checkpoint(tmp_path):
 def test_a_checkpoint_is_not_read_before_it_is_used(tmp_path):
     code = """
 import resource, sys, torch
-from support.checkpoint import load_checkpoint
+from support.resume import load_checkpoint
 torch.set_num_threads(1)
 size = 0 if sys.argv[1] == 'load' else 50 * 2**20
 path = sys.argv[2]
@@ -180,7 +187,7 @@ def test_a_checkpoint_brings_its_network(straight, seen, tokens, arrays, tmp_pat
     for name in ('eval', 'agrees', 'file', 'other config'):
         assert code[name] == 0, name
         loss = said[name].splitlines()[-1].removeprefix('val loss ').removesuffix(' nats per token')
-        assert float(loss) == pytest.approx(best, abs=1e-6)  # other micro batches, other rounding
+        assert float(loss) == pytest.approx(best, abs=1e-4)
     path = f'{straight}/best.pt'
     assert code['other layers'] == (f'{path} was made with n_layer=2, now it is 3. Leave out the keys that '
                                     'differ.')

@@ -12,14 +12,14 @@ from experiments import arms, evidence
 from experiments.evidence import key
 from experiments.stack import CPU, read_config, train_stack
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
-from support.optim import make_optimizer, state_size
+from support.optim import state_size
 from support.tokens import Tokens
 from test_model import tiny
-from tests.common import ROOT
+from tests.common import ROOT, make_optimizer
 from tests.test_optim import take_steps
 
 CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.02, momentum=0.9, beta1=0.9, beta2=0.95,
-              embed_lr=0.0, embed_optimizer='auto', embed_weight_decay=-1.0, compile_optimizer=False)
+              embed_lr=0.0, embed_optimizer='auto', embed_weight_decay=-1.0)
 ROWS = 'mSGDW + row norm'
 ROWNORM = dict(embed_optimizer='rownorm', embed_lr=0.006, embed_weight_decay=0.1)
 
@@ -57,7 +57,7 @@ def test_rownorm_keeps_four_bytes_a_weight():
     model = tiny().float()
     opt = make(model, **ROWNORM)
     steps(model, opt, [0])
-    state = [x for o in opt.optimizers for s in o.state.values() for x in s.values()]
+    state = [x for s in opt.state.values() for x in s.values()]
     weights = sum(p.numel() for p in model.parameters())
     assert sum(x.numel() * x.element_size() for x in state) == 4 * weights == 4 * state_size(opt)
 

@@ -8,8 +8,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from support.checkpoint import load_checkpoint
 from support.pretrained import find_weights
+from support.resume import load_checkpoint
 from tests.common import (
     NOBODY,
     TEXTS,
@@ -24,7 +24,7 @@ from tests.common import (
     prepared,
     start_prepare,
 )
-from tests.test_pretrained import write_gpt2, write_timm
+from tests.test_pretrained import assert_refused, write_gpt2, write_timm
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -263,40 +263,34 @@ def test_weights_from_the_hub(tmp_path, hub, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name,words', [
-    ('me/a401', ['me/a401 is gated', 'Accept its terms', 'hf auth login']),
-    ('me/a403', ['me/a403 is gated', 'Accept its terms', 'hf auth login']),
-    ('me/a404', ['me/a404 is not a file or folder here', 'not on the Hugging Face Hub', 'spelling']),
-    ('out/dnt_tny', ['out/dnt_tny is not a file or folder here']),
-    ('me/a500', ['me/a500', 'the Hugging Face Hub answers HTTP 500']),
-    ('me/pickle', ['me/pickle', 'no config.json or no model.safetensors', 'pickles']),
-    ('me/half', ['download of me/half broke off', 'same line']),
-    ('me/lost', ['me/lost', 'no model.safetensors']),
-    ('me/absent.pt', ['Cannot read the checkpoint me/absent.pt'])])
-def test_the_hub_refuses_weights_in_one_sentence(tmp_path, hub, monkeypatch, name, words):
+def test_the_hub_refuses_weights_in_one_sentence(tmp_path, hub, monkeypatch):
     write_gpt2(tmp_path / 'whole', n_embd=64)
     write_gpt2(tmp_path / 'parts', shards=2)
-    whole, parts = files_of(tmp_path / 'whole'), files_of(tmp_path / 'parts')
-    hub.sets |= {'me/a401': 401, 'me/a403': 403, 'me/a500': 500, 'me/half': whole,
+    write_gpt2(tmp_path / 'own', files={'vocab.json': {'a': 0, 'b': 1}})
+    whole, parts, own = (files_of(tmp_path / name) for name in ('whole', 'parts', 'own'))
+    hub.sets |= {'me/a401': 401, 'me/a403': 403, 'me/a500': 500, 'me/half': whole, 'me/own': own,
                  'me/pickle': {'config.json': whole['config.json'], 'pytorch_model.bin': b''},
                  'me/lost': {k: v for k, v in parts.items() if k != 'model-00002-of-00002.safetensors'}}
-    if name == 'me/half':
-        hub.broken.add('model.safetensors')
-    with pytest.raises(SystemExit) as stop:
-        fetch_weights(name, hub.url, tmp_path, monkeypatch)
-    for word in words:
-        assert word in stop.value.code
-    assert '\n' not in stop.value.code
+    for name, *words in (
+            ('me/a401', 'me/a401 is gated', 'Accept its terms', 'hf auth login'),
+            ('me/a403', 'me/a403 is gated', 'Accept its terms', 'hf auth login'),
+            ('me/a404', 'me/a404 is not a file or folder here', 'not on the Hugging Face Hub', 'spelling'),
+            ('me/a500', 'me/a500', 'the Hugging Face Hub answers HTTP 500'),
+            ('me/pickle', 'me--pickle', 'nor a model.safetensors', 'not a pickle'),
+            ('me/lost', 'me--lost', 'cannot be read (', 'model-00002-of-00002.safetensors'),
+            ('me/own', 'me--own', "has its own tokenizer (vocab.json differs from GPT-2's)"),
+            ('me/absent.pt', 'Cannot read the checkpoint me/absent.pt')):
+        assert_refused(lambda: fetch_weights(name, hub.url, tmp_path, monkeypatch), *words)
+    hub.broken.add('model.safetensors')
+    assert_refused(lambda: fetch_weights('me/half', hub.url, tmp_path, monkeypatch),
+                   'download of me/half broke off', 'same line')
 
 
 @pytest.mark.slow
 def test_without_a_network_weights_say_where_a_folder_would_be_found(tmp_path, hub, monkeypatch):
     for url, offline in ((NOBODY, False), (hub.url, True)):
-        with pytest.raises(SystemExit) as stop:
-            fetch_weights('gpt2', url, tmp_path, monkeypatch, offline)
-        assert 'gpt2 is not a file or folder here' in stop.value.code
-        assert 'the Hugging Face Hub cannot be reached' in stop.value.code
-        assert f'put config.json and model.safetensors into {tmp_path}/gpt2.' in stop.value.code
-        assert '\n' not in stop.value.code
-    write_gpt2(tmp_path / 'gpt2', n_positions=9)  # as it says
-    assert fetch_weights('gpt2', NOBODY, tmp_path, monkeypatch)['model_args']['block_size'] == 9
+        assert_refused(lambda: fetch_weights('gpt2', url, tmp_path, monkeypatch, offline),
+                       'gpt2 is not a file or folder here', 'the Hugging Face Hub cannot be reached',
+                       f'put config.json and model.safetensors into {tmp_path}/gpt2.')
+    write_gpt2(tmp_path / 'gpt2', n_positions=13)  # as it says
+    assert fetch_weights('gpt2', NOBODY, tmp_path, monkeypatch)['model_args']['block_size'] == 13

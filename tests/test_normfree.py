@@ -8,8 +8,8 @@ import torch
 
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from support.normfree import build, clip_units, gradient_units, standardize, standardize_weights
-from test_model import reference, tiny, weights
-from tests.common import final, in_parallel, rows, train, train_vit
+from test_model import IDX, noisy, reference, tiny, tiny_vit, weights
+from tests.common import assert_same_run, final, in_parallel, killed_and_resumed, rows, train, train_vit
 
 
 def numpy_standardized(w):
@@ -20,38 +20,33 @@ def numpy_standardized(w):
 
 def test_standardized_weights():
     w = standardize(torch.randn(5, 3, 2, 2, dtype=torch.float64) * 7 + 2)
-    rows = w.flatten(1).numpy()
-    np.testing.assert_allclose(rows.mean(1), 0, atol=1e-15)
-    np.testing.assert_allclose(rows.var(1), 1 / 12, rtol=1e-12)
+    units = w.flatten(1).numpy()
+    np.testing.assert_allclose(units.mean(1), 0, atol=1e-15)
+    np.testing.assert_allclose(units.var(1), 1 / 12, rtol=1e-12)
     w = torch.randn(4, 6, dtype=torch.float64)
     np.testing.assert_allclose(standardize(w).numpy(), numpy_standardized(w.numpy()), rtol=1e-10)
     assert torch.equal(standardize(torch.full((2, 3), 5.0)), torch.zeros(2, 3))  # a constant row: not nan
 
 
-@pytest.mark.parametrize('covers,layers', [('all', ('attn.c_attn', 'attn.c_proj', 'ffn.c_fc', 'ffn.c_proj')),
-                                           ('ffn', ('ffn.c_fc', 'ffn.c_proj'))])
-def test_weight_standardization_is_the_plain_network_of_standardized_weights(covers, layers):
+@pytest.mark.parametrize('covers', ['all', 'ffn'])
+def test_weight_standardization_is_the_plain_network_of_standardized_weights(covers):
     """... times the gains, which W_q, W_k and W_v do not have."""
     model = tiny('NoNorm')
     standardize_weights(model, covers)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if name.endswith('gain'):
-                p.add_(0.1 * torch.randn_like(p))
-    model.double()
+    noisy(model)
     w = weights(model)
     for i in range(3):
-        for layer in layers:
+        for layer in ('attn.c_attn', 'attn.c_proj', 'ffn.c_fc', 'ffn.c_proj'):
+            if covers == 'ffn' and 'attn' in layer:
+                continue
             name = f'blocks.{i}.{layer}'
-            gain = w.pop(f'{name}.gain', None)
-            assert (gain is None) == (layer == 'attn.c_attn')
             w[f'{name}.weight'] = numpy_standardized(w[f'{name}.weight'])
-            if gain is not None:
-                w[f'{name}.weight'] *= gain[:, None]
+            if layer != 'attn.c_attn':
+                w[f'{name}.weight'] *= w.pop(f'{name}.gain')[:, None]
     assert not any('gain' in name for name in w)
-    idx = torch.randint(0, 64, (12,), generator=torch.Generator().manual_seed(1))
-    want = reference(idx.numpy(), w, 'NoNorm', 3, 2, 'rms')
-    np.testing.assert_allclose(model(idx[None])[0][0].detach().numpy(), want, rtol=1e-8, atol=1e-10)
+    want = reference(IDX, w, 'NoNorm', 3, 2, 'rms')
+    logits = model(torch.tensor(IDX[None]))[0][0].detach().numpy()
+    np.testing.assert_allclose(logits, want, rtol=1e-8, atol=1e-10)
     plain = tiny('NoNorm')
     standardize_weights(plain, covers, gain=False)
     assert not any('gain' in n for n, _ in plain.named_parameters())
@@ -71,24 +66,20 @@ def test_deviations_of_tfixup():
             elif 'blocks' in name and p.dim() == 2:
                 fans = 2 * d if 'attn' in name else 5 * d  # W_q, W_k, W_v are three matrices
                 assert abs(p.std().item() / (matrices * math.sqrt(2 / fans)) - 1) < 0.02, name
-    for Network, config in ((GPT, GPTConfig(n_layer=1, n_head=4, n_embd=d, init='torch')),
-                            (ViT, ViTConfig(n_layer=1, n_embd=d, init='torch'))):
-        model = Network(config)
-        for layer in (model.blocks[0].attn.c_attn, model.blocks[0].ffn.c_proj, getattr(model, 'head', None),
-                      getattr(model, 'patch_embed', None)):
-            if layer is not None:
-                most = layer.weight[0].numel() ** -0.5
-                assert 0.98 * most < layer.weight.abs().max() <= most
-                assert abs(layer.weight.std() / most * 3 ** 0.5 - 1) < 0.02
-    with pytest.raises(ValueError, match="init='orthogonal' is unknown"):
-        GPT(GPTConfig(n_layer=1, n_embd=16, n_head=2, init='orthogonal'))
+    gpt = GPT(GPTConfig(n_layer=1, n_head=4, n_embd=d, init='torch'))
+    vit = ViT(ViTConfig(n_layer=1, n_embd=d, init='torch'))
+    layers = [vit.head, vit.patch_embed]
+    for block in (gpt.blocks[0], vit.blocks[0]):
+        layers += [block.attn.c_attn, block.ffn.c_proj]
+    for layer in layers:  # PyTorch's own: uniform
+        most = layer.weight[0].numel() ** -0.5
+        assert 0.98 * most < layer.weight.abs().max() <= most
+        assert abs(layer.weight.std() / most * 3 ** 0.5 - 1) < 0.02
 
 
 def test_adaptive_gradient_clipping_row_by_row():
     """Equation 3 in NumPy for every kind of parameter; with zero rows, zero gradients and scalars."""
-    torch.manual_seed(0)
-    model = ViT(ViTConfig(**SETTINGS['S5'], image_size=8, patch_size=4, n_layer=2, n_head=2, n_embd=16,
-                          n_classes=5)).double()
+    model = tiny_vit(n_layer=2)
     model.scalar = torch.nn.Parameter(torch.tensor(0.0, dtype=torch.float64))
     with torch.no_grad():
         for p in model.parameters():
@@ -122,33 +113,35 @@ def test_adaptive_gradient_clipping_row_by_row():
             clipped, total = clipped + (g_norm > limit * w_norm), total + 1
     assert abs(share - clipped / total) < 1e-6
     assert 0.1 < share < 0.9
-    assert 'lm_head.weight' not in [n for n, p in tiny().named_parameters()]
     gpt = tiny()  # tied: the head is the embedding, so both stay as they are
     assert id(gpt.wte.weight) not in {id(p) for p, _ in gradient_units(gpt)}
 
 
 @pytest.mark.slow
 def test_second_report_in_the_train_scripts(tokens, arrays, tmp_path):
-    def text():
-        train(tokens, tmp_path / 'text', '--setting=NoNorm', '--qkv_bias=False', '--bias=True',
-              '--init=tfixup', '--weight_standardization=ffn', '--agc=0.01',
-              '--grad_clip=0', '--learning_rate=0.02', '--optimizer=sgd')
-        return rows(tmp_path / 'text')
-
-    def images():
-        train_vit(arrays, tmp_path / 'images', '--setting=NoNorm', '--init=tfixup',
-                  '--weight_standardization=all',
-                  '--agc=0.01', '--grad_clip=0', '--learning_rate=0.02', '--qkv_bias=False')
-        return rows(tmp_path / 'images')
-
-    for log in in_parallel([text, images]):
+    line = ['--setting=NoNorm', '--qkv_bias=False', '--init=tfixup', '--agc=0.01', '--grad_clip=0',
+            '--learning_rate=0.02']
+    in_parallel([
+        lambda: train(tokens, tmp_path / 'ffn', *line, '--weight_standardization=ffn', '--optimizer=sgd',
+                      '--bias=True'),
+        lambda: train_vit(arrays, tmp_path / 'all', *line, '--weight_standardization=all')])
+    for standardized in ('ffn', 'all'):
+        log, checkpoint = rows(tmp_path / standardized), final(tmp_path / standardized)
         assert all(0 < r['agc_share'] <= 1 for r in log if r['split'] == 'train')
         assert math.isfinite(log[-1]['loss'])
-    for out, standardized in (('text', 'ffn'), ('images', 'all')):
-        args, names = final(tmp_path / out)['model_args'], set(final(tmp_path / out)['model'])
+        args, names = checkpoint['model_args'], set(checkpoint['model'])
         assert (args['init'], args['weight_standardization'],
                 args['qkv_bias']) == ('tfixup', standardized, False)
         assert 'blocks.0.ffn.c_fc.gain' in names
         assert 'blocks.0.attn.c_attn.bias' not in names
         assert ('blocks.0.attn.c_proj.gain' in names) == (standardized == 'all')
         assert 'blocks.0.pre_norm.weight' not in names
+
+
+@pytest.mark.slow
+def test_dynamic_tanh_in_bfloat16_resumes(tokens, tmp_path):
+    line = ['--norm=dyt', '--dtype=bfloat16', '--dropout=0.1']
+    train(tokens, tmp_path / 'straight', *line)
+    killed_and_resumed(tokens, tmp_path / 'killed', *line)
+    assert_same_run(tmp_path / 'straight', tmp_path / 'killed')
+    assert 'blocks.0.attn.q_norm.alpha' in final(tmp_path / 'killed')['model']

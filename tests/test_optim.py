@@ -1,42 +1,24 @@
 """What decays, what is an embedding, and the optimizers by name."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
 from model import GPT, GPTConfig, ViT, ViTConfig
 from sgdw import SGDW
-from support.checkpoint import load_optimizer
 from support.nfnet import NFNet, NFNetConfig
-from support.optim import OPTIMIZERS, Hybrid, make_optimizer, name_optimizer, param_groups, state_size
+from support.optim import OPTIMIZERS, Hybrid, name_optimizer, param_groups, state_size
+from support.resume import Checkpoint, load_optimizer
 from test_model import tiny, weights
-
-
-@pytest.mark.parametrize('norm,bias', [('rms', False), ('layer', True)])
-def test_param_groups_hold_each_tensor_once(norm, bias):
-    model = tiny(norm=norm, bias=bias)
-    decay, rest = param_groups(model, 0.1)
-    ids = [id(p) for group in (decay, rest) for p in group['params']]
-    assert sorted(ids) == sorted(id(p) for p in model.parameters())
-    names = {id(p): n for n, p in model.named_parameters()}
-    assert {names[id(p)].split('.')[-2]
-            for p in decay['params']} == {'wte', 'wpe', 'c_attn', 'c_proj', 'c_fc'}
-    assert all(names[id(p)].endswith('bias') or 'norm' in names[id(p)] for p in rest['params'])
-    assert decay['weight_decay'] == 0.1
-    assert rest['weight_decay'] == 0.0
-
+from tests.common import make_optimizer
 
 CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.1, momentum=0.9, beta1=0.9, beta2=0.95,
-              embed_lr=0.0, embed_optimizer='auto',
-              embed_weight_decay=-1.0, compile_optimizer=False)
+              embed_lr=0.0, embed_optimizer='auto', embed_weight_decay=-1.0)
 
 
 def load_state(opt, state):
     """As a run at iteration 3 of one process resumes."""
-    start = SimpleNamespace(iter=3, checkpoint={'optimizer': state})
-    load_optimizer(opt, start, SimpleNamespace(world_size=1))
+    load_optimizer(opt, Checkpoint('ckpt.pt', {'iter': 3, 'optimizer': state}, resumes=True))
 
 
 def small_vit():
@@ -47,31 +29,30 @@ def small_nfnet():
     return NFNet(NFNetConfig(n_classes=10, widths=(4, 8, 8, 8), depths=(1, 1, 1, 1), group_size=2))
 
 
-def test_param_groups_of_a_vit():
-    model = small_vit()
+@pytest.mark.parametrize('make,embeddings', [
+    (lambda: tiny(bias=True), ({'wte.weight', 'wpe.weight'}, set())),
+    (lambda: tiny(norm='layer', bias=True), ({'wte.weight', 'wpe.weight'}, set())),
+    (lambda: tiny(norm='dyt', tied=False), ({'wte.weight', 'wpe.weight', 'lm_head.weight'}, set())),
+    (small_vit, ({'patch_embed.weight'}, {'patch_embed.bias', 'cls_token', 'pos_embed'}))])
+def test_param_groups(make, embeddings):
+    """Each tensor once; matrices decay; biases, norms, class token and positions do not; embeddings apart."""
+    model = make()
     names = {id(p): n for n, p in model.named_parameters()}
-    decay, rest = ([names[id(p)] for p in group['params']] for group in param_groups(model, 0.1))
-    assert sorted(decay + rest) == sorted(names.values())
-    assert {'cls_token', 'pos_embed'} <= set(rest)
+
+    def named(groups):
+        ids = [id(p) for group in groups for p in group['params']]
+        assert sorted(ids) == sorted(names)
+        return [{names[id(p)] for p in group['params']} for group in groups]
+
+    decay, rest = named(groups := param_groups(model, 0.1))
+    assert [group['weight_decay'] for group in groups] == [0.1, 0.0]
     assert all(n.endswith('.weight') and 'norm' not in n for n in decay)
-    assert all(n.endswith('bias') or 'norm' in n for n in set(rest) - {'cls_token', 'pos_embed'})
-
-
-def test_embeddings_are_groups_of_their_own():
-    found = []
-    for model in (tiny(bias=True), tiny(tied=False), small_vit()):
-        names, groups = {id(p): n for n, p in model.named_parameters()}, param_groups(model, 0.1, 0.5)
-        assert sorted(id(p) for g in groups for p in g['params']) == sorted(names)
-        plain = [{names[id(p)] for p in g['params']} for g in param_groups(model, 0.1)]
-        split = [{names[id(p)] for p in g['params']} for g in groups]
-        # what decays and what does not is as without
-        assert plain == [split[0] | split[2], split[1] | split[3]]
-        assert [(g['weight_decay'], g['lr_scale'])
-                for g in groups] == [(0.1, 1.0), (0.0, 1.0), (0.1, 0.5), (0.0, 0.5)]
-        found.append((split[2], split[3]))
-    assert found == [({'wte.weight', 'wpe.weight'}, set()), ({'wte.weight', 'wpe.weight', 'lm_head.weight'},
-                                                             set()),
-                     ({'patch_embed.weight'}, {'patch_embed.bias', 'cls_token', 'pos_embed'})]
+    assert all(n.endswith('bias') or 'norm' in n for n in rest - {'cls_token', 'pos_embed'})
+    split = named(groups := param_groups(model, 0.1, 0.5))
+    assert [(group['weight_decay'], group['lr_scale']) for group in groups] == [
+        (0.1, 1.0), (0.0, 1.0), (0.1, 0.5), (0.0, 0.5)]
+    assert [decay, rest] == [split[0] | split[2], split[1] | split[3]]
+    assert (split[2], split[3]) == embeddings
 
 
 @pytest.mark.parametrize('words,make,changes', [
@@ -148,10 +129,8 @@ def test_embedding_optimizer_against_two_optimizers():
     dict(optimizer='sgdw', embed_lr=0.01, embed_optimizer='adamw')], ids=str)
 def test_room_for_the_state_is_what_the_optimizers_make(kwargs):
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=64, block_size=8))
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)
     opt = make_optimizer(model, CONFIG | kwargs)
-    opt.step()
+    take_steps(model, opt, [0])
     states = [s for o in getattr(opt, 'optimizers', [opt]) for s in o.state.values()]
     assert state_size(opt) == sum(x.numel() for s in states for x in s.values()
                                   if torch.is_tensor(x) and x.dim())

@@ -5,6 +5,7 @@ their definitions and import nothing of model.py.
 
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -16,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from support import pretrained
-from support.checkpoint import load_checkpoint
 from support.images import Images
 from support.normfree import build
+from support.resume import load_checkpoint
 from tests.common import (
     assert_same_run,
     final,
@@ -34,39 +35,56 @@ from tests.common import (
     write_tokens,
 )
 
+
+def assert_refused(action, *words):
+    """It ends with one sentence that has these words."""
+    with pytest.raises(SystemExit) as stop:
+        action()
+    assert '\n' not in stop.value.code
+    for word in words:
+        assert word in stop.value.code
+
+
 # -----------------------------------------------------------------------------
 # GPT-2 as Hugging Face defines it
 
 HF = {'model_type': 'gpt2', 'n_layer': 2, 'n_head': 2, 'n_embd': 16, 'n_positions': 12, 'n_inner': None,
-      'vocab_size': 64, 'activation_function': 'gelu_new', 'layer_norm_epsilon': 1e-5,
+      'vocab_size': 50257, 'activation_function': 'gelu_new', 'layer_norm_epsilon': 1e-5,
       'scale_attn_weights': True, 'reorder_and_upcast_attn': False, 'resid_pdrop': 0.1}
 
 
-def write_gpt2(folder, prefix='transformer.', shards=1, without=(), head=False, **keys):
-    """A random GPT-2; without: keys that its config.json lacks. -> (the config, the tensors)"""
+def write_gpt2(folder, prefix='transformer.', shards=1, without=(), head=None, dtype=torch.float32, files=(),
+               more=(), **keys):
+    """
+    A random GPT-2. without: keys that its config.json lacks, and tensors. head: True for one of its own,
+    'wte' for a copy. files: {name: object} beside it. more: further tensors. -> (the config, the tensors)
+    """
     hf, rng = HF | keys, torch.Generator().manual_seed(0)
     C, V = hf['n_embd'], hf['vocab_size']
     shapes = {'wte.weight': (V, C), 'wpe.weight': (hf['n_positions'], C),
               'ln_f.weight': (C,), 'ln_f.bias': (C,)}
-    for i in range(hf['n_layer']):
+    for i in range(2):
         for name, shape in (('attn.c_attn', (C, 3 * C)), ('attn.c_proj', (C, C)), ('mlp.c_fc', (C, 4 * C)),
                             ('mlp.c_proj', (4 * C, C))):
             shapes |= {f'h.{i}.{name}.weight': shape, f'h.{i}.{name}.bias': shape[1:]}
         shapes |= {f'h.{i}.ln_{j}.{k}': (C,) for j in (1, 2) for k in ('weight', 'bias')}
         shapes[f'h.{i}.attn.bias'] = (1, 1, 12, 12)  # the causal mask that old files carry
-    tensors = {prefix + k: torch.randn(shape, generator=rng) * 0.5 for k, shape in shapes.items()}
+    tensors = {prefix + k: (torch.randn(shape, generator=rng) * 0.5).to(dtype) for k, shape in shapes.items()}
     if head:
-        tensors['lm_head.weight'] = torch.randn((V, C), generator=rng)
+        wte = tensors[f'{prefix}wte.weight']
+        tensors['lm_head.weight'] = wte.clone() if head == 'wte' else torch.randn((V, C), generator=rng)
+    there = {k: t for k, t in (tensors | dict(more)).items() if k not in without}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'config.json').write_text(json.dumps({k: v for k, v in hf.items() if k not in without}))
-    names = sorted(tensors)
+    config = {k: v for k, v in hf.items() if k not in without}
+    for name, content in {'config.json': config, **dict(files)}.items():
+        (folder / name).write_text(json.dumps(content))
     if shards == 1:
-        save_file(tensors, folder / 'model.safetensors')
+        save_file(there, folder / 'model.safetensors')
     else:
         files = {name: f'model-{i % shards + 1:05}-of-{shards:05}.safetensors'
-                 for i, name in enumerate(names)}
+                 for i, name in enumerate(sorted(there))}
         for file in set(files.values()):
-            save_file({k: t for k, t in tensors.items() if files[k] == file}, folder / file)
+            save_file({k: t for k, t in there.items() if files[k] == file}, folder / file)
         index = {'metadata': {}, 'weight_map': files}
         (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
     return hf, tensors
@@ -85,7 +103,7 @@ def layer_norm(x, weight, bias, eps):
 
 def gpt2_logits(hf, tensors, idx):
     """Of idx (B, T), in float64. Matrices are (in, out)."""
-    w = {k.removeprefix('transformer.'): t.double() for k, t in tensors.items()}
+    w = {k.split('transformer.')[-1]: t.double() for k, t in tensors.items()}
     B, T, H, C = *idx.shape, hf['n_head'], hf['n_embd']
 
     def ln(x, name):
@@ -123,15 +141,17 @@ IDX = torch.randint(64, (3, 11), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize('keys', [
-    {}, {'prefix': ''}, {'shards': 3}, {'activation_function': 'gelu'},
-    {'activation_function': 'gelu_pytorch_tanh'}, {'layer_norm_epsilon': 0.1},
-    {'tie_word_embeddings': False, 'head': True}, {'head': True}, {'n_inner': 64},
-    {'n_ctx': 12, 'without': ['n_positions']}, {'without': ['model_type']}, {'reorder_and_upcast_attn': True},
-    {'without': ['activation_function', 'layer_norm_epsilon']}], ids=str)
+    {}, {'prefix': ''}, {'shards': 3}, {'activation_function': 'gelu'}, {'dtype': torch.bfloat16},
+    {'activation_function': 'gelu_pytorch_tanh'}, {'layer_norm_epsilon': 0.1}, {'n_inner': 64},
+    {'tie_word_embeddings': False, 'head': True}, {'head': 'wte'},
+    {'head': 'wte', 'without': ['transformer.wte.weight']},
+    {'prefix': '_orig_mod.transformer.'}, {'prefix': 'module._orig_mod.transformer.'},
+    {'without': ['model_type', 'activation_function', 'layer_norm_epsilon']},
+    {'reorder_and_upcast_attn': True}], ids=str)
 def test_gpt2_computes_what_hugging_face_defines(tmp_path, keys):
     hf, tensors = write_gpt2(tmp_path, **keys)
     checkpoint = load_checkpoint(str(tmp_path))
-    assert checkpoint['data'] == {'tokenizer': 'gpt2', 'vocab_size': 64}
+    assert checkpoint['data'] == {'tokenizer': 'gpt2', 'vocab_size': 50257}
     with torch.no_grad():
         assert_equal(network_of(checkpoint)(IDX)[0], gpt2_logits(hf, tensors, IDX))
 
@@ -144,26 +164,42 @@ def test_what_is_not_exact_would_be_seen(tmp_path):
         assert (gpt2_logits(hf | {key: value}, tensors, IDX) - expected).abs().max() > 1e-4
 
 
+def own(size):
+    return {f'token{i}': i for i in range(size)}
+
+
+INT8 = {'transformer.h.0.mlp.c_fc.weight': torch.zeros(16, 64, dtype=torch.int8)}
+
+
 @pytest.mark.parametrize('keys,words', [
     ({'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx=True, not False'),
     ({'scale_attn_weights': False}, 'scale_attn_weights=False, not True'),
     ({'add_cross_attention': True}, 'add_cross_attention=True, not False'),
-    ({'activation_function': 'relu'}, "activation_function='relu', not ['gelu'"),
+    ({'activation_function': 'relu'}, "activation_function='relu', not 'gelu_new'"),
     ({'n_inner': 32}, 'n_inner=32, not 64'),
-    ({'model_type': 'llama'}, "model_type='llama', not 'gpt2'"),
+    ({'model_type': 'llama', 'without': ['n_head']}, "model_type='llama', not 'gpt2'"),
     ({'without': ['n_head']}, 'no config.json with n_head'),
-    ({'without': ['n_positions']}, 'no config.json with n_ctx'),
-    ({'tie_word_embeddings': False}, '1 of its tensors are missing, for example lm_head.weight'),
-    ({'n_layer': 3}, 'is not a complete GPT-2')], ids=str)
-def test_a_gpt2_that_is_not_plain_is_refused_by_key(tmp_path, keys, words):
+    ({'without': ['n_positions']}, 'no config.json with n_positions'),
+    ({'n_head': [2]}, 'cannot be read (TypeError'),
+    ({'n_head': 3}, 'n_embd=16 does not divide into n_head=3'),
+    ({'tie_word_embeddings': False}, 'no floating-point tensor lm_head.weight'),
+    ({'head': True}, 'tie_word_embeddings=True, but it has a separate head'),
+    ({'n_layer': 3}, 'no floating-point tensor h.2.attn.c_attn.bias'),
+    ({'n_layer': 1}, 'has a tensor h.1.attn.c_attn.bias'),
+    ({'more': INT8}, 'no floating-point tensor h.0.mlp.c_fc.weight'),
+    ({'more': {'score.weight': torch.zeros(2, 16)}}, 'has a tensor score.weight'),
+    ({'more': {'transformer.ln_f.bias': torch.zeros(15)}}, 'ln_f.bias has the shape [15], not [16]'),
+    ({'vocab_size': 21128}, 'has its own tokenizer (its vocabulary has 21128 entries'),
+    ({'vocab_size': 52000}, 'has its own tokenizer (its vocabulary has 52000 entries'),
+    ({'vocab_size': 50265, 'files': {'vocab.json': own(50265)}},
+     "has its own tokenizer (vocab.json differs from GPT-2's)"),
+    ({'files': {'vocab.json': own(50257)}}, "has its own tokenizer (vocab.json differs from GPT-2's)"),
+    ({'files': {'tokenizer.json': {'model': {'vocab': own(50257)}}}}, 'tokenizer (tokenizer.json differs'),
+    ({'files': {'tokenizer.json': {'model': {'vocab': [['a', -1.5], ['b', -2.0]]}}}}, '(tokenizer.json diff'),
+], ids=lambda value: value if isinstance(value, str) else '')
+def test_a_gpt2_that_is_not_plain_is_refused_by_its_cause(tmp_path, keys, words):
     write_gpt2(tmp_path, **keys)
-    if keys.get('n_layer'):  # two layers in the file
-        write_gpt2(tmp_path / 'two')
-        shutil.copy(tmp_path / 'two/model.safetensors', tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        load_checkpoint(str(tmp_path))
-    assert words in stop.value.code
-    assert '\n' not in stop.value.code
+    assert_refused(lambda: load_checkpoint(str(tmp_path)), str(tmp_path), words)
 
 
 @pytest.mark.parametrize('lost,words', [
@@ -176,10 +212,16 @@ def test_a_folder_that_is_not_complete_says_what_is_missing(tmp_path, lost, word
         (tmp_path / name).unlink()
     if not lost:
         (tmp_path / 'model-00001-of-00003.safetensors').write_bytes(b'cut short')
-    with pytest.raises(SystemExit) as stop:
-        load_checkpoint(str(tmp_path))
-    assert words in stop.value.code
-    assert '\n' not in stop.value.code
+    assert_refused(lambda: load_checkpoint(str(tmp_path)), words)
+
+
+def test_a_typo_in_a_folder_here_is_not_taken_for_a_name_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / 'out/e_dnt').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert pretrained.find_weights('out/e_dnt') == 'out/e_dnt'
+    assert_refused(lambda: pretrained.find_weights('out/e_dmt'),
+                   'out/e_dmt does not exist in the folder out. Did you mean out/e_dnt?')
+    assert_refused(lambda: pretrained.find_weights('out/gpt'), 'in the folder out. Check the spelling.')
 
 
 @pytest.fixture(scope='module')
@@ -224,7 +266,7 @@ def test_gpt2_is_fine_tuned_and_resumes_without_a_flag_for_its_shape(text, tmp_p
 
 
 @pytest.mark.slow
-def test_resume_without_a_checkpoint_starts_from_the_weights_of_the_config(text, tmp_path):
+def test_resume_without_a_checkpoint_starts_from_the_weights_of_the_config(text, tokens, tmp_path):
     write_gpt2(tmp_path / 'gpt2')
     (tmp_path / 'mine.py').write_text(f'init_from = {str(tmp_path / "gpt2")!r}\n')
     said, _ = finetune(text, tmp_path / 'run', f'{tmp_path}/mine.py', '--init_from=resume', '--max_iters=1')
@@ -233,35 +275,51 @@ def test_resume_without_a_checkpoint_starts_from_the_weights_of_the_config(text,
     assert final(tmp_path / 'run')['model_args']['n_embd'] == 16
 
 
-@pytest.mark.slow
-def test_gpt2_with_another_tokenizer_is_refused(tokens, tmp_path):
-    write_gpt2(tmp_path / 'gpt2', vocab_size=257)
-    _, said = train(tokens, tmp_path / 'run', f'--init_from={tmp_path}/gpt2', code=1)
+    _, said = train(tokens, tmp_path / 'no', f'--init_from={tmp_path}/gpt2', code=1)
     assert 'was made with tokenizer=gpt2, now it is byte' in said
 
 
 @gpt2_is_here
 def test_sample_continues_a_prompt_with_gpt2(tmp_path):
     import tiktoken
-    hf, tensors = write_gpt2(tmp_path / 'gpt2', vocab_size=50257)
+    gpt2 = tiktoken.get_encoding('r50k_base')
+    # GPT-2's vocab.json: bytes that are no visible character are written as those from 256 on
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = {b: chr(b) for b in visible}
+    letters |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in visible)}
+    vocab = {''.join(letters[b] for b in gpt2.decode_single_token_bytes(i)): i for i in range(50256)}
+    files = {'vocab.json': vocab | {'<|endoftext|>': 50256}}
+    hf, tensors = write_gpt2(tmp_path / 'gpt2', vocab_size=50260, files=files)  # with rows for [PAD] and such
     out, _ = finish(python('sample.py', f'--init_from={tmp_path}/gpt2', '--prompt=Hello world',
                            '--device=cpu', '--dtype=float32', '--temperature=0', '--max_new_tokens=5'))
-    gpt2 = tiktoken.get_encoding('r50k_base')
     ids = [50256, *gpt2.encode('Hello world')]
     for _ in range(5):
-        ids.append(gpt2_logits(hf, tensors, torch.tensor([ids]))[0, -1].argmax().item())
+        logits = gpt2_logits(hf, tensors, torch.tensor([ids]))[0, -1]
+        ids.append(logits[:50257].argmax().item())
     assert gpt2.decode(ids[1:]) in out
+
+
+@pytest.mark.slow
+def test_sample_refuses_numbers_that_it_cannot_use(tmp_path):
+    cases = (('--seed=99999999999999999999', 'seed=99999999999999999999 is out of range. Set --seed to'),
+             ('--temperature=1e-40', 'temperature=1e-40 is too small to divide by. Use --temperature=0'),
+             ('--temperature=-1', 'temperature=-1.0 is out of range'),
+             ('--num_samples=0', 'num_samples=0 is out of range'))
+    said = in_parallel([lambda flag=flag: finish(python('sample.py', flag), 1)[1] for flag, _ in cases])
+    for (_, words), sentence in zip(cases, said):
+        assert words in sentence
+        assert 'Traceback' not in sentence
 
 
 # -----------------------------------------------------------------------------
 # ViT as timm defines it
 
-def write_timm(folder, n_classes=6, qkv_bias=True, size=16, patch=4, width=64, layers=2, config=True,
-               extra=(), **keys):
+def write_timm(folder, n_classes=6, qkv_bias=True, positions=16, patch=4, width=64, layers=2, config=True,
+               extra=(), channels=3, dtype=torch.float32, prefix='', **keys):
     """A random plain ViT in timm's format. -> its tensors"""
-    rng, C, n = torch.Generator().manual_seed(0), width, (size // patch) ** 2
+    rng, C, n = torch.Generator().manual_seed(0), width, positions
     shapes = {'cls_token': (1, 1, C), 'pos_embed': (1, 1 + n, C),
-              'patch_embed.proj.weight': (C, 3, patch, patch),
+              'patch_embed.proj.weight': (C, channels, patch, patch),
               'patch_embed.proj.bias': (C,), 'norm.weight': (C,), 'norm.bias': (C,)}
     for i in range(layers):
         for name, shape in (('norm1', (C,)), ('norm2', (C,)), ('attn.qkv', (3 * C, C)), ('attn.proj', (C, C)),
@@ -272,9 +330,9 @@ def write_timm(folder, n_classes=6, qkv_bias=True, size=16, patch=4, width=64, l
     if n_classes:
         shapes |= {'head.weight': (n_classes, C), 'head.bias': (n_classes,)}
     shapes |= {name: (C,) for name in extra}
-    tensors = {k: torch.randn(shape, generator=rng) * 0.15 for k, shape in shapes.items()}
+    tensors = {k: (torch.randn(shape, generator=rng) * 0.15).to(dtype) for k, shape in shapes.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / 'model.safetensors')
+    save_file({prefix + k: t for k, t in tensors.items()}, folder / 'model.safetensors')
     if config:
         about = {'architecture': 'vit_tiny_patch16_224', 'num_classes': n_classes, 'num_features': C,
                  'global_pool': 'token', 'pretrained_cfg': {'mean': [0.5] * 3, 'std': [0.5] * 3}, **keys}
@@ -327,7 +385,8 @@ PICTURES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize('keys', [{}, {'qkv_bias': False}, {'config': False}, {'width': 128},
-                                  {'model_args': {'num_heads': 4}}, {'layers': 11}], ids=str)
+                                  {'model_args': {'num_heads': 4}}, {'layers': 11},
+                                  {'prefix': 'module.'}, {'dtype': torch.float16}], ids=str)
 def test_a_vit_of_timm_computes_what_timm_defines(tmp_path, keys):
     tensors = write_timm(tmp_path, **keys)
     heads = keys.get('model_args', {}).get('num_heads', keys.get('width', 64) // 64)
@@ -357,15 +416,17 @@ def test_positions_are_interpolated_as_timm_does_it(grid):
     ({'model_args': {'act_layer': 'quick_gelu'}}, "act_layer='quick_gelu'"),
     ({'architecture': 'resnet50'}, "architecture='resnet50'"),
     ({'architecture': 'vit_base_patch16_clip_224'}, "architecture='vit_base_patch16_clip_224'"),
+    ({'model_args': {'block_fn': 'ResPostBlock'}}, "block_fn='ResPostBlock'"),
     ({'width': 32}, 'the number of heads is unknown for a width of 32'),
-    ({'layers': 0}, 'it has no tensor blocks.0.attn.proj.bias')], ids=str)
+    ({'width': 96}, 'the number of heads is unknown for a width of 96'),
+    ({'channels': 1}, 'patch_embed.proj.weight has the shape [64, 1, 4, 4], not [64, 3, 4, 4]'),
+    ({'channels': 1, 'config': False}, 'patch_embed.proj.weight has the shape [64, 1, 4, 4], not [64, 3'),
+    ({'positions': 12}, 'pos_embed has the shape [1, 13, 64], not [1, 10, 64]'),
+    ({'layers': 0}, 'it has no floating-point tensor blocks.0.attn.proj.bias')], ids=str)
 def test_a_vit_that_is_not_plain_is_refused_by_key(tmp_path, keys, words):
     write_timm(tmp_path, **keys)
-    with pytest.raises(SystemExit) as stop:
-        load_checkpoint(str(tmp_path))
-    assert f'{tmp_path} is not a plain ViT: ' in stop.value.code
-    assert words in stop.value.code
-    assert '\n' not in stop.value.code
+    assert_refused(lambda: load_checkpoint(f'{tmp_path}/model.safetensors'),
+                   'model.safetensors is not a plain ViT: ', words)
 
 
 TUNE = ['config/finetune_vit.py', '--device=cpu', '--dtype=float32', '--global_batch_size=4',
@@ -467,30 +528,58 @@ def test_small_pictures_are_resized_as_pillow_does_it(arrays, size):
 # -----------------------------------------------------------------------------
 # weights out
 
-@pytest.mark.parametrize('args', [{}, {'bias': True, 'gelu': 'tanh', 'norm_eps': 0.01}, {'tied': False},
-                                  {'bias': True, 'qkv_bias': False}], ids=str)
-def test_an_s1_model_is_exported_as_a_gpt2_of_hugging_face(tmp_path, args):
-    args = dict(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=64, norm='layer',
-                **SETTINGS['S1']) | args
-    model = GPT(GPTConfig(**args))
+S1, S5 = SETTINGS['S1'] | {'norm': 'layer'}, SETTINGS['S5']
+BYTES = ('byte', 60, 'It has no tokenizer: its ids are list(text.encode())')
+GPT2 = ('gpt2', 50257, "In transformers, load its tokenizer with AutoTokenizer.from_pretrained('gpt2').")
+PART = ('gpt2', 50, 'its ids are those of experiments/vocabulary.py')
+OURS = ('byte', 60, 'our own names, which --init_from reads')
+
+
+@pytest.mark.parametrize('args,words', [
+    (S1, BYTES), (S1 | {'bias': True, 'gelu': 'tanh', 'norm_eps': 0.01}, GPT2), (S1 | {'tied': False}, GPT2),
+    (S1 | {'bias': True, 'qkv_bias': False, 'tied': False, 'norm_eps': 0.0}, BYTES), (S1, PART),
+    (S5, OURS), (S5 | {'bias': True, 'tied': False}, OURS), (S1 | {'weight_standardization': 'all'}, OURS),
+    (S1 | {'n_classes': 6}, OURS), (S5 | {'n_classes': 6}, OURS)], ids=str)
+def test_an_export_comes_back_with_the_same_bits(tmp_path, args, words):
+    tokenizer, vocab_size, words = words
+    args = dict(n_layer=2, n_head=2, n_embd=16) | args
+    data, inputs = {'tokenizer': tokenizer, 'vocab_size': vocab_size}, IDX[:, :9] % 50
+    if 'n_classes' in args:
+        args |= {'image_size': 16, 'patch_size': 4}
+        data, inputs = {'classes': list('abcdef'), 'mean': [0.5] * 3, 'std': [0.3] * 3}, PICTURES
+    else:
+        args |= {'block_size': 12, 'vocab_size': -(-vocab_size // 64) * 64}
+    model = build(ViT if 'n_classes' in args else GPT, ViTConfig if 'n_classes' in args else GPTConfig, args)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.3)
-    saved = {'model': model.state_dict(), 'model_args': args, 'config': {'setting': 'S1'},
-             'data': {'tokenizer': 'byte', 'vocab_size': 64}}
-    assert 'Hugging Face' in pretrained.export(saved, str(tmp_path / 'out'))
-    hf = json.loads((tmp_path / 'out/config.json').read_text())
-    tensors = load_file(tmp_path / 'out/model.safetensors')
-    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['config.json', 'model.safetensors']
-    assert (hf['model_type'], hf['architectures']) == ('gpt2', ['GPT2LMHeadModel'])
-    assert hf['activation_function'] == {'exact': 'gelu', 'tanh': 'gelu_new'}[args.get('gelu', 'exact')]
-    assert hf['layer_norm_epsilon'] == args.get('norm_eps', 1e-5)
+    saved = {'model': model.state_dict(), 'model_args': args, 'config': {'setting': 'S1'}, 'data': data}
+    (tmp_path / 'out.tmp').write_text('of the user')
+    before = os.umask(0o027)
+    try:
+        assert words in pretrained.export(saved, str(tmp_path / 'out'))
+    finally:
+        os.umask(before)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['out', 'out.tmp']
+    assert [oct(p.stat().st_mode)[-3:] for p in (tmp_path / 'out', *sorted((tmp_path / 'out').iterdir()))] \
+        == ['750', '640', '640']
+    again = load_checkpoint(str(tmp_path / 'out'))
+    assert again['data'] == data
+    back = network_of(again)
+    for name, tensor in again['model'].items():  # the rows that pad GPT-2's vocabulary stay behind
+        then = saved['model'].get(name, torch.zeros(tensor.shape))
+        assert torch.equal(tensor, then[:len(tensor)])
     with torch.no_grad():
-        logits = model.double()(IDX)[0]
-        assert_equal(logits, gpt2_logits(hf, tensors, IDX))
-        again = load_checkpoint(str(tmp_path / 'out'))
-        assert_equal(network_of(again)(IDX)[0], logits)
-    assert again['data'] == saved['data']  # a byte model stays one
+        if 'n_classes' in args:
+            assert torch.equal(back(inputs.double()), model.eval().double()(inputs.double()))
+            return
+        assert torch.equal(back.features(inputs), model.double().features(inputs))
+        if words != OURS[2]:
+            hf = json.loads((tmp_path / 'out/config.json').read_text())
+            assert (hf['model_type'], hf['architectures']) == ('gpt2', ['GPT2LMHeadModel'])
+            assert hf['vocab_size'] == vocab_size
+            tensors = load_file(tmp_path / 'out/model.safetensors')
+            assert_equal(back(inputs)[0], gpt2_logits(hf, tensors, inputs))
 
 
 @pytest.mark.slow
@@ -508,7 +597,7 @@ def test_runs_are_exported_by_sample_and_read_again(straight, seen, tokens, arra
         assert again['model_args'] == best['model_args']
     out, _ = train(tokens, tmp_path / 'no', f'--init_from={tmp_path}/text', '--eval_only=True')
     best = final(straight, 'best.pt')
-    assert f'val loss {best["best_val_loss"]}' in out
+    assert f'val loss {best["best_val_loss"]:.4f}' in out
     out, _ = train_vit(arrays, tmp_path / 'no', f'--init_from={tmp_path}/vision', '--eval_only=True')
     assert f'top-1 {final(seen, "best.pt")["best_top1"]:.4f}' in out
     texts = in_parallel([lambda f=f: finish(python('sample.py', f, '--device=cpu', '--max_new_tokens=20'))[0]

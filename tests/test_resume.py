@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from support.checkpoint import load_checkpoint
+from support.resume import load_checkpoint
 from tests.common import (
     ROOT,
     SIZE,

@@ -89,7 +89,7 @@ def test_weights_of_another_run_and_samples(straight, tokens, tmp_path):
     assert 'The optimizer is new.' in said
     assert rows(tmp_path / 'tuned')[0]['loss'] == pytest.approx(rows(straight)[-1]['loss'], abs=1e-6)
     out, _ = train(tokens, straight, '--init_from=resume', '--eval_only=True', '--dropout=0.1')
-    assert f'val loss {rows(straight)[-1]["loss"]}' in out
+    assert f'val loss {rows(straight)[-1]["loss"]:.4f}' in out
     texts = in_parallel([lambda s=s: finish(python(
         'sample.py', f'--out_dir={straight}', '--device=cpu', '--max_new_tokens=40', '--prompt=ab',
         '--num_samples=2', f'--seed={s}', '--top_k=30'))[0] for s in (1, 1, 2)])

@@ -1,0 +1,323 @@
+"""
+A checkpoint: finding it, checking it against this run, fitting its weights and loading them. No function here
+changes its arguments, but for a network or an optimizer that is to be loaded.
+"""
+
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+
+from model import NORMS, GPTConfig, ViTConfig
+from support import normfree, pretrained
+from support.checks import reads_only, resolve_norms
+from support.console import fail
+from support.distributed import all_same, first_line, on_master
+from support.run import our_files
+
+# -----------------------------------------------------------------------------
+# finding it
+
+@dataclass
+class Checkpoint:
+    """
+    Where a run begins. state: the dict of a checkpoint file, None from scratch. resumes: whether this run
+    continues that one, or takes the weights alone.
+    """
+    path: str | None = None
+    state: dict | None = None
+    resumes: bool = False
+
+    @property
+    def iter(self):
+        return self.state['iter'] if self.resumes else 0
+
+    def best(self, name, default):
+        """The best metric of the run that resumes."""
+        return self.state[name] if self.resumes else default
+
+
+def latest_checkpoint(out_dir):
+    """Path of ckpt.pt, or of the last kept one where that is gone, or None."""
+    found = [f for f in our_files(out_dir) if f.startswith('ckpt')]  # ckpt.pt is first, the kept ones follow
+    if not found:
+        return None
+    return os.path.join(out_dir, 'ckpt.pt' if 'ckpt.pt' in found else found[-1])
+
+
+def find_checkpoint(path):
+    """
+    The checkpoint file of a path. For the folder of a run this is best.pt, or ckpt.pt where it has none. Any
+    other path stays as it is.
+    """
+    best = os.path.join(path, 'best.pt')
+    return best if os.path.exists(best) else latest_checkpoint(path) or path
+
+
+def load_checkpoint(path: str) -> dict:
+    """
+    The dict of a checkpoint file, memory-mapped on the CPU. A folder or a safetensors file holds weights that
+    other projects made. Ends with one sentence where it is none of these.
+    """
+    if os.path.isdir(path) or str(path).endswith('.safetensors'):
+        return pretrained.load(str(path))
+    try:
+        mmap = path.isprintable()  # torch cannot map a file whose name is not valid UTF-8
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
+        missing = {'model', 'optimizer', 'iter', 'config', 'model_args', 'data'} - set(checkpoint)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
+        fail(f'Cannot read the checkpoint {path} ({e.strerror}). Use --out_dir or --init_from with '
+             'the folder or the checkpoint of a run.')
+    except Exception as e:  # a zip that is cut short, a pickle of classes, another kind of file
+        fail(f'{path} is not a complete checkpoint of this project ({type(e).__name__}). Use another file.')
+    if missing:
+        fail(f'{path} is not a checkpoint of this project: it has no {", ".join(sorted(missing))}.')
+    return checkpoint
+
+
+def find(config, env) -> Checkpoint:
+    """The checkpoint that init_from names; an empty one from scratch. The weights are not loaded yet."""
+    out_dir, init_from = config['out_dir'], config['init_from']
+    refuse_to_overwrite(out_dir, init_from, config['overwrite'], reads_only(config))
+    path = None
+    if init_from == 'resume':
+        path = latest_checkpoint(out_dir)
+        if not path:
+            env.say(f'{out_dir} has no checkpoint yet, so the run starts at iteration 0. If you expected '
+                    'one, check --out_dir.')
+            if not reads_only(config):  # with the weights that the config file names, if it does
+                init_from = config.replaced.get('init_from', 'resume')
+    if init_from not in ('scratch', 'resume'):  # rank 0 downloads, the others find it in the cache
+        on_master(lambda: pretrained.find_weights(init_from), env)
+        path = find_checkpoint(pretrained.find_weights(init_from))
+    if not path:
+        if reads_only(config):
+            fail(f'{"eval_only" if config["eval_only"] else "predict"} needs weights. Use '
+                 '--init_from=FILE_OR_FOLDER, or --init_from=resume where out_dir has a checkpoint.')
+        found = Checkpoint()
+    else:
+        found = Checkpoint(path, load_checkpoint(path), init_from == 'resume' and not reads_only(config))
+        kind, script = ('classes', 'train_vit.py') if 'arch' in config else ('tokenizer', 'train_gpt.py')
+        if kind not in found.state['data']:
+            fail(f'{path} is not a checkpoint of {script}. Use another file.')
+    if not all_same(found.iter, env):
+        fail('The processes found different checkpoints. out_dir must be on a disk that all machines share.')
+    return found
+
+
+def refuse_to_overwrite(out_dir, init_from, overwrite, only_reads):
+    if our_files(out_dir) and init_from != 'resume' and not overwrite and not only_reads:
+        fail(f'{out_dir} has a run already. Continue it with --init_from=resume, replace it with '
+             '--overwrite=True, or choose another --out_dir.')
+    folders = os.path.abspath(init_from), os.path.dirname(os.path.abspath(init_from))
+    if overwrite and os.path.abspath(out_dir) in folders:
+        fail(f'{init_from} is in the out_dir that would be overwritten. Choose another --out_dir.')
+
+# -----------------------------------------------------------------------------
+# checking it
+
+# what may differ between a checkpoint and the network that takes its weights
+FREE = {'dropout', 'drop_path', 'flash', 'init', 'loss_chunk', 'recompute_blocks'}
+
+
+def network_of(checkpoint: Checkpoint, config: dict) -> dict:
+    """
+    The keys that describe the network of a checkpoint, for the config of this run. What the command line
+    states must agree with it; where a run resumes, check() compares what is stated.
+    """
+    if not checkpoint.state:
+        return {}
+    args, then = checkpoint.state['model_args'], checkpoint.state.get('config', {})
+    network = {'arch': then.get('arch', 'vit')} | args
+    network = {k: v for k, v in network.items() if k in config and k not in FREE}
+    no_keys = {k: v for k, v in args.items() if k not in config and k != 'n_classes'}  # gelu, norm_eps
+    if checkpoint.resumes:
+        stated = config.stated.union(NORMS if 'setting' in config.stated else ())
+        return {k: then[k] for k in ['setting', *network] if k in then and k not in stated} | no_keys
+
+    setting = then.get('setting', 'S1')
+    if 'setting' in config.replaced and 'pre_norm' in args:  # NFNet has no setting
+        norms = resolve_norms(config)
+        if any(norms[k] != args[k] for k in norms):
+            fail(f'{checkpoint.path} was trained with setting={setting}, not {config["setting"]}. Leave '
+                 '--setting out.')
+        setting = config['setting']
+    if 'image_size' in config.replaced:  # the positions of a ViT are interpolated
+        network['image_size'] = config['image_size']
+    if 'block_size' in network:  # a shorter context leaves out the last positions
+        length = network['block_size']
+        if 'block_size' in config.replaced and config['block_size'] > length:
+            fail(f'{checkpoint.path} was trained with block_size={length}. Use --block_size={length} or '
+                 'less.')
+        network['block_size'] = min(config['block_size'], length)
+    typed = [k for k in network if k in config.replaced and config[k] != 'auto']
+    refuse_changes(checkpoint.path, network, config, typed, 'Leave out the keys that differ.')
+    return network | no_keys | {'setting': setting}
+
+
+def check(checkpoint: Checkpoint, config: dict, model_args: dict, meta: dict, max_iters: int,
+                     env) -> None:
+    """End with one sentence where a checkpoint does not suit this run. Otherwise say what changes."""
+    if not checkpoint.state:
+        return
+    path, state = checkpoint.path, checkpoint.state
+    refuse_changes(path, state['data'], meta, ['tokenizer'])
+    refuse_changes(path, state['config'], config, ['arch'])
+    free = set(FREE)
+    if not checkpoint.resumes:
+        free |= {'block_size', 'image_size'}  # fit_weights() cuts or interpolates the positions
+    if 'classes' in meta:
+        if checkpoint.resumes or reads_only(config):
+            refuse_other_classes(path, state['data']['classes'], meta['classes'])
+        else:
+            free.add('n_classes')  # fit_weights() starts another head
+    defaults = asdict((ViTConfig if 'classes' in meta else GPTConfig)())
+    defaults |= {'weight_standardization': 'none', 'weight_gain': True, 'batch_norm': False}
+    refuse_changes(path, defaults | state['model_args'], model_args, [k for k in model_args if k not in free])
+    if checkpoint.resumes:
+        check_resumed(checkpoint, config, meta, max_iters, env)
+    elif reads_only(config):
+        env.say(f'The weights come from {path}.')
+    else:
+        env.say(f'The weights come from {path}. The optimizer is new.')
+
+
+def refuse_other_classes(path, then, now):
+    if not then:
+        fail(f'{path} has no head, so it knows no classes. Fine-tune it on a data set first.')
+    if then == pretrained.unnamed_classes(len(now)):
+        return
+    for i, (a, b) in enumerate(zip(then, now)):
+        if a != b:
+            fail(f'{path} was trained on other classes: its class {i} is {a!r}, that of the data set is '
+                 f'{b!r}.')
+
+
+def check_resumed(checkpoint, config, meta, max_iters, env):
+    """The rules of a run that continues: its data, its batches and its optimizer must be those of before."""
+    path, state = checkpoint.path, checkpoint.state
+    remedy = ('Use the data set of the original run, or start a new run from its weights with '
+              '--init_from=FILE and another --out_dir.')
+    if 'content' in state['data'] and 'content' in meta:  # the same bytes may come from another path
+        if state['data']['content'] != meta['content']:
+            fail(f'{path} was trained on data that this data set does not have. {remedy}')
+    else:
+        keys = ['source', 'train_tokens', 'val_tokens', 'vocab_size']
+        if 'classes' in meta:
+            keys = ['source', 'layout', 'train_images', 'val_images', 'mean', 'std', 'val_from_train', 'seed']
+        refuse_changes(path, state['data'], meta, keys, remedy)
+    refuse_changes(path, state['config'], config, ['seed', 'global_batch_size', 'optimizer'])
+    if checkpoint.iter > max_iters:
+        raised = 'max_iters or epochs' if 'epochs' in config else 'max_iters'
+        fail(f'{path} is at iteration {checkpoint.iter}, past the {max_iters} of this run. Raise {raised}.')
+    env.say(f'{path}: iteration {checkpoint.iter}')
+    own = {'init_from', 'out_dir', 'overwrite', 'eval_only', 'eval_split', 'predict'}
+    changed = []
+    for key, then in state['config'].items():
+        if key in config and key not in own and config[key] != then:
+            changed.append(f'{key} {then} -> {config[key]}')
+    if changed:  # config.json will hold the new values
+        env.say('Not as in the checkpoint: ' + ', '.join(changed) + '.')
+
+
+def refuse_changes(path, then, now, keys, remedy='Use the values of the original run.'):
+    """End with one sentence where a key of the checkpoint at path has another value now."""
+    changed = [f'{k}={then.get(k)}, now it is {now.get(k)}' for k in keys if then.get(k) != now.get(k)]
+    if changed:
+        fail(f'{path} was made with {"; ".join(changed)}. {remedy}')
+
+# -----------------------------------------------------------------------------
+# loading it
+
+def make_network(network: type, config: type, args: dict, env) -> torch.nn.Module:
+    """network(config(**args)) on the device."""
+    try:
+        model = normfree.build(network, config, args).to(env.device)
+    except (RuntimeError, MemoryError) as e:  # torch raises these when memory is short or a size overflows
+        size = ', '.join(f'{k}={args[k]}' for k in ('n_layer', 'n_embd', 'vocab_size') if k in args)
+        fail(f'A model of {size} does not fit into memory ({first_line(e)}). Use a smaller one.',
+             any_rank=True)
+    convolutions = not hasattr(model, 'blocks')  # cuDNN tries its algorithms once and takes the fastest
+    torch.backends.cudnn.benchmark = convolutions and not torch.are_deterministic_algorithms_enabled()
+    return model
+
+
+def load_weights(model: torch.nn.Module, checkpoint: Checkpoint, meta: dict, env) -> None:
+    """The weights of a checkpoint, fitted to the network of this run and to the pixels of its data set."""
+    if not checkpoint.state:
+        return
+    weights = checkpoint.state['model']
+    if not checkpoint.resumes:
+        weights = fit_weights(checkpoint, model, meta, env)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as e:
+        fail(f'{checkpoint.path} does not have the weights of this model ({" ".join(str(e).split())[:200]}). '
+             'Use another file.')
+
+
+def fit_weights(checkpoint, model, meta, env):
+    """The weights with the context, the classes, the picture size and the pixels of this run."""
+    path, then = checkpoint.path, checkpoint.state['data']
+    weights = dict(checkpoint.state['model'])
+    if 'wpe.weight' in weights:
+        weights['wpe.weight'] = weights['wpe.weight'][:model.config.block_size]
+    if 'classes' in then:
+        old, new = then['classes'], meta['classes']
+        if old not in (new, pretrained.unnamed_classes(len(new))):
+            env.say(f'{path} has a head for {len(old)} classes, the data set has {len(new)} others: the head '
+                    'starts again at zero')
+            for name in ('head.weight', 'head.bias'):
+                weights[name] = torch.zeros_like(model.get_parameter(name))  # as in the ViT paper
+    if 'pos_embed' in weights:
+        patch, now = model.config.patch_size, model.config.image_size // model.config.patch_size
+        before = checkpoint.state['model_args']['image_size'] // patch
+        if before != now:
+            env.say(f'the positions of {path} are interpolated from {before} x {before} to {now} x {now} '
+                    'patches')
+            weights['pos_embed'] = pretrained.resize_positions(weights['pos_embed'], now)
+        if any(then[k] != meta[k] for k in ('mean', 'std')):
+            pretrained.take_pixels(weights, then, meta)
+    return weights
+
+
+def load_optimizer(opt, checkpoint: Checkpoint) -> None:
+    """Load the optimizer's state where a run resumes. Rates and decay are those of the config."""
+    if not checkpoint.resumes:
+        return
+    of_config = [{k: v for k, v in group.items() if k != 'params'} for group in opt.param_groups]
+    try:
+        opt.load_state_dict(of_earlier_versions(checkpoint.state['optimizer'], opt))
+    except (KeyError, ValueError):
+        fail('The checkpoint has its optimizer state in other groups. Use the embed_optimizer and '
+             'embed_lr of the original run.')
+    for group, values in zip(opt.param_groups, of_config):
+        group.update(values)
+
+
+def of_earlier_versions(state, opt):
+    """
+    An optimizer's state in today's layout. Earlier versions had other groups without tensors, and two SGDW
+    where the embeddings have row norm.
+    """
+    parts = [dict(part) for part in state.get('optimizers', [state])]
+    optimizers = getattr(opt, 'optimizers', [opt])
+    if len(parts) == 2 and len(optimizers) == 1:
+        parts = [joined(*parts)]
+    for part, optimizer in zip(parts, optimizers, strict=True):
+        part['param_groups'] = [group for group in part['param_groups'] if group['params']]
+        for i, group in enumerate(optimizer.param_groups):
+            if not group['params']:
+                part['param_groups'].insert(i, group)
+    return {'optimizers': parts} if hasattr(opt, 'optimizers') else parts[0]
+
+
+def joined(first, second):
+    """The state of two SGDW as that of one."""
+    groups = first['param_groups'] + second['param_groups']
+    if not all('rownorm' in group for group in groups):
+        raise ValueError('not two SGDW')
+    shift = sum(len(group['params']) for group in first['param_groups'])
+    moved = [group | {'params': [i + shift for i in group['params']]} for group in second['param_groups']]
+    state = first['state'] | {i + shift: tensors for i, tensors in second['state'].items()}
+    return {'state': state, 'param_groups': first['param_groups'] + moved}
