@@ -1,10 +1,10 @@
 """
 Compares optimizers by a protocol: first search the settings of every arm, then score the best with new seeds.
 
-    python -m experiments.evidence                   run all questions; after a kill, run it again to go on
-    python -m experiments.evidence --question=parts  run one question
-    python -m experiments.evidence --device=cuda     on a GPU, many runs at once (experiments/stack.py)
-    python -m experiments.evidence --table=True      print the tables of what has finished
+    python -m experiments.evidence --question=parts  run one question or study of experiments/arms.py; after a
+                                                     kill, run it again to go on
+    python -m experiments.evidence --device=cuda     all questions on a GPU, many runs at once (stack.py)
+    python -m experiments.evidence --table=True      print every table of what has finished
 
 The protocol:
 
@@ -18,99 +18,80 @@ The protocol:
   arms match if it lies within ±LEVEL.
 - The decay of embeddings that have their own rate is not searched: it is EMBED_DECAY for all arms.
 
-One line for each finished run goes to results/evidence.jsonl. To stop, kill the whole process group.
+One line for each finished run goes to results/evidence.jsonl, or to results/STUDY.jsonl of a study without a
+search. To stop, kill the whole process group.
 """
 
+import json
 import math
 import os
+import re
 import statistics
+import subprocess
+import sys
 import time
-from itertools import product, zip_longest
+from concurrent import futures
+from datetime import datetime
+from functools import cache, partial
+from itertools import chain, zip_longest
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from configurator import configure
-from experiments import reproduce
-from experiments.lag import CPU
-from experiments.reproduce import difference, folder, interval, note, read, run_study, train
-from experiments.searches import DECAYS, WARMUPS, key
-from experiments.stack import OWN, train_stack
-from model import GPT, GPTConfig
-from support import normfree
+from experiments import arms
+from experiments.arms import AXES, DECAYS, NETWORKS, OPTIMIZERS, RATES, STUDIES, WARMUPS
+from experiments.stack import CPU, OWN, read_config, train_stack
 from support.console import fail
 from support.tokens import Tokens
 
-question = 'all'  # or some of match, places, controls, headline, parts, why, regime, sizes, depth, pictures
+question = 'all'  # or some of the questions and studies of experiments/arms.py, with commas
 processes = 2  # runs at the same time
 threads = 1  # of each run
 device = 'cpu'  # or 'cuda': the runs on text, as stacks in one process
 compile = True  # of each run, with a C++ compiler; the same for all arms of a comparison
-table = False  # True: print tables of results/evidence.jsonl, run nothing
+table = False  # True: print tables of results/, run nothing
 
 RESULTS = 'results/evidence.jsonl'
 SEARCH_SEEDS = tuple(range(101, 109))
-TWO = (2,)  # a search with two seeds
-RACE = (2, 4, 8)  # a search in which settings go on from two seeds to four, and to eight
 BOUND = {2: 0.02, 4: 0.01}  # nats: how far above the best a mean over so many seeds may lie to go on
 POINTS = 48  # settings of a search
-EMBED_DECAY = 0.1
 LARGEST = 256  # runs of a stack
-BY_FREQUENCY = 'stdlib_4096'  # runs on this data set note the loss by frequency of the token
+BY_FREQUENCY = 'stdlib_4096'  # runs on this data set note the loss by frequency of the token, in a stack
+LEVEL = 0.015  # nats: two arms match where the interval of their difference lies within this
+# the config of L-DNT has a row norm. A run has it only where it says so
+PLAIN = {'embed_optimizer': 'auto', 'embed_lr': 0.0, 'embed_weight_decay': -1.0}
 
-NETWORKS = {
-    'GPT-2': {'config': 'dnt_tiny', 'setting': 'S1', 'norm': 'layer'},
-    'L-DNT': {'config': 'dnt_tiny', 'setting': 'S5', 'norm': 'rms'},  # S5 among S1 to S4
-    **{s: {'config': 'dnt_tiny', 'setting': s, 'norm': 'rms'} for s in ('S1', 'S2', 'S3', 'S4')},
-    'ViT': {'config': 'vdnt_cifar10', 'setting': 'S1', 'norm': 'layer'},
-    'V-DNT': {'config': 'vdnt_cifar10', 'setting': 'S5', 'norm': 'rms'},
-}
-OPTIMIZERS = {
-    'AdamW': {'optimizer': 'adamw', 'embed_optimizer': 'auto'},
-    'AdamW + row norm': {'optimizer': 'adamw', 'embed_optimizer': 'rownorm'},
-    'mSGDW': {'optimizer': 'sgdw', 'embed_optimizer': 'auto'},
-    'mSGDW + row norm': {'optimizer': 'sgdw', 'embed_optimizer': 'rownorm'},
-    'AdamW + own rate': {'optimizer': 'adamw', 'embed_optimizer': 'adamw'},
-    'AdamW 0.99 + row norm': {'optimizer': 'adamw', 'embed_optimizer': 'rownorm', 'beta2': 0.99},
-    'AdamW 0.999 + row norm': {'optimizer': 'adamw', 'embed_optimizer': 'rownorm', 'beta2': 0.999},
-    'hybrid': {'optimizer': 'sgdw', 'embed_optimizer': 'adamw'},
-    'Muon': {'optimizer': 'muon', 'embed_optimizer': 'adamw', 'momentum': 0.95},
-    'Muon + row norm': {'optimizer': 'muon', 'embed_optimizer': 'rownorm', 'momentum': 0.95},
-}
-CORE = ('mSGDW + row norm', 'AdamW + row norm', 'mSGDW', 'AdamW')
 
-# where the searches begin, from earlier searches and runs: rate, warmup (a share of the run), decay
-GPT2_START = {'adamw': (0.004, 0.5, 0.1), 'sgdw': (0.4, 0.7, 1e-3), 'muon': (0.004, 0.3, 0.1)}
-DNT_START = {'adamw': (0.004, 0.5, 0.1), 'sgdw': (0.4, 0.3, 3e-3), 'muon': (0.008, 0.3, 0.1)}
-IMAGE_START = {'adamw': (0.001, 0.1, 0.1), 'sgdw': (0.05, 0.1, 1e-3)}
-START = {'GPT-2': GPT2_START, 'S1': GPT2_START, 'ViT': IMAGE_START, 'V-DNT': IMAGE_START}
-RATES = {'sgdw': [0.2 * 2.0**i for i in range(-6, 7)], 'adamw': [0.004 * 2.0**i for i in range(-6, 7)]}
-RATES['muon'] = RATES['rownorm'] = RATES['adamw']
-EMBED_START = {'adamw': 0.008, 'rownorm': 0.004}
-AXES = ('learning_rate', 'embed_lr', 'warmup', 'weight_decay')
-NO_WARMUP = ('learning_rate', 'embed_lr', 'weight_decay')  # the warmup stays where the search starts
+def key(run):
+    return ' '.join(f'{k}={v}' for k, v in run.items())
+
+
+def read(path):
+    """Finished runs by their key; what diverged has the loss inf."""
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding='utf-8') as f:
+        rows = [{'val_loss': math.inf, **json.loads(line)} for line in f]
+    return {key(row['run']): row for row in rows}
+
+# -----------------------------------------------------------------------------
+# search and score
 
 
 class Arm:
-    """
-    A network and an optimizer at a point: a data set, a width, a length and what else is fixed. What is not
-    searched stays where a search would start. start: begin at this (rate, warmup, decay) instead, or at this
-    (rate, warmup, decay, rate of the embeddings). stages: how many seeds a setting of the search has after
-    each stage.
-    """
+    """A network and an optimizer at a point: a data set, a width, a length and what else is fixed."""
 
-    def __init__(self, network, optimizer, point, seeds, searched=AXES, start=None, stages=TWO):
-        self.network, self.optimizer, self.seeds, self.point = network, optimizer, seeds, point
-        self.stages = stages
-        flags = OPTIMIZERS[optimizer]
-        kind, of_embeddings = flags['optimizer'], flags['embed_optimizer']
-        rate, warmup, decay, *embed = start or START.get(network, DNT_START)[kind]
-        embed_lr = embed[0] if embed else EMBED_START.get(of_embeddings, 0.0)
-        axes = [(RATES[kind], rate), (RATES.get(of_embeddings, [0.0]), embed_lr), ([0.0, *WARMUPS], warmup),
-                (DECAYS['sgdw' if kind == 'sgdw' else 'adamw'], decay)]
-        self.values = [values if name in searched else [start] for name, (values, start) in zip(AXES, axes)]
-        self.start = tuple(values.index(start) for values, (_, start) in zip(self.values, axes))
+    def __init__(self, network, optimizer, point, seeds, searched, start, stages):
+        self.network, self.optimizer, self.point, self.seeds = network, optimizer, point, seeds
+        self.stages, self.name = stages, f'{network} {optimizer}'
+        kind, of_embeddings = OPTIMIZERS[optimizer]['optimizer'], OPTIMIZERS[optimizer]['embed_optimizer']
+        rate, warmup, decay, *embed = start or arms.START.get(network, arms.DNT_START)[kind]
+        embed_lr = embed[0] if embed else arms.EMBED_START.get(of_embeddings, 0.0)
+        axes = [(RATES[kind], rate), (RATES.get(of_embeddings, [0.0]), embed_lr), (WARMUPS, warmup),
+                (DECAYS[kind], decay)]
+        self.values = [values if name in searched else [at] for name, (values, at) in zip(AXES, axes)]
+        self.start = tuple(values.index(at) for values, (_, at) in zip(self.values, axes))
 
     def run(self, setting):
         """The run of a setting (a place on each axis) without a seed. It states all that arms differ in."""
@@ -119,32 +100,35 @@ class Arm:
             length = {'warmup_epochs': round(warmup * self.point['epochs'], 4)}
         else:
             length = {'warmup_iters': round(warmup * self.point['max_iters'])}
-        return {'variant': f'{self.network} {self.optimizer}', **NETWORKS[self.network],
-                **OPTIMIZERS[self.optimizer], **self.point, 'min_lr': 0.0, 'eval_interval': 0,
-                'dtype': 'float32', 'learning_rate': rate, 'embed_lr': embed_lr,
-                'embed_weight_decay': EMBED_DECAY if embed_lr else -1.0,
+        return {'variant': self.name, **NETWORKS[self.network], **OPTIMIZERS[self.optimizer], **self.point,
+                'min_lr': 0.0, 'eval_interval': 0, 'dtype': 'float32', 'learning_rate': rate,
+                'embed_lr': embed_lr, 'embed_weight_decay': arms.EMBED_DECAY if embed_lr else -1.0,
                 **length, 'weight_decay': decay}
+
+    def place(self, run):
+        """The setting of a run of this arm, or None."""
+        length = self.point.get('max_iters') or self.point['epochs']
+        warmup = run.get('warmup_iters', run.get('warmup_epochs')) / length
+        warmup = min(self.values[2], key=lambda value: abs(value - warmup))
+        wanted = run['learning_rate'], run['embed_lr'], warmup, run['weight_decay']
+        if any(value not in values for value, values in zip(wanted, self.values)):
+            return None
+        setting = tuple(values.index(value) for value, values in zip(wanted, self.values))
+        same = self.run(setting).items() == {k: v for k, v in run.items() if k != 'seed'}.items()
+        return setting if same else None
 
     def tried(self, done):
         """{setting: {seed: loss}} of all that the log holds for this arm, for the stages that have ended."""
-        at_value = [{value: i for i, value in enumerate(values)} for values in self.values]
-        found = {}
+        found, tried = {}, {}
         for row in done.values():
-            run = {k: v for k, v in row['run'].items() if k != 'seed'}
-            if run['variant'] != f'{self.network} {self.optimizer}' or row['run']['seed'] not in SEARCH_SEEDS:
-                continue
-            length = self.point.get('max_iters') or self.point['epochs']
-            warmup = run.get('warmup_iters', run.get('warmup_epochs')) / length
-            near = min(self.values[2], key=lambda value: abs(value - warmup))
-            place = (run['learning_rate'], run['embed_lr'], near, run['weight_decay'])
-            setting = tuple(at.get(value) for at, value in zip(at_value, place))
-            if None not in setting and self.run(setting) == run:
-                found.setdefault(setting, {})[row['run']['seed']] = row['val_loss']
-        tried = {}
-        for setting, losses in found.items():
+            seed = row['run']['seed']
+            if row['run']['variant'] == self.name and seed in SEARCH_SEEDS:
+                found.setdefault(self.place(row['run']), {})[seed] = row['val_loss']
+        for setting in found.keys() - {None}:
             for n in self.stages:
-                if all(seed in losses for seed in SEARCH_SEEDS[:n]):
-                    tried[setting] = {seed: losses[seed] for seed in SEARCH_SEEDS[:n]}
+                seeds = SEARCH_SEEDS[:n]
+                if found[setting].keys() >= set(seeds):
+                    tried[setting] = {seed: found[setting][seed] for seed in seeds}
         return tried
 
     def beside(self, setting):
@@ -155,6 +139,11 @@ class Arm:
                 if 0 <= i < len(values):
                     near.append((*setting[:axis], i, *setting[axis + 1:]))
         return near
+
+    def stage(self, settings, n):
+        """The runs of these settings, which have n seeds, with the seeds of their next stage."""
+        until = min(stage for stage in self.stages if stage > n)
+        return [{**self.run(setting), 'seed': seed} for setting in settings for seed in SEARCH_SEEDS[n:until]]
 
     def search(self, done):
         """
@@ -168,7 +157,7 @@ class Arm:
         if not tried:
             return self.stage([self.start], 0), None, tried
         mean = {setting: statistics.fmean(losses.values()) for setting, losses in tried.items()}
-        best = min(tried, key=lambda setting: (-len(tried[setting]), mean[setting]))
+        best = min(tried, key=lambda setting: (-len(tried[setting]), mean[setting], setting))
         if len(tried[best]) < self.stages[-1]:
             return self.stage([best], len(tried[best])), best, tried
         for n in self.stages[:-1]:
@@ -178,11 +167,6 @@ class Arm:
                 return self.stage(sorted(go_on, key=mean.get), n), best, tried
         untried = [setting for setting in self.beside(best) if setting not in tried]
         return self.stage(untried[:max(0, POINTS - len(tried))], 0), best, tried
-
-    def stage(self, settings, n):
-        """The runs of these settings, which have n seeds, with the seeds of their next stage."""
-        until = min(stage for stage in self.stages if stage > n)
-        return [{**self.run(setting), 'seed': seed} for setting in settings for seed in SEARCH_SEEDS[n:until]]
 
     def scoring(self, setting):
         return [{**self.run(setting), 'seed': seed} for seed in self.seeds]
@@ -195,117 +179,93 @@ class Arm:
         return {run['seed']: done[key(run)] for run in self.scoring(best) if key(run) in done}
 
 
-def needed(arms, done):
+def needed(of_question, done):
     """
-    The runs that a question needs next: first the searches of all arms, in turns; when all have ended, the
-    scoring of all arms, seed by seed.
+    The runs that the arms of a question need next: first those of all searches, in turns; when all have
+    ended, the scoring of all arms, seed by seed.
     """
-    searches = [arm.search(done) for arm in arms]
+    searches = [arm.search(done) for arm in of_question]
     of_arm = [runs for runs, _, _ in searches]
     if not any(of_arm):
-        of_arm = [arm.scoring(best) for arm, (_, best, _) in zip(arms, searches)]
+        of_arm = [arm.scoring(best) for arm, (_, best, _) in zip(of_question, searches)]
     in_turns = [run for runs in zip_longest(*of_arm) for run in runs if run]
     return [run for run in in_turns if key(run) not in done]
 
 
-def point(iters, width=64, dataset='stdlib', **more):
-    return {'dataset': dataset, 'n_embd': width, 'n_head': width // 32, 'max_iters': iters, **more}
+def arms_of(name):
+    return [Arm(**said) for said in arms.QUESTIONS[name]()]
 
 
-def match():
-    """
-    Does mSGDW match AdamW on L-DNT with row norm? Searched and scored again, by the plan in
-    results/protocol.md.
-    """
-    for optimizer in CORE[:2]:
-        yield Arm('L-DNT', optimizer, point(4500), range(301, 349), stages=RACE)
-
-
-def places():
-    """The same on GPT-2, and on S1 with RMSNorm: from L-DNT it differs by the places of norms alone."""
-    for network in ('GPT-2', 'S1'):
-        for optimizer in CORE[:2]:
-            start = (0.4, 0.3, 1e-3, 0.008) if optimizer == CORE[0] else (0.004, 0.5, 0.1, 0.004)
-            yield Arm(network, optimizer, point(4500), range(301, 325), start=start, stages=RACE)
-
-
-def controls():
-    """
-    Is it the row norm or its rate? And AdamW's beta2, hybrid and Muon, on L-DNT. The search is over the two
-    learning rates.
-    """
-    for optimizer, start in {'AdamW + own rate': (0.008, 0.3, 0.1, 0.008),
-                             'AdamW 0.99 + row norm': (0.004, 0.3, 0.3, 0.016),
-                             'AdamW 0.999 + row norm': (0.004, 0.3, 0.3, 0.016),
-                             'hybrid': None, 'Muon': None}.items():
-        yield Arm('L-DNT', optimizer, point(4500), range(301, 317), AXES[:2], start)
-
-
-def headline():
-    """The tiny runs of the README at full length: eight arms."""
-    first, second = match()
-    yield from (first, second)
-    for network, optimizer in product(('L-DNT', 'GPT-2'), CORE):
-        if (network, optimizer) not in (('L-DNT', CORE[0]), ('L-DNT', CORE[1])):
-            yield Arm(network, optimizer, point(4500), range(1, 17))
-
-
-def parts():
-    """Question 2: S1 to S5 with row norm, mSGDW against AdamW, at a third of the length."""
-    for network in ('L-DNT', 'S1', 'S4', 'S3', 'S2'):
-        for optimizer in CORE[:2]:
-            yield Arm(network, optimizer, point(1600), range(1, 6))
-
-
-def why():
-    """
-    Question 5: the loss by token frequency, vocabulary 4,096 (from experiments.vocabulary). The warmup is
-    that of the headline and not searched. `experiments.figures frequency` prints and draws the loss of each
-    tenth of the text.
-    """
-    for optimizer, start in {'mSGDW + row norm': (0.4, 0.3, 3e-3, 0.008), 'mSGDW': (0.4, 0.3, 3e-3),
-                             'AdamW + row norm': (0.004, 0.3, 0.3, 0.008), 'AdamW': (0.008, 0.3, 0.1),
-                             'hybrid': (0.4, 0.3, 3e-3, 0.016)}.items():
-        yield Arm('L-DNT', optimizer, point(1600, dataset=BY_FREQUENCY), range(1, 6), NO_WARMUP, start)
-
-
-def regime():
-    """Question 4: 515 tokens for each parameter, at width 32. mSGDW has no warmup, as in table 5."""
-    for optimizer, start in {'mSGDW + row norm': (0.2, 0.0, 3e-3), 'AdamW + row norm': (0.004, 0.02, 0.1),
-                             'mSGDW': (0.2, 0.0, 1e-3), 'AdamW': (0.004, 0.02, 0.1)}.items():
-        axes = NO_WARMUP if 'mSGDW' in optimizer else AXES
-        yield Arm('L-DNT', optimizer, point(32000, 32), range(1, 6), axes, start)
-
-
-def sizes():
-    """Question 3: three widths, four lengths, two vocabularies."""
-    for width, iters in ((32, 1600), (64, 1600), (128, 1600), (32, 800), (32, 3200), (32, 6400)):
-        for optimizer in CORE:
-            yield Arm('L-DNT', optimizer, point(iters, width), range(1, 6))
-
-
-def depth():
-    """Question 6: 4, 12 and 24 layers; mSGDW without warmup, too."""
-    for layers in (4, 12, 24):
-        for network in ('L-DNT', 'S1'):
-            for optimizer in CORE[:2]:
-                yield Arm(network, optimizer, point(800, 32, n_layer=layers), range(1, 6))
-            start = (START.get(network, DNT_START)['sgdw'][0], 0.0, 3e-3)
-            yield Arm(network, CORE[0], point(800, 32, n_layer=layers), range(1, 6), NO_WARMUP, start)
-
-
-def pictures():
-    """Question 7: CIFAR-10, two epochs. The row norm is on patch matrix, class token and positions."""
-    for network in ('V-DNT', 'ViT'):
-        for optimizer in CORE:
-            yield Arm(network, optimizer, {'dataset': 'cifar10', 'patch_size': 8, 'epochs': 2.0}, range(1, 6))
-
-
-QUESTIONS = {f.__name__: f for f in (match, places, controls, headline, parts, why, regime, sizes, depth,
-                                     pictures)}
+QUESTIONS = {name: partial(arms_of, name) for name in arms.QUESTIONS}
 
 # -----------------------------------------------------------------------------
 # run
+
+
+def note(path, row, done):
+    """Write a finished run down, with the time."""
+    row = {**row, 'date': datetime.now().isoformat(' ', 'minutes')}
+    with open(path, 'a', encoding='utf-8') as f:
+        f.write(json.dumps(row) + '\n')
+    done[key(row['run'])] = {'val_loss': math.inf, **row}  # as read() has it
+    print(f'{row["date"]} {row.get("val_loss", row["ended"])} {key(row["run"])}', flush=True)
+
+
+def train(run, study):
+    """One run from where it stands to its end, by a train script; returns its line for the results."""
+    out_dir = os.path.join('out', study, '_'.join(str(v) for v in run.values()).replace(' ', ''))
+    images = 'image_size' in read_config(run['config'])
+    line = [sys.executable, 'train_vit.py' if images else 'train_gpt.py', f'config/{run["config"]}.py',
+            f'--out_dir={out_dir}', '--init_from=resume', f'--compile={compile}',
+            *(f'--{k}={v}' for k, v in {**PLAIN, **run}.items() if k not in ('config', 'variant'))]
+    env = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
+    with open(f'{out_dir}.txt', 'a', encoding='utf-8') as console:
+        code = subprocess.run(line, stdout=console, stderr=console, env=env).returncode
+    with open(f'{out_dir}.txt', encoding='utf-8') as console:
+        diverged = code == 1 and 'so no step was made' in console.read()[-2000:]  # that is a result too
+    if code and not diverged:
+        fail(f'{out_dir} ended with exit code {code}. See {out_dir}.txt.')
+    rows = []
+    if os.path.exists(os.path.join(out_dir, 'log.jsonl')):
+        with open(os.path.join(out_dir, 'log.jsonl'), encoding='utf-8') as f:
+            rows = [json.loads(line) for line in f]
+    row = {'run': run, 'iter': rows[-1]['iter'] if rows else 0}
+    row['ended'] = 'diverged' if diverged else 'finished'
+    shares = [r['agc_share'] for r in rows if 'agc_share' in r]
+    if shares:
+        row['agc_share'] = round(statistics.mean(shares), 4)
+    if not diverged:
+        row['val_loss'] = rows[-1]['loss']  # the last row is a val row
+        if images:
+            row['top1'] = rows[-1]['top1']
+        if study == 'cifar10':  # once, with the last weights
+            said = subprocess.run([*line, '--eval_only=True', '--eval_split=test'], capture_output=True,
+                                  text=True, env=env).stdout
+            found = re.findall(r'test loss (\S+) \| top-1 (\S+)', said)[0]
+            row['test_loss'], row['test_top1'] = map(float, found)
+    return row
+
+
+def run_study(study, runs, done, one=train):
+    """
+    Run what runs(done) yields until all of it is done, a line each to results/STUDY.jsonl. Whenever a run
+    ends, start the first one that is needed and not yet under way: what runs yields may depend on done.
+    """
+    path, under_way = f'results/{study}.jsonl', {}
+    os.makedirs(os.path.join('out', study), exist_ok=True)
+    os.makedirs('results', exist_ok=True)
+    with futures.ThreadPoolExecutor(processes) as pool:
+        while True:
+            for run in runs(done):
+                if len(under_way) == processes:
+                    break
+                if key(run) not in done and key(run) not in under_way.values():
+                    under_way[pool.submit(one, run, study)] = key(run)
+            if not under_way:
+                return
+            for future in futures.wait(under_way, return_when=futures.FIRST_COMPLETED).done:
+                del under_way[future]
+                note(path, future.result(), done)
 
 
 def parts_by_frequency(dataset, vocab_size, bins=10):
@@ -322,96 +282,273 @@ def parts_by_frequency(dataset, vocab_size, bins=10):
     return part
 
 
-def by_frequency(checkpoint, dataset, bins=10):
-    """The validation loss of frequent and rare tokens, from a checkpoint."""
-    model = normfree.build(GPT, GPTConfig, checkpoint['model_args']).eval()
-    model.load_state_dict(checkpoint['model'])
-    data = Tokens(dataset, checkpoint['config']['block_size'], CPU)
-    part = parts_by_frequency(dataset, checkpoint['model_args']['vocab_size'], bins)
-    T, sums, seen = data.block_size, np.zeros(bins), np.zeros(bins)
-    for i in range((data.val_tokens - 1) // T):  # the windows of train_gpt.py's evaluation
-        x, y = data.windows('val', [i * T])
-        with torch.no_grad():
-            losses = F.cross_entropy(model(x, y)[0][0], y[0], reduction='none').double().numpy()
-        sums += np.bincount(part[y[0]], losses, bins)
-        seen += np.bincount(part[y[0]], minlength=bins)
-    return (sums / np.maximum(seen, 1)).round(5).tolist()  # 0: no token begins in this part
-
-
-def one(run, study):
-    row = train(run, study)
-    if run['dataset'] == BY_FREQUENCY and 'val_loss' in row:
-        path = os.path.join(folder(run, study), 'ckpt.pt')
-        row['by_frequency'] = by_frequency(torch.load(path, weights_only=True), run['dataset'])
-    return row
-
-
-def run_stacks(arms, done):
-    """All runs on text on one GPU: what is needed next of all arms is trained together, shape by shape."""
+def run_stacks(of_question, done):
+    """All runs on text in one process: what all arms need next is trained together, shape by shape."""
     while True:
         stacks = {}
-        for run in needed(arms, done):
+        for run in needed(of_question, done):
             if 'epochs' not in run:
                 shape = key({k: v for k, v in run.items() if k not in OWN})
-                stacks.setdefault(shape, {})[key(run)] = run
+                stacks.setdefault(shape, []).append(run)
         if not stacks:
             return
-        for runs in (list(runs.values()) for runs in stacks.values()):
-            for some in (runs[i:i + LARGEST] for i in range(0, len(runs), LARGEST)):
-                begin = time.time()
-                by_bin = some[0]['dataset'] == BY_FREQUENCY
-                bins = parts_by_frequency(BY_FREQUENCY, 4096) if by_bin else None
-                for run, (loss, of_bins) in zip(some, train_stack(some, device, bins)):
-                    row = {'run': run, 'ended': 'finished', 'val_loss': loss} if math.isfinite(loss) else \
-                        {'run': run, 'ended': 'diverged'}
-                    note(RESULTS, {**row, **({'by_frequency': of_bins} if by_bin else {})}, done)
-                print(f'{len(some)} runs in {time.time() - begin:.0f} s', flush=True)
+        for runs in stacks.values():
+            begin, some = time.time(), runs[:LARGEST]
+            by_bin = some[0]['dataset'] == BY_FREQUENCY
+            bins = parts_by_frequency(BY_FREQUENCY, 4096) if by_bin else None
+            for run, (loss, of_bins) in zip(some, train_stack(some, device, bins)):
+                row = {'run': run, 'ended': 'diverged'}
+                if math.isfinite(loss):
+                    row = {'run': run, 'ended': 'finished', 'val_loss': loss}
+                if by_bin:
+                    row['by_frequency'] = of_bins
+                note(RESULTS, row, done)
+            print(f'{len(some)} runs in {time.time() - begin:.0f} s', flush=True)
+
+# -----------------------------------------------------------------------------
+# statistics
 
 
-def print_table(name, done):
+def p_value(t, freedom):
+    """How probable a t at least so far from 0 is: two-sided, by Simpson's rule over the density."""
+    x = np.linspace(0, math.atan(abs(t) / math.sqrt(freedom)), 2001)  # t = sqrt(freedom) tan x
+    weights = np.array([1, *[4, 2] * 999, 4, 1]) / 3
+    area = (weights * np.cos(x) ** (freedom - 1)).sum() * x[1]
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    return max(0.0, 1 - 2 * scale * area)
+
+
+@cache
+def t95(freedom):
+    """The t beyond which 5 % lie, by bisection."""
+    low, high = 0.0, 20.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        if p_value(middle, freedom) > 0.05:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def interval(values):
+    """(mean, half of its 95 % interval); inf for a single value, or where a run diverged."""
+    mean, freedom = statistics.fmean(values), len(values) - 1
+    if not freedom or math.inf in values:
+        return mean, math.inf
+    return mean, t95(freedom) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def verdict(mean, half):
+    """
+    Of a difference in loss: whether the arms match, or one is better, or neither can be said. 'fails': worse,
+    and the whole interval is beyond the margin. 'worse': whether it is by more than the margin is open.
+    """
+    if abs(mean) + half <= LEVEL:
+        return 'worse, by less than the margin' if mean > half else 'matches'
+    if abs(mean) <= half:
+        return 'open'
+    if mean < 0:
+        return 'better'
+    return 'fails' if mean - half > LEVEL else 'worse'
+
+
+def mean_spread(values, digits='.4f'):
+    """'mean ± standard deviation' of what several seeds gave; 'diverged' where one of them did."""
+    if not values or max(values) == math.inf:
+        return 'diverged' if values else ''
+    spread = f' ± {statistics.stdev(values):{digits.lstrip("+")}}' if len(values) > 1 else ''
+    return f'{statistics.fmean(values):{digits}}{spread}'
+
+
+def holm(ps):
+    """The p values of several claims, corrected by Holm for their number."""
+    corrected, last = [1.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        last = max(last, min(1.0, (len(ps) - rank) * ps[i]))
+        corrected[i] = last
+    return corrected
+
+
+def losses_of(claim, logs):
+    """{arm: {seed: loss}} of the arms of a claim. logs: {study: what read() says of it}."""
+    study, names = claim['study'], claim['plus'] + claim['minus']
+    rows = {name: {} for name in names}
+    if study in QUESTIONS:
+        for arm in QUESTIONS[study]():
+            if arm.name in names:
+                rows[arm.name] = arm.scored(logs['evidence'])
+    else:
+        for run in STUDIES[study]():
+            name = run.get('variant', run['config'])
+            if name in names and key(run) in logs[study]:
+                rows[name][run['seed']] = logs[study][key(run)]
+    if isinstance(claim['metric'], str):
+        return {name: {seed: row[claim['metric']] for seed, row in of.items()} for name, of in rows.items()}
+    first, last = claim['metric']
+    return {name: {seed: statistics.fmean(row['by_frequency'][first - 1:last]) for seed, row in of.items()}
+            for name, of in rows.items()}
+
+
+def judged(logs):
+    """
+    The claims of all pages: each with its seeds and its verdict, and from two seeds on with mean, half (of
+    the 95 % interval) and p (of a difference from 0, corrected by Holm over the claims of its page).
+    """
+    found = []
+    for claim in arms.claims():
+        losses = losses_of(claim, logs)
+        seeds = sorted(set.intersection(*map(set, losses.values())))
+        values = [sum(losses[name][seed] for name in claim['plus'])
+                  - sum(losses[name][seed] for name in claim['minus']) for seed in seeds]
+        said = {**claim, 'seeds': len(seeds), 'verdict': 'to be scored'}
+        if len(seeds) > 1:
+            mean, half = interval(values)
+            p = p_value(mean * t95(len(seeds) - 1) / half, len(seeds) - 1)
+            said |= {'mean': mean, 'half': half, 'p': p, 'verdict': verdict(mean, half)}
+            if claim['kind'] == 'less':  # than 0; no margin is claimed
+                said['verdict'] = 'open' if abs(mean) <= half else 'holds' if mean < 0 else said['verdict']
+        found.append(said)
+    for page in {claim['page'] for claim in found}:
+        of_page = [claim for claim in found if claim['page'] == page and 'p' in claim]
+        for claim, p in zip(of_page, holm([claim['p'] for claim in of_page])):
+            claim['p'] = p
+    return found
+
+# -----------------------------------------------------------------------------
+# tables
+
+
+def print_rows(title, head, rows):
+    if rows:
+        print(f'\n{title}\n\n| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|')
+    for row in rows:
+        print('| ' + ' | '.join(map(str, row)) + ' |')
+
+
+def print_claims(logs):
+    found = judged(logs)
+    for page in dict.fromkeys(claim['page'] for claim in found):
+        rows = []
+        for claim in found:
+            if claim['page'] == page and 'p' in claim:
+                margin = f'{abs(claim["mean"]) + claim["half"]:.3f}' if claim['kind'] == 'match' else ''
+                p = '< 0.001' if claim['p'] < 0.001 else f'{claim["p"]:.3f}'
+                rows.append([claim['words'], claim['verdict'], claim['seeds'],
+                             f'{claim["mean"]:+.3f} ± {claim["half"]:.3f}', margin, p])
+            elif claim['page'] == page:
+                rows.append([claim['words'], claim['verdict'], claim['seeds'], '', '', ''])
+        print_rows(f'claims of results/{page}.md', ['claim', 'verdict', 'seeds', 'difference',
+                                                    'smallest margin', 'p, Holm'], rows)
+
+
+def print_question(name, done):
     rows = []
     for arm in QUESTIONS[name]():
-        runs, best, tried = arm.search(done)
-        if best:
-            scored = arm.scored(done)
-            seeds = f'{len(scored)} of {len(arm.seeds)}' if scored or not runs else 'searching'
-            left = len([to for to in arm.beside(best) if to not in tried])
-            count = f'{len(tried)} ({left} neighbours left)' if left else len(tried)
-            rows.append((arm, arm.run(best), best, count, seeds, scored))
-    if not rows:
-        return
-    points = [arm.point for arm, *_ in rows]
-    at_keys = [k for k in dict.fromkeys(k for p in points for k in p) if len({p.get(k) for p in points}) > 1]
-    head = ['arm', *at_keys, 'rate', 'embedding rate', 'warmup', 'decay', 'settings tried', 'seeds scored',
-            'val_loss, 95 % interval', 'minus AdamW', 'minus AdamW + row norm']
-    print(f'\n{name}: {" ".join((QUESTIONS[name].__doc__ or "").split())}\n')
-    print(f'| {" | ".join(head)} |\n' + '|---' * len(head) + '|')
-    for arm, best, at, count, seeds, scored in rows:
-        losses = {seed: row['val_loss'] for seed, row in scored.items()}
-        others = {other.optimizer: {seed: row['val_loss'] for seed, row in of_other.items()}
-                  for other, *_, of_other in rows if (other.network, other.point) == (arm.network, arm.point)}
-        cells = [best['variant'], *(arm.point.get(k, '') for k in at_keys),
-                 *(f'{values[i]:g}' for values, i in zip(arm.values, at)), count, seeds,
-                 '{:.4f} ± {:.4f}'.format(*interval(list(losses.values()))) if losses else '',
-                 *(difference(losses, others.get(other, {})) if other != arm.optimizer else ''
-                   for other in ('AdamW', 'AdamW + row norm'))]
-        print('| ' + ' | '.join(map(str, cells)) + ' |')
+        _, best, tried = arm.search(done)
+        if not best:
+            return  # not every arm has begun
+        losses = [row['val_loss'] for row in arm.scored(done).values()]
+        state = f'{len(losses)} of {len(arm.seeds)}'
+        if not losses:
+            state = 'searching' if arm.stages == arms.RACE else 'to be scored again'
+        said = '{:.4f} ± {:.4f}'.format(*interval(losses)) if losses else ''
+        rows.append([arm.name, *(f'{values[i]:g}' for values, i in zip(arm.values, best)), len(tried),
+                     sum(to not in tried for to in arm.beside(best)), state, said])
+    print_rows(f'{name}: {" ".join(arms.QUESTIONS[name].__doc__.split())}',
+               ['arm', 'rate', 'embedding rate', 'warmup', 'decay', 'tried', 'untried', 'seeds',
+                'val_loss, 95 % interval'], rows)
+
+
+def print_search(name, done):
+    """Every setting that was tried, the best first: its seeds and their mean."""
+    for arm in QUESTIONS[name]():
+        tried, rows = arm.tried(done), []
+        for to in sorted(tried, key=lambda to: (-len(tried[to]), statistics.fmean(tried[to].values()))):
+            rows.append([*(f'{values[i]:g}' for values, i in zip(arm.values, to)), len(tried[to]),
+                         f'{statistics.fmean(tried[to].values()):.4f}'])
+        print_rows(f'the search of {arm.name}',
+                   ['rate', 'embedding rate', 'warmup', 'decay', 'seeds', 'mean loss'], rows)
+
+
+def print_rates(done):
+    """What a rate beside the best one costs, all else as in the best, on the search seeds 101 and 102."""
+    rows = []
+    for arm in QUESTIONS['headline']():
+        _, best, tried = arm.search(done)
+        mean = {to: statistics.fmean(losses.values()) for to, losses in tried.items()}
+        beside = [(best[0] + step, *best[1:]) for step in (-2, -1, 1, 2)]
+        rows.append([arm.name, f'{arm.values[0][best[0]]:g}', f'{mean[best]:.4f}',
+                     *(f'{mean[to] - mean[best]:+.4f}' if to in mean else '' for to in beside)])
+    print_rows('headline: the rate alone', ['arm', 'best rate', 'search mean', 'a quarter', 'half', 'twice',
+                                            'four times'], rows)
+
+
+def print_seeds(study):
+    """Mean and standard deviation of each arm of a study over its seeds."""
+    of_arm, done = {}, read(f'results/{study}.jsonl')
+    for run in STUDIES[study]():
+        if key(run) in done:
+            of_arm.setdefault(run.get('variant', run['config']), []).append(done[key(run)])
+    rows, metrics = [], ['val_loss', 'top1'] + ['test_loss', 'test_top1'] * (study == 'cifar10')
+    for name, of in of_arm.items():
+        rows.append([name, f'{of[0]["run"]["learning_rate"]:g}', len(of),
+                     *(mean_spread([row[m] for row in of]) for m in metrics)])
+    print_rows(study, ['arm', 'rate', 'seeds', *metrics], rows)
+
+
+def print_variants(study):
+    """Variant against learning rate: top-1 in percent, the best in bold; the share of units AGC clipped."""
+    results = read(f'results/{study}.jsonl').values()
+    results = {(row['run']['variant'], row['run']['learning_rate']): row for row in results}
+    lrs, rows = sorted({lr for _, lr in results}), []
+    for variant in dict.fromkeys(variant for variant, _ in results):
+        of = [results.get((variant, lr), {}) for lr in lrs]
+        best = max(row.get('top1', 0) for row in of)
+        cells = [f'{100 * row["top1"]:.1f}' if 'top1' in row else row.get('ended', '') for row in of]
+        rows.append([variant, *(f'**{cell}**' if row.get('top1') == best else cell
+                                for row, cell in zip(of, cells))])
+        if any('agc_share' in row for row in of):
+            shares = [f'{row["agc_share"]:.2f}' if 'agc_share' in row else '' for row in of]
+            rows.append(['*share of units that it clipped*', *shares])
+    print_rows(study, ['top-1 (%) at learning rate', *(f'{lr:g}' for lr in lrs)], rows)
+
+
+def print_tables(names):
+    done = read(RESULTS)
+    for name in names:
+        if name in QUESTIONS:
+            print_question(name, done)
+        elif name.startswith('cifar10'):
+            print_seeds(name)
+        else:
+            print_variants(name)
+    if 'match' in names:
+        print_search('match', done)
+    if 'headline' in names:
+        print_rates(done)
+        print_claims({'evidence': done, **{study: read(f'results/{study}.jsonl') for study in STUDIES}})
+
+
+def run_all(names):
+    torch.set_num_threads(threads)
+    on_text = [arms_of(name) for name in names if name in QUESTIONS and (name == 'why' or device != 'cpu')]
+    for of_question in on_text:
+        run_stacks(of_question, read(RESULTS))
+    by_script = [arms_of(name) for name in names if name in QUESTIONS]
+    run_study('evidence', lambda done: chain.from_iterable(needed(of, done) for of in by_script),
+              read(RESULTS))
+    for name in names:
+        if name in STUDIES:
+            run_study(name, lambda done: STUDIES[name](), read(f'results/{name}.jsonl'))
 
 
 if __name__ == '__main__':
     configure(globals())
-    names = list(QUESTIONS) if question == 'all' else question.split(',')
-    if not set(names) <= QUESTIONS.keys():
-        fail(f'question={question} is unknown. Use all or some of {",".join(QUESTIONS)}.')
+    known = [*QUESTIONS, *STUDIES]
+    names = known if question == 'all' else question.split(',')
+    if not set(names) <= set(known):
+        fail(f'question={question} is unknown. Use all or some of {",".join(known)}.')
     if not table:
-        reproduce.processes, reproduce.threads, reproduce.compile = processes, threads, compile
-        torch.set_num_threads(threads)
-        questions = [list(QUESTIONS[name]()) for name in names]
-        if device == 'cpu':
-            run_study('evidence', lambda done: (run for arms in questions for run in needed(arms, done)),
-                      read(RESULTS), one)
-        else:
-            for arms in questions:
-                run_stacks(arms, read(RESULTS))
-    for name in names:
-        print_table(name, read(RESULTS))
+        run_all(names)
+    print_tables(names)

@@ -4,6 +4,7 @@ From logs to pictures: each command draws figures/NAME.png and prints the table 
     python -m experiments.figures curves --runs=out/a,out/b   losses of any runs, also unfinished ones
     python -m experiments.figures arms --question=headline    each seed of each arm, and the gaps of mSGDW
     python -m experiments.figures arms --question=parts       figure 7 in small: S1 to S5
+    python -m experiments.figures forest                      all claims with their intervals and the margin
     python -m experiments.figures gap                         the gap against size and tokens, the paper's too
     python -m experiments.figures frequency                   frequent and rare tokens (question why)
     python -m experiments.figures sweep --study=stability     accuracy against the learning rate; or weights
@@ -26,8 +27,7 @@ import numpy as np
 
 from configurator import configure
 from experiments import evidence
-from experiments.evidence import interval, read
-from experiments.reproduce import LEVEL, mean_spread
+from experiments.evidence import LEVEL, interval, mean_spread, read
 from model import NORMS, SETTINGS
 from support.console import fail
 
@@ -260,6 +260,28 @@ def arms():
     return fig
 
 
+def forest():
+    """Every claim of the pages: its difference, 95 % interval, and the margin within which two arms match."""
+    studies = ('evidence', *evidence.STUDIES)
+    claims = evidence.judged({name: read(f'results/{name}.jsonl') for name in studies})
+    colors = {'holds': '#009E73', 'better': '#009E73', 'matches': '#009E73', 'fails': '#D55E00'}
+    fig, ax = plt.subplots(figsize=(19, 2 + 0.42 * len(claims)), layout='constrained')
+    ax.axvspan(-LEVEL, LEVEL, color='0.88', zorder=0)
+    ax.axvline(0, color='0.5', linewidth=1.5, zorder=0)
+    for y, claim in enumerate(claims):
+        verdict = claim['verdict']
+        if 'mean' in claim:
+            color = colors.get(verdict, '0.35')
+            ax.errorbar(claim['mean'], y, xerr=claim['half'], fmt='o', color=color, capsize=5)
+            verdict += f' ({claim["mean"]:+.3f} ± {claim["half"]:.3f}, n = {claim["seeds"]})'
+        ax.annotate(verdict, (1.01, y), xycoords=ax.get_yaxis_transform(), va='center')
+    ax.set(yticks=range(len(claims)), yticklabels=[claim['words'] for claim in claims],
+           ylim=(len(claims) - 0.4, -0.6),
+           xlabel=f'difference (nats), 95 % interval, seed by seed; grey: the margin of ±{LEVEL}')
+    print_table(['claim', 'verdict', 'seeds'], [[c['words'], c['verdict'], c['seeds']] for c in claims])
+    return fig
+
+
 # table 1 on text: weights, tokens, AdamW's and mSGDW's loss; one seed
 PAPER = {'GPT-2': ((124e6, 98e9, 2.867, 2.906), (774e6, 105e9, 2.492, 2.544), (1436e6, 105e9, 2.435, 2.472)),
          'L-DNT': ((124e6, 98e9, 2.863, 2.849), (774e6, 105e9, 2.481, 2.503), (1436e6, 105e9, 2.396, 2.408))}
@@ -408,7 +430,7 @@ def settings():
 
 # -----------------------------------------------------------------------------
 
-COMMANDS = {f.__name__: f for f in (curves, arms, gap, frequency, sweep, settings)}
+COMMANDS = {f.__name__: f for f in (curves, arms, forest, gap, frequency, sweep, settings)}
 plt.rcParams.update({'font.size': 16, 'axes.labelsize': 18, 'axes.titlesize': 18, 'legend.frameon': False,
                      'axes.spines.top': False, 'axes.spines.right': False, 'lines.linewidth': 3,
                      'lines.markersize': 10, 'svg.hashsalt': 'dnt'})

@@ -18,7 +18,7 @@ from torch.func import jacrev
 
 from configurator import configure
 from experiments.figures import plt, print_table, read_rows, save, styles
-from experiments.lag import CPU
+from experiments.stack import CPU
 from model import GPT, GPTConfig
 from support.tokens import Tokens
 

@@ -8,21 +8,22 @@ batches and schedule as from train_gpt.py, and the same loss up to rounding (tes
 """
 
 import math
+import runpy
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from experiments.lag import CPU
-from experiments.searches import read_config
 from model import GPT, SETTINGS, GPTConfig, LayerNorm, RMSNorm
 from sgdw import normalize_rows
 from support.console import fail
 from support.optim import EMBEDDINGS
 from support.tokens import Tokens
 
+CPU = SimpleNamespace(device='cpu', device_type='cpu')  # where Tokens puts its windows
 # what the runs of one stack may differ in
 OWN = ('variant', 'seed', 'optimizer', 'embed_optimizer', 'momentum', 'beta2', 'learning_rate',
        'embed_lr', 'embed_weight_decay', 'warmup_iters', 'weight_decay')
@@ -30,6 +31,10 @@ OWN = ('variant', 'seed', 'optimizer', 'embed_optimizer', 'momentum', 'beta2', '
 SHAPE = ('config', 'setting', 'norm', 'n_layer', 'n_head', 'n_embd', 'block_size', 'dataset', 'max_iters',
          'min_lr', 'global_batch_size', 'grad_clip', 'eval_interval', 'dtype')
 KIND = ('optimizer', 'embed_optimizer', 'momentum', 'beta2')  # runs of a kind stand side by side in the stack
+
+
+def read_config(config):
+    return runpy.run_path(f'config/{config}.py')
 
 # -----------------------------------------------------------------------------
 # layers: E runs with B sequences each come as E * B sequences, and each run is multiplied by its own weights

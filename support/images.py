@@ -102,8 +102,8 @@ class Images:
         if pictures.shape[1:] != (stored, stored, 3) or stored > size:
             shape = f'{pictures.shape[2]} x {stored} x {pictures.shape[3]}'
             fail(f'The pictures of {self.folder} are {shape}, but image_size={size} requires square RGB '
-                 f'pictures of at most {size} x {size} x 3. Use a larger --image_size and a --patch_size that '
-                 'divides it, or prepare other pictures.')
+                 f'pictures of at most {size} x {size} x 3. Use a larger --image_size and a --patch_size '
+                 'that divides it, or prepare other pictures.')
         if stored == size:
             return
         if self.config['shift'] >= stored:

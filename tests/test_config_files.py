@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from configurator import configure
-from experiments.reproduce import read
+from experiments.evidence import read
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from support.normfree import build
 
