@@ -71,3 +71,21 @@ def hub_reason(label, error, stage):
     advice = ('Try --revision=refs/convert/parquet, which may have its rows.' if 'scripts' in reason else
               'Name one as ID:CONFIG.' if 'onfig' in reason else 'Fix that and run the command again.')
     return f'{label} cannot be read ({reason}). {advice}'
+
+
+def download(name):
+    """The folder with the parquet files of a set on the Hub; cached files are not fetched again."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+    try:
+        for revision in ('main', 'refs/convert/parquet'):  # the second is the Hub's export of other formats
+            info = HfApi().dataset_info(name, revision=revision, files_metadata=True)
+            sizes = [file.size or 0 for file in info.siblings if file.rfilename.endswith('.parquet')]
+            if sizes:
+                break
+        else:
+            fail(f'{name} has no parquet files on the Hub. Download and unpack it, and use --dataset=FOLDER.')
+        print(f'Downloading {name} ({sum(sizes) / 1e9:.1f} GB) to {constants.HF_HUB_CACHE}. Set HF_HOME to '
+              'use another folder.', flush=True)
+        return snapshot_download(name, repo_type='dataset', revision=revision, allow_patterns='*.parquet')
+    except Exception as error:
+        fail(hub_reason(name, error, 'download'))

@@ -69,6 +69,9 @@ def choose_splits(root, said, config):
         names = [top for top in tops if tops[top] == split]
         perhaps.append(f'{split or "neither"}: {examples(names)}')
     first = {split: top for top, split in reversed(tops.items())}
+    rest = [top for top in tops if not tops[top]]
+    if len(rest) == 1:
+        first.setdefault('train', rest[0])
     train = os.path.join(root, first['train']) if 'train' in first else root
     val = os.path.join(root, first.get('val') or first.get('test') or 'VAL')
     fail(f'The names in {root} do not tell train from val ({"; ".join(perhaps)}). State it with '
