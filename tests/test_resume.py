@@ -1,5 +1,6 @@
 """Runs that were killed, stopped or went wrong: what they leave, and how they go on."""
 
+import json
 import random
 import shutil
 import time
@@ -16,6 +17,7 @@ from tests.common import (
     finish,
     in_parallel,
     killed_and_resumed,
+    one_after_the_other,
     python,
     rows,
     runs_like_one,
@@ -186,3 +188,64 @@ def test_a_resumed_run_says_only_what_was_changed(straight, tokens, tmp_path):
     shutil.copytree(straight, tmp_path / 'run')
     said = train(tokens, tmp_path / 'run', '--dropout=0.1', '--init_from=resume', '--max_iters=22')[0]
     assert 'Not as in the checkpoint: max_iters 20 -> 22.\n' in said
+
+
+# -----------------------------------------------------------------------------
+# weights of another run: what the flags may say beside --init_from
+
+BRINGS = {  # arguments behind --init_from={run}: what config.json or the sentence that ends the run says
+    'train_gpt.py': {
+        '': dict(n_layer=2, n_embd=16, block_size=8, vocab_size=320, setting='S5'),
+        '--n_layer=2 --setting=S5 --block_size=8 --vocab_size=320': dict(n_layer=2, block_size=8),
+        '--block_size=4': dict(block_size=4, n_layer=2),
+        '{tmp}/shorter.py': dict(block_size=4, n_layer=2),  # a config file may ask for less, too
+        '{tmp}/longer.py': dict(block_size=8, n_layer=2),
+        '--block_size=4 --eval_only=True': None,
+        '--dropout=0.2 --flash=False --loss_chunk=3 --recompute_blocks=True': dict(dropout=0.2, loss_chunk=3),
+        '--optimizer=adamw --embed_lr=0.1 --global_batch_size=8 --seed=3': dict(optimizer='adamw', n_embd=16),
+        '--init=torch --mid_norm=auto': dict(setting='S5', n_layer=2),
+        '--block_size=9': 'was trained with block_size=8. Use --block_size=8 or less.',
+        '--n_layer=3': 'best.pt was made with n_layer=2, now it is 3. Leave out the keys that differ.',
+        '--setting=S1': 'best.pt was trained with setting=S5, not S1. Leave --setting out.',
+        '--mid_norm=False': 'was made with mid_norm=True, now it is False. Leave out the keys that differ.',
+        '--vocab_size=640': 'was made with vocab_size=320, now it is 640.'},
+    'train_vit.py': {
+        '': dict(n_layer=2, image_size=8, patch_size=4, setting='S5', arch='vit'),
+        '--image_size=8 --patch_size=4 --n_head=2': dict(image_size=8),
+        '--image_size=16': dict(image_size=16, patch_size=4),
+        '{tmp}/larger.py': dict(image_size=8, patch_size=4),
+        '--drop_path=0.3 --dropout=0.1 --embed_lr=0.1': dict(drop_path=0.3, dropout=0.1),
+        '--image_size=16 --eval_only=True': None,
+        '--patch_size=2': 'was made with patch_size=4, now it is 2. Leave out the keys that differ.',
+        '--arch=nfnet': 'was made with arch=vit, now it is nfnet.'}}
+
+
+@pytest.mark.parametrize('script', BRINGS)
+def test_weights_bring_their_network_and_flags_may_change_the_rest(script, straight, seen, tokens, arrays,
+                                                                   tmp_path):
+    run, data = (straight, tokens) if script == 'train_gpt.py' else (seen, arrays)
+    for name, text in (('shorter', 'block_size = 4'), ('longer', 'block_size = 16'),
+                       ('larger', 'image_size = 16')):
+        (tmp_path / f'{name}.py').write_text(text)
+    common = [script, f'--dataset={data}', '--device=cpu', '--dtype=float32', '--compile=False',
+              '--max_iters=1', '--learning_rate=0', '--min_lr=0', '--global_batch_size=4']
+    if script == 'train_vit.py':
+        common += ['--num_workers=0', '--randaugment=0']
+    lines = []
+    for i, flags in enumerate(BRINGS[script]):
+        flags = flags.format(tmp=tmp_path).replace('--embed_lr=0.1', '--embed_lr=0.1 --learning_rate=0.1')
+        lines.append([*common, f'--init_from={run}', f'--out_dir={tmp_path}/{i}', *flags.split()])
+    best = final(run, 'best.pt')['best_val_loss' if script == 'train_gpt.py' else 'best_top1']
+    for i, (expected, (code, said)) in enumerate(zip(BRINGS[script].values(), one_after_the_other(lines))):
+        if isinstance(expected, str):
+            assert expected in code
+            continue
+        assert code == 0, (lines[i], code)
+        if expected is None:
+            assert not (tmp_path / str(i)).exists() and ' loss ' in said.splitlines()[-1]
+            continue
+        config = json.loads((tmp_path / f'{i}/config.json').read_text())
+        assert {key: config[key] for key in expected} == expected
+        first = rows(tmp_path / str(i))[0]  # at their own size, the weights are as good as they were
+        if config.get('block_size', 8) == config.get('image_size', 8) == 8:
+            assert first.get('top1', first['loss']) == pytest.approx(best, abs=1e-5)
