@@ -219,7 +219,7 @@ learning_rte = 1.0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('launch', [[], ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']])
+@pytest.mark.parametrize('launch', [[], '-m torch.distributed.run --standalone --nproc_per_node=2'.split()])
 def test_a_config_anywhere_starts_from_ours(tmp_path, launch):
     (tmp_path / 'other/config').mkdir(parents=True)
     (tmp_path / 'other/config/__init__.py').write_text('raise ImportError("this is the wrong package")')
