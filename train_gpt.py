@@ -107,10 +107,10 @@ globals().update(config)
 data = Tokens(dataset, block_size, env, vocab_size)
 
 
-def train_batches(start_iter):
+def train_batches(first_iter):
     """Micro batches of this process. The windows of an update depend on (seed, iter_num) alone."""
     last = data.train_tokens - block_size - 1
-    for iter_num in range(start_iter, max_iters + 2):  # one more than the loop, which reads ahead
+    for iter_num in range(first_iter, max_iters + 2):  # one more than the loop, which reads ahead
         rng = np.random.default_rng((seed, iter_num))
         offsets = rng.integers(0, last, size=global_batch_size, endpoint=True)
         for step in range(accum):
@@ -204,12 +204,12 @@ if eval_only:
 introduce(config, env, raw_model, model_args, micro, accum,
           f'{data.train_tokens:,} training tokens, {global_batch_size * block_size:,} per update')
 warn_of_warmup(config, warmup_iters, max_iters, env)
-start_iter, best_val_loss = checkpoint.iter, checkpoint.best('best_val_loss', math.inf)
+first_iter, best_val_loss = checkpoint.iter, checkpoint.best('best_val_loss', math.inf)
 del checkpoint  # its memory is free now
-batches = train_batches(start_iter)
+batches = train_batches(first_iter)
 X, Y = next(batches)
-rehearse(lambda: model(X, Y)[1], raw_model, opt, start_iter, env, f'{micro} sequences of {block_size} tokens')
-run = Run(config, env, signals, start_iter, raw_model, opt)
+rehearse(lambda: model(X, Y)[1], raw_model, opt, first_iter, env, f'{micro} sequences of {block_size} tokens')
+run = Run(config, env, signals, first_iter, raw_model, opt)
 report = Report(run, env, max_iters, eval_interval, 'tokens', global_batch_size * block_size, raw_model)
 
 
@@ -222,7 +222,7 @@ def save(name):
              best_val_loss=best_val_loss, model_args=model_args, data=data.meta, config=dict(config))
 
 
-for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and saves, and makes no step
+for iter_num in range(first_iter, max_iters + 1):  # the last turn evaluates and saves, and makes no step
     last = iter_num == max_iters
     lr = get_lr(iter_num)
     for group in opt.param_groups:
@@ -254,7 +254,7 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     mean_loss, mean_norm, stops = agree(loss_sum, grad_norm, signals, env)
     run.stop_if_not_finite(iter_num, lr, loss=mean_loss, gradient_norm=mean_norm)
-    if iter_num > start_iter and (last or stops or due(ckpt_interval) or due(keep_interval)):
+    if iter_num > first_iter and (last or stops or due(ckpt_interval) or due(keep_interval)):
         if due(keep_interval):
             save(f'ckpt_{iter_num:06d}.pt')
         save('ckpt.pt')  # before the step: a run that resumes makes this update again

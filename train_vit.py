@@ -126,13 +126,13 @@ max_iters = max_iters or max(1, round(epochs * iters_per_epoch))
 warmup_iters = round(warmup_epochs * iters_per_epoch)
 
 
-def train_samples(start_iter):
+def train_samples(first_iter):
     """
     Lists of (epoch, index): the images of each micro batch of this process. The order of an epoch depends on
     (seed, epoch) alone, the crop or shift of an image on (seed, epoch, index).
     """
     shuffled = None
-    for iter_num in range(start_iter, max_iters + 2):  # one more than the loop, which reads ahead
+    for iter_num in range(first_iter, max_iters + 2):  # one more than the loop, which reads ahead
         epoch, place = divmod(iter_num, iters_per_epoch)
         if epoch != shuffled:
             order, shuffled = np.random.default_rng((seed, 0, epoch)).permutation(data.size('train')), epoch
@@ -141,15 +141,15 @@ def train_samples(start_iter):
             yield [(epoch, index) for index in order[first:first + micro]]
 
 
-def train_batches(start_iter):
+def train_batches(first_iter):
     """
     Micro batches of this process: images (micro, 3, H, W), and as targets their labels, the labels of the
     images that are mixed in, and the share lam. The mixing depends on (seed, iter_num) alone.
     """
-    for n, (images, labels) in enumerate(data.batches('train', train_samples(start_iter))):
+    for n, (images, labels) in enumerate(data.batches('train', train_samples(first_iter))):
         partners, lam = labels, 1.0
         if mixing:
-            rng = np.random.default_rng((seed, 2, start_iter + n // accum))  # the same for the whole update
+            rng = np.random.default_rng((seed, 2, first_iter + n // accum))  # the same for the whole update
             images, partners, lam = augment.mix(images, labels, rng, mixup, cutmix)
         yield images, (labels, partners, lam)
 
@@ -251,13 +251,13 @@ if eval_only:
 introduce(config, env, raw_model, model_args, micro, accum, f'{data.size("train"):,} training images, '
           f'{iters_per_epoch} updates per epoch of {global_batch_size}')
 warn_of_warmup(config, warmup_iters, max_iters, env, iters_per_epoch)
-start_iter, best_top1 = checkpoint.iter, checkpoint.best('best_top1', -1.0)
+first_iter, best_top1 = checkpoint.iter, checkpoint.best('best_top1', -1.0)
 del checkpoint  # its memory is free now
-batches = train_batches(start_iter)
+batches = train_batches(first_iter)
 X, Y = next(batches)
-rehearse(lambda: augment.mixed_loss(model(X), *Y, label_smoothing), raw_model, opt, start_iter, env,
+rehearse(lambda: augment.mixed_loss(model(X), *Y, label_smoothing), raw_model, opt, first_iter, env,
          f'{micro} images of {image_size} x {image_size}')
-run = Run(config, env, signals, start_iter, raw_model, opt)
+run = Run(config, env, signals, first_iter, raw_model, opt)
 report = Report(run, env, max_iters, eval_interval, 'images', global_batch_size, raw_model, iters_per_epoch)
 
 
@@ -270,7 +270,7 @@ def save(name):
              best_top1=best_top1, model_args=model_args, data=data.meta, config=dict(config))
 
 
-for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and saves, and makes no step
+for iter_num in range(first_iter, max_iters + 1):  # the last turn evaluates and saves, and makes no step
     last = iter_num == max_iters
     lr = get_lr(iter_num)
     for group in opt.param_groups:
@@ -302,7 +302,7 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     mean_loss, mean_norm, stops = agree(loss_sum, grad_norm, signals, env)
     run.stop_if_not_finite(iter_num, lr, loss=mean_loss, gradient_norm=mean_norm)
-    if iter_num > start_iter and (last or stops or due(ckpt_interval) or due(keep_interval)):
+    if iter_num > first_iter and (last or stops or due(ckpt_interval) or due(keep_interval)):
         if due(keep_interval):
             save(f'ckpt_{iter_num:06d}.pt')
         save('ckpt.pt')  # before the step: a run that resumes makes this update again

@@ -144,14 +144,14 @@ def state_size(opt: torch.optim.Optimizer | Hybrid) -> int:
 
 
 def rehearse(loss: Callable[[], torch.Tensor], model: nn.Module, opt: torch.optim.Optimizer | Hybrid,
-             start_iter: int, env, batch: str) -> None:
+             first_iter: int, env, batch: str) -> None:
     """
     One forward and backward pass before anything is written. Too little memory or a compiler that fails ends
     the program with one sentence. batch: what one pass takes, in words, for that sentence.
     """
     buffers = {name: b.clone() for name, b in model.named_buffers()}  # statistics of batch normalization
     try:
-        room = torch.empty(0 if start_iter else state_size(opt), device=env.device)  # for the first step
+        room = torch.empty(0 if first_iter else state_size(opt), device=env.device)  # for the first step
         with env.autocast:
             loss().backward()
         del room
