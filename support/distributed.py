@@ -81,6 +81,14 @@ def seed_masks(seed, iter_num, rank):
 def join_torchrun():
     """(rank, world_size, local_rank) as torchrun sets them, or those of a single process."""
     values = {name: os.environ.get(name) for name in TORCHRUN}
+    tasks = os.environ.get('SLURM_STEP_NUM_TASKS') or os.environ.get('SLURM_NTASKS', '1')
+    if values['RANK'] is None and tasks not in ('', '1'):
+        if os.environ.get('SLURM_PROCID', '0') != '0':
+            raise SystemExit(1)  # one task says it
+        fail(f'Slurm starts {tasks} tasks without torchrun, and each would be a run of its own. Use "srun '
+             f'--ntasks=1 torchrun --standalone --nproc_per_node={tasks} {" ".join(sys.argv)}"; for several '
+             'nodes see docs/training.md. For a single process, run "unset SLURM_NTASKS '
+             'SLURM_STEP_NUM_TASKS" first.')
     if values['WORLD_SIZE'] in (None, '1') and values['RANK'] in (None, '0'):
         return 0, 1, 0
     missing = [name for name, value in values.items() if not value]

@@ -203,10 +203,7 @@ def unnamed_classes(n):
 
 
 def from_timm(path, about, tensors):
-    """
-    A plain ViT of timm: setting S1, LayerNorm with eps 1e-6, bias. The shape follows from the tensors; a head
-    has 64 channels, in ViT-Huge 80.
-    """
+    """A plain ViT of timm. The shape follows from the tensors; a head has 64 channels, in ViT-Huge 80."""
     name, given = about.get('architecture', ''), about.get('model_args') or {}
     if name and not re.fullmatch(r'(vit|deit)_(tiny|small|base|large|huge)_patch\d+_\d+(_in21k|_miil)?',
                                  name):
@@ -233,36 +230,6 @@ def from_timm(path, about, tensors):
             **{key: list(pixels.get(key) or [0.5] * 3) for key in ('mean', 'std')}}
     return {'model': under_our_names(path, 'ViT', tensors, args), 'model_args': args,
             'data': data, 'config': {'arch': 'vit', 'setting': 'S1'}}
-
-# -----------------------------------------------------------------------------
-# another head, another size of pictures, another normalization of pixels
-
-def fresh_head(checkpoint, n_classes):
-    """A head for other classes. It starts with zeros, as in the ViT paper."""
-    model, args = checkpoint['model'], checkpoint['model_args']
-    width = model['head.weight'].size(1) if 'head.weight' in model else args['n_embd']
-    model |= {'head.weight': torch.zeros(n_classes, width), 'head.bias': torch.zeros(n_classes)}
-    args['n_classes'] = n_classes
-
-
-def resize_positions(positions, grid):
-    """The positions (1, 1 + n, C) of a square of patches for one of grid x grid, bicubic, as timm does it."""
-    old = math.isqrt(positions.size(1) - 1)
-    square = positions[:, 1:].float().view(1, old, old, -1).permute(0, 3, 1, 2)  # (1, C, old, old)
-    square = torch.nn.functional.interpolate(square, (grid, grid), mode='bicubic', antialias=True)
-    return torch.cat((positions[:, :1].float(), square.flatten(2).transpose(1, 2)), dim=1)
-
-
-def take_pixels(model, then, now):
-    """
-    The patch embedding was trained on pixels with the mean and std of then, and will read pixels with those
-    of now (two meta.json). A linear layer can take over the difference, so the network computes the same.
-    """
-    mean, new_mean = (torch.tensor(data['mean']).view(3, 1, 1) for data in (then, now))
-    std, new_std = (torch.tensor(data['std']).clamp(min=1 / 255).view(3, 1, 1) for data in (then, now))
-    w, b = model['patch_embed.weight'].float(), model['patch_embed.bias'].float()
-    model['patch_embed.weight'] = w * (new_std / std)
-    model['patch_embed.bias'] = b + (w * ((new_mean - mean) / std)).sum((1, 2, 3))
 
 # -----------------------------------------------------------------------------
 # from a checkpoint to a folder

@@ -3,6 +3,7 @@ A checkpoint: finding it, checking it against this run, fitting its weights and 
 changes its arguments, but for a network or an optimizer that is to be loaded.
 """
 
+import math
 import os
 from dataclasses import asdict, dataclass
 
@@ -13,7 +14,7 @@ from support import normfree, pretrained
 from support.checks import reads_only, resolve_norms
 from support.console import fail
 from support.distributed import all_same, first_line, on_master
-from support.run import our_files
+from support.run import lock, our_files
 
 # -----------------------------------------------------------------------------
 # finding it
@@ -22,11 +23,12 @@ from support.run import our_files
 class Checkpoint:
     """
     Where a run begins. state: the dict of a checkpoint file, None from scratch. resumes: whether this run
-    continues that one, or takes the weights alone.
+    continues that one, or takes the weights alone. only_reads: whether it evaluates and trains nothing.
     """
     path: str | None = None
     state: dict | None = None
     resumes: bool = False
+    only_reads: bool = False
 
     @property
     def iter(self):
@@ -39,10 +41,11 @@ class Checkpoint:
 
 def latest_checkpoint(out_dir):
     """Path of ckpt.pt, or of the last kept one where that is gone, or None."""
-    found = [f for f in our_files(out_dir) if f.startswith('ckpt')]  # ckpt.pt is first, the kept ones follow
+    found = [f for f in our_files(out_dir) if f.startswith('ckpt')]
     if not found:
         return None
-    return os.path.join(out_dir, 'ckpt.pt' if 'ckpt.pt' in found else found[-1])
+    kept = {int(f[5:-3]): f for f in found if f != 'ckpt.pt'}
+    return os.path.join(out_dir, 'ckpt.pt' if 'ckpt.pt' in found else kept[max(kept)])
 
 
 def find_checkpoint(path):
@@ -78,26 +81,30 @@ def load_checkpoint(path: str) -> dict:
 def find(config, env) -> Checkpoint:
     """The checkpoint that init_from names; an empty one from scratch. The weights are not loaded yet."""
     out_dir, init_from = config['out_dir'], config['init_from']
-    refuse_to_overwrite(out_dir, init_from, config['overwrite'], reads_only(config))
-    path = None
+    path, only_reads = None, reads_only(config)
+    if not only_reads:
+        on_master(lambda: refuse_used_folder(out_dir, init_from, config['overwrite']), env)
     if init_from == 'resume':
         path = latest_checkpoint(out_dir)
         if not path:
             env.say(f'{out_dir} has no checkpoint yet, so the run starts at iteration 0. If you expected '
                     'one, check --out_dir.')
-            if not reads_only(config):  # with the weights that the config file names, if it does
+            if not only_reads:  # with the weights that the config file names, if it does
                 init_from = config.replaced.get('init_from', 'resume')
     if init_from not in ('scratch', 'resume'):  # rank 0 downloads, the others find it in the cache
         on_master(lambda: pretrained.find_weights(init_from), env)
         path = find_checkpoint(pretrained.find_weights(init_from))
+        real = os.path.realpath(path)
+        if config['overwrite'] and os.path.realpath(out_dir) in (real, os.path.dirname(real)):
+            fail(f'{init_from} is in the out_dir that would be overwritten. Choose another --out_dir.')
     if not path:
-        if reads_only(config):
+        if only_reads:
             key = 'eval_only' if config['eval_only'] else 'predict'
             fail(f'{key} needs weights. Use --init_from=FILE_OR_FOLDER, or --init_from=resume where out_dir '
                  'has a checkpoint.')
         found = Checkpoint()
     else:
-        found = Checkpoint(path, load_checkpoint(path), init_from == 'resume' and not reads_only(config))
+        found = Checkpoint(path, load_checkpoint(path), init_from == 'resume' and not only_reads, only_reads)
         kind, script = ('classes', 'train_vit.py') if 'arch' in config else ('tokenizer', 'train_gpt.py')
         if kind not in found.state['data']:
             fail(f'{path} is not a checkpoint of {script}. Use another file.')
@@ -106,13 +113,12 @@ def find(config, env) -> Checkpoint:
     return found
 
 
-def refuse_to_overwrite(out_dir, init_from, overwrite, only_reads):
-    if our_files(out_dir) and init_from != 'resume' and not overwrite and not only_reads:
+def refuse_used_folder(out_dir, init_from, overwrite):
+    if our_files(out_dir) and init_from != 'resume' and not overwrite:
         fail(f'{out_dir} has a run already. Continue it with --init_from=resume, replace it with '
              '--overwrite=True, or choose another --out_dir.')
-    folders = os.path.abspath(init_from), os.path.dirname(os.path.abspath(init_from))
-    if overwrite and os.path.abspath(out_dir) in folders:
-        fail(f'{init_from} is in the out_dir that would be overwritten. Choose another --out_dir.')
+    if os.path.exists(os.path.join(out_dir, 'run.lock')):  # Run takes it, after the first pass
+        lock(out_dir).close()
 
 # -----------------------------------------------------------------------------
 # checking it
@@ -266,8 +272,10 @@ def fit_weights(checkpoint, model, meta, env):
         weights['wpe.weight'] = weights['wpe.weight'][:model.config.block_size]
     if 'classes' in old_data:
         old, new = old_data['classes'], meta['classes']
-        if old not in (new, pretrained.unnamed_classes(len(new))):
-            env.say(f'{path} has a head for {len(old)} classes, the data set has {len(new)} others: the head '
+        unnamed = old == pretrained.unnamed_classes(len(new))  # to train on, that says too little
+        if old != new and not (unnamed and checkpoint.only_reads):
+            count = f'{len(old)} unnamed' if unnamed else len(old)
+            env.say(f'{path} has a head for {count} classes, the data set has {len(new)} others: the head '
                     'starts again at zero')
             for name in ('head.weight', 'head.bias'):
                 weights[name] = torch.zeros_like(model.get_parameter(name))  # as in the ViT paper
@@ -277,10 +285,30 @@ def fit_weights(checkpoint, model, meta, env):
         new = model.config.image_size // patch_size
         if old != new:
             env.say(f'the positions of {path} are interpolated from {old} x {old} to {new} x {new} patches')
-            weights['pos_embed'] = pretrained.resize_positions(weights['pos_embed'], new)
+            weights['pos_embed'] = resize_positions(weights['pos_embed'], new)
         if any(old_data[k] != meta[k] for k in ('mean', 'std')):
-            pretrained.take_pixels(weights, old_data, meta)
+            w, b = weights['patch_embed.weight'], weights['patch_embed.bias']
+            weights['patch_embed.weight'], weights['patch_embed.bias'] = take_pixels(w, b, old_data, meta)
     return weights
+
+
+def resize_positions(positions, grid):
+    """The positions (1, 1 + n, C) of a square of patches for one of grid x grid, bicubic, as timm does it."""
+    old = math.isqrt(positions.size(1) - 1)
+    square = positions[:, 1:].float().view(1, old, old, -1).permute(0, 3, 1, 2)  # (1, C, old, old)
+    square = torch.nn.functional.interpolate(square, (grid, grid), mode='bicubic', antialias=True)
+    return torch.cat((positions[:, :1].float(), square.flatten(2).transpose(1, 2)), dim=1)
+
+
+def take_pixels(w, b, then, now):
+    """
+    Weight and bias of a patch embedding that was trained on pixels with the mean and std of then, for pixels
+    with those of now (two meta.json). A linear layer can take over the difference.
+    """
+    mean, new_mean = (torch.tensor(data['mean']).view(3, 1, 1) for data in (then, now))
+    std, new_std = (torch.tensor(data['std']).clamp(min=1 / 255).view(3, 1, 1) for data in (then, now))
+    w, b = w.float(), b.float()
+    return w * (new_std / std), b + (w * ((new_mean - mean) / std)).sum((1, 2, 3))
 
 
 def load_optimizer(opt, checkpoint: Checkpoint) -> None:

@@ -19,7 +19,7 @@ from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from support import pretrained
 from support.images import Images
 from support.normfree import build
-from support.resume import load_checkpoint
+from support.resume import load_checkpoint, resize_positions
 from tests.common import (
     assert_same_run,
     final,
@@ -263,10 +263,11 @@ def test_gpt2_is_fine_tuned_and_resumes_without_a_flag_for_its_shape(text, tmp_p
 def test_resume_without_a_checkpoint_starts_from_the_weights_of_the_config(text, tokens, tmp_path):
     write_gpt2(tmp_path / 'gpt2')
     (tmp_path / 'mine.py').write_text(f'init_from = {str(tmp_path / "gpt2")!r}\n')
-    said, _ = finetune(text, tmp_path / 'run', f'{tmp_path}/mine.py', '--init_from=resume', '--max_iters=1')
+    said, _ = finetune(text, tmp_path / 'run', f'{tmp_path}/mine.py', '--init_from=resume', '--max_iters=1',
+                       '--block_size=8')  # a shorter context
     assert 'has no checkpoint yet' in said
     assert f'The weights come from {tmp_path}/gpt2' in said
-    assert final(tmp_path / 'run')['model_args']['n_embd'] == 16
+    assert final(tmp_path / 'run')['model']['wpe.weight'].shape == (8, 16)
 
 
     _, said = train(tokens, tmp_path / 'no', f'--init_from={tmp_path}/gpt2', code=1)
@@ -381,7 +382,7 @@ def test_a_vit_of_timm_computes_what_timm_defines(tmp_path, keys):
 @pytest.mark.parametrize('grid', [3, 4, 7])
 def test_positions_are_interpolated_as_timm_does_it(grid):
     old = torch.randn(1, 17, 8, generator=torch.Generator().manual_seed(0))
-    new, m = pretrained.resize_positions(old, grid), bicubic(4, grid)
+    new, m = resize_positions(old, grid), bicubic(4, grid)
     expected = torch.einsum('ai,bj,ijc->abc', m, m, old[0, 1:].view(4, 4, 8).double())
     torch.testing.assert_close(new[0, 1:].double(), expected.reshape(-1, 8), atol=1e-5, rtol=0)
     assert torch.equal(new[:, 0], old[:, 0])
@@ -483,11 +484,16 @@ def test_a_vit_of_timm_gets_a_new_head_learns_resumes_and_predicts(arrays, tmp_p
 
 
 @pytest.mark.slow
-def test_a_vit_without_a_head_is_for_fine_tuning_only(arrays, tmp_path):
+def test_a_vit_without_a_head_or_without_names_gets_a_new_head(arrays, tmp_path):
     write_timm(tmp_path / 'timm', n_classes=0)
     tune(arrays, tmp_path / 'run', f'--init_from={tmp_path}/timm', '--max_iters=1')
+    assert abs(rows(tmp_path / 'run')[0]['loss'] - math.log(6)) < 1e-6
     _, said = tune(arrays, tmp_path / 'no', f'--init_from={tmp_path}/timm', '--eval_only=True', code=1)
     assert 'has no head, so it knows no classes. Fine-tune it' in said
+    write_timm(tmp_path / 'six')  # as many classes as the data set has, but which of them comes first?
+    said, _ = tune(arrays, tmp_path / 'named', f'--init_from={tmp_path}/six', '--max_iters=1')
+    assert 'a head for 6 unnamed classes, the data set has 6 others: the head starts again at zero' in said
+    assert abs(rows(tmp_path / 'named')[0]['loss'] - math.log(6)) < 1e-6
 
 
 @pytest.mark.slow
