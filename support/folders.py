@@ -34,7 +34,7 @@ def open_folder(root, pictures, others, config):
         else:
             for name, paths in by_folder(root, tops[top], 1).items():
                 found[split].setdefault(name, []).extend(paths)
-    check_layout(root, found['train'], alone)
+    check_layout(root, found, alone)
     others = others + found['train'].pop('', [])  # pictures in train itself
     if config['val']:
         found['val'] = by_folder(folder, held_out, 0)
@@ -48,8 +48,8 @@ def open_folder(root, pictures, others, config):
     others = others + found['val'].pop('', [])
     strange = sorted(set(found['val']) - set(found['train']))
     if strange:
-        fail(f'The class {strange[0]} is in {folder} but not in train, whose folders are the classes. Rename or '
-             'remove it.')
+        fail(f'The class {strange[0]} is in {folder} but not in train, whose folders are the classes. Rename '
+             'or remove it.')
     strange = sorted(set(found['test']) - set(found['train']))
     if strange:
         print(f'The test split is left out: it has {strange[0] or "pictures"}, which is no class of train.')
@@ -85,23 +85,25 @@ def says(root, top, paths):
     return '' if split.endswith('?') and '' in by_folder(root, paths, 1) else split
 
 
-def check_layout(root, train, alone):
+def check_layout(root, found, alone):
     """Stops at a folder around the classes, and where there are none."""
+    train = found['train']
     if not train:
         fail(f'{root} has no folder of training pictures. It needs CLASS/** or train/CLASS/**.')
     if set(train) == {''}:
         fail(f'The training pictures of {root} are not in class folders. Move each to train/CLASS/.')
     for name, paths in train.items():
         inner = by_folder(root, paths, 1 if alone else 2)
-        place = os.path.dirname(os.path.dirname(paths[0]))
         if alone and any(split_of(folder) == 'train' for folder in inner):
             fail(f'{root}/{name} looks like a data set of its own. Use --dataset={root}/{name}.')
         if len(train) == 1 and '' not in inner:
-            fail(f'{root} has one class, {name}, and that holds folders only. If those are the classes, use '
-                 f'--dataset={place}, and --val=FOLDER for that of the validation pictures.')
+            val = [path for split in ('val', 'test') for paths in found[split].values() for path in paths]
+            places = [os.path.dirname(os.path.dirname(path)) for path in (paths[0], *val[:1])]
+            fail(f'{root} has one class, {name}, and it holds folders only. If those are the classes, use '
+                 f'--dataset={" --val=".join(places)}.')
     if alone and len(train) == 1:
-        fail(f'{root} has pictures in one folder only ({", ".join(train)}). Sort them into at least two class '
-             'folders.')
+        fail(f'{root} has pictures in one folder only ({", ".join(train)}). Sort them into at least two '
+             'class folders.')
 
 
 def by_list(file, found, train):
@@ -121,8 +123,8 @@ def by_list(file, found, train):
     if not classes:
         fail(f'--val_labels={file} needs validation pictures. Put them into val/, or use --val=FOLDER.')
     if missing:
-        fail(f'{file} states no class of train for {len(missing):,} validation pictures ({examples(missing)}). '
-             'Use the list of this data set.')
+        fail(f'{file} states no class of train for {len(missing):,} validation pictures '
+             f'({examples(missing)}). Use the list of this data set.')
     if len(listed) > 1:  # a table has a head
         print(f'{file} lists {len(listed):,} pictures that are not there ({examples(listed)}).')
     return classes

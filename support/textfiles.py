@@ -58,7 +58,8 @@ def find_files(root):
     top = os.path.realpath(root)
     files, links, skipped, seen = [], [], [], {top}
     for folder, folders, names in os.walk(root, followlinks=True):
-        for name in sorted(folders):
+        folders.sort()
+        for name in list(folders):
             path = os.path.join(folder, name)
             real = os.path.realpath(path)
             around = top.startswith(os.path.join(real, ''))
