@@ -7,8 +7,7 @@ Train a GPT-2 or an L-DNT on memmapped tokens.
     python train_gpt.py config/dnt_tiny.py --init_from=resume                    # continue a stopped run
 
 Read this file from top to bottom: config, start, data, model, optimizer, schedule, evaluate, loop. support/
-holds what protects a run: checks of files and values, devices, checkpoints. A run writes to out_dir:
-config.json, log.jsonl (one object per line), ckpt.pt (the latest state), best.pt (lowest validation loss).
+holds what protects a run. It writes config.json, log.jsonl, ckpt.pt (the latest state), best.pt to out_dir.
 """
 
 import math
@@ -77,9 +76,11 @@ embed_lr = 0.0  # peak for wte, wpe and an untied head, min_lr in the same ratio
 embed_optimizer = 'auto'  # for these: 'auto' (as optimizer), 'adamw', 'rownorm' (mSGDW, each row scaled)
 embed_weight_decay = -1.0  # for these; -1: weight_decay
 warmup_iters = 0  # linear warmup
+schedule = 'cosine'  # from the peak, behind the warmup; or 'timm': from update 0, under the warmup
 max_iters = 200000  # updates
 weight_decay = 1e-4  # on matrices and embeddings; not on biases and gains
 momentum = 0.9  # sgdw, sgd
+nesterov = False  # sgdw, sgd: the paper's heavy ball; True: Nesterov's step, as timm makes 'sgdw'
 beta1 = 0.9  # adamw
 beta2 = 0.95  # adamw
 grad_clip = 1.0  # upper bound of the gradient's norm, 0: none
@@ -109,10 +110,9 @@ data = Tokens(dataset, block_size, env, vocab_size)
 
 def train_batches(first_iter):
     """Micro batches of this process. The windows of an update depend on (seed, iter_num) alone."""
-    last = data.train_tokens - block_size - 1
     for iter_num in range(first_iter, max_iters + 2):  # one more than the loop, which reads ahead
         rng = np.random.default_rng((seed, iter_num))
-        offsets = rng.integers(0, last, size=global_batch_size, endpoint=True)
+        offsets = rng.integers(0, data.train_tokens - block_size, size=global_batch_size)
         for step in range(accum):
             first = (env.rank * accum + step) * micro
             yield data.windows('train', offsets[first:first + micro])  # inputs, targets: (micro, block_size)
@@ -122,8 +122,7 @@ def eval_batches(split):
     """Micro batches of this process's share of a split: windows spread evenly, the same each time."""
     windows = (data.meta[f'{split}_tokens'] - 1) // block_size  # side by side
     wanted = min(windows, max(1, eval_tokens // block_size)) if eval_tokens else windows
-    offsets = np.arange(wanted) * windows // wanted * block_size
-    mine = offsets[env.rank::env.world_size]
+    mine = (np.arange(wanted) * windows // wanted * block_size)[env.rank::env.world_size]
     for first in range(0, len(mine), micro):
         yield data.windows(split, mine[first:first + micro])
 
@@ -160,7 +159,7 @@ if embed_lr:  # the loop sets the rate of a group to lr_scale times that of the 
                    'weight_decay': weight_decay if embed_weight_decay < 0 else embed_weight_decay,
                    'rownorm': embed_optimizer == 'rownorm'})
 if optimizer == 'sgdw' and embed_optimizer in ('auto', 'rownorm'):
-    opt = SGDW(groups, learning_rate, momentum)
+    opt = SGDW(groups, learning_rate, momentum, nesterov=nesterov)
 elif optimizer == 'adamw' and embed_optimizer in ('auto', 'adamw'):
     opt = torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=True)
 else:  # sgd, muon, or another optimizer for the embeddings
@@ -174,7 +173,8 @@ def get_lr(iter_num):
     """Linear warmup, then a cosine from the peak at warmup_iters to min_lr at max_iters."""
     if iter_num < warmup_iters:
         return learning_rate * (iter_num + 1) / (warmup_iters + 1)
-    progress = min(1.0, (iter_num - warmup_iters) / max(1, max_iters - warmup_iters))
+    first = 0 if schedule == 'timm' else warmup_iters  # timm's cosine begins under the warmup
+    progress = min(1.0, (iter_num - first) / max(1, max_iters - first))
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
 
 # -----------------------------------------------------------------------------

@@ -49,7 +49,9 @@ global_batch_size = 1024  # images per update, over all processes (table 4)
 micro_batch_size = 64  # most images per forward pass; gradients accumulate up to global_batch_size
 num_workers = -1  # processes that read JPEGs for each training process; -1: its share of the cores
 image_size = 224  # table 4. JPEGs are cropped to it, smaller arrays are resized to it
-crop_scale = 0.08  # here: least area of the random crop of a JPEG, timm's; its shape 3/4 to 4/3, bicubic
+crop_scale = 0.08  # here: least area of the random crop of a JPEG, timm's; its shape 3/4 to 4/3
+interpolation = 'bicubic'  # here: of a JPEG's crop and RandAugment; 'random': bilinear half of the time
+aug_repeats = 1  # here: views of an image in a batch; an epoch then reads a 1/aug_repeats of the images
 shift = 4  # small pictures: random shift of up to this many pixels, the border reflected
 randaugment = 9.0  # magnitude (table 4: 9, 0.5), 0: none; only for JPEGs
 mixup = 0.8  # parameter of its Beta distribution (table 4), 0: none
@@ -89,9 +91,11 @@ embed_optimizer = 'auto'  # for these: 'auto' (as optimizer), 'adamw', 'rownorm'
 embed_weight_decay = -1.0  # for these; -1: weight_decay
 epochs = 150.0  # table 4. Each image once per epoch; images left over when the batches are full are skipped
 max_iters = 0  # updates, in place of epochs; 0: all epochs
-warmup_epochs = 60.0  # table 4. here: linear, then a cosine from the peak (as in nanoGPT, not as in timm)
+warmup_epochs = 60.0  # table 4. here: linear
+schedule = 'cosine'  # here: from the peak, behind the warmup; 'timm': from update 0, under the warmup
 weight_decay = 2e-4  # on matrices (table 4); not on biases, gains, class token and positions
 momentum = 0.9  # sgdw, sgd (table 4)
+nesterov = False  # sgdw, sgd: the paper's heavy ball; True: Nesterov's step, as timm makes 'sgdw'
 beta1 = 0.9  # adamw (table 4)
 beta2 = 0.99  # adamw (table 4; the paper's prose says 0.95)
 grad_clip = 0.0  # upper bound of the gradient's norm, 0: none (table 4)
@@ -129,16 +133,17 @@ warmup_iters = round(warmup_epochs * iters_per_epoch)
 def train_samples(first_iter):
     """
     Lists of (epoch, index): the images of each micro batch of this process. The order of an epoch depends on
-    (seed, epoch) alone, the crop or shift of an image on (seed, epoch, index).
+    (seed, epoch) alone, the crop or shift of an image on (seed, epoch, index). More views have more indices.
     """
     shuffled = None
     for iter_num in range(first_iter, max_iters + 2):  # one more than the loop, which reads ahead
         epoch, place = divmod(iter_num, iters_per_epoch)
         if epoch != shuffled:
             order, shuffled = np.random.default_rng((seed, 0, epoch)).permutation(data.size('train')), epoch
+        batch = augment.batch_views(order, place * global_batch_size, global_batch_size, aug_repeats)
         for step in range(accum):
-            first = place * global_batch_size + (env.rank * accum + step) * micro
-            yield [(epoch, index) for index in order[first:first + micro]]
+            first = (env.rank * accum + step) * micro
+            yield [(epoch, index) for index in batch[first:first + micro]]
 
 
 def train_batches(first_iter):
@@ -199,7 +204,7 @@ if embed_lr:  # the loop sets the rate of a group to lr_scale times that of the 
                    'rownorm': embed_optimizer == 'rownorm'})
     groups.append({**groups[2], 'params': embed_no_decay, 'weight_decay': 0.0})
 if optimizer == 'sgdw' and embed_optimizer in ('auto', 'rownorm'):
-    opt = SGDW(groups, learning_rate, momentum)
+    opt = SGDW(groups, learning_rate, momentum, nesterov=nesterov)
 elif optimizer == 'adamw' and embed_optimizer in ('auto', 'adamw'):
     opt = torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=True)
 else:  # sgd, muon, or another optimizer for the embeddings
@@ -213,7 +218,8 @@ def get_lr(iter_num):
     """Linear warmup, then a cosine from the peak at warmup_iters to min_lr at max_iters."""
     if iter_num < warmup_iters:
         return learning_rate * (iter_num + 1) / (warmup_iters + 1)
-    progress = min(1.0, (iter_num - warmup_iters) / max(1, max_iters - warmup_iters))
+    first = 0 if schedule == 'timm' else warmup_iters  # timm's cosine begins under the warmup
+    progress = min(1.0, (iter_num - first) / max(1, max_iters - first))
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
 
 # -----------------------------------------------------------------------------

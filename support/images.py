@@ -117,7 +117,8 @@ class Images:
     def batches(self, split, samples):
         """
         Yield (images, labels) on the device, normalized floats (B, 3, image_size, image_size), for each of
-        samples, which are lists of (epoch, index). An epoch of None means no augmentation.
+        samples, which are lists of (epoch, index). View v of picture i among N has the index v N + i. An
+        epoch of None means no augmentation.
         """
         cuda = self.env.device_type == 'cuda'  # there, copy ahead. MPS may read freed memory (pytorch#189690)
         for images, labels in self.small(split, samples) if self.arrays else self.jpegs(split, samples):
@@ -143,13 +144,15 @@ class Images:
         drawn = None
         for batch in samples:
             epoch, index = batch[0][0], torch.tensor([index for _, index in batch])
-            images = pictures[index.to(pictures.device, non_blocking=pictures.is_cuda)].permute(0, 3, 1, 2)
+            picture = index % len(labels)
+            images = pictures[picture.to(pictures.device, non_blocking=pictures.is_cuda)].permute(0, 3, 1, 2)
             if epoch is not None:
                 if epoch != drawn:
                     rng = np.random.default_rng((self.config['seed'], 1, epoch))
-                    offsets, drawn = augment.small_offsets(rng, len(labels), self.config['shift']), epoch
+                    views = self.config['aug_repeats'] * len(labels)
+                    offsets, drawn = augment.small_offsets(rng, views, self.config['shift']), epoch
                 images = augment.pad_crop_flip(images, offsets[index])
-            yield images, labels[index]
+            yield images, labels[picture]
 
     def jpegs(self, split, samples):
         """Yield (pictures, labels) of JPEGs, uint8. Worker processes decode ahead and keep the order."""
@@ -183,21 +186,22 @@ class Jpegs(Dataset):
 
     def __getitem__(self, key):
         (epoch, index), config = key, self.config
+        picture = index % len(self.labels)
         if self.owner != os.getpid():  # each worker opens the file for itself, because forks share positions
             self.file, self.owner = open(self.path, 'rb'), os.getpid()
-        self.file.seek(self.offsets[index])
-        blob = self.file.read(self.offsets[index + 1] - self.offsets[index])
+        self.file.seek(self.offsets[picture])
+        blob = self.file.read(self.offsets[picture + 1] - self.offsets[picture])
         try:
             image = Image.open(io.BytesIO(blob)).convert('RGB')
         except Exception as e:  # Pillow raises nearly everything on broken files
-            raise ValueError(f'Picture {index} (counted from 0) in {self.path} is damaged. {AGAIN}') from e
+            raise ValueError(f'Picture {picture} (counted from 0) in {self.path} is damaged. {AGAIN}') from e
         if epoch is None:
             image = augment.eval_crop(image, config['image_size'])
         else:
             rng = np.random.default_rng((config['seed'], 1, epoch, index))
             image = augment.train_view(image, rng, config['image_size'], config['crop_scale'],
-                                       config['randaugment'])
-        return augment.to_tensor(image), self.labels[index]
+                                       config['randaugment'], config['interpolation'])
+        return augment.to_tensor(image), self.labels[picture]
 
 
 def read_meta(folder):

@@ -14,10 +14,11 @@ from support.distributed import explain
 
 # the optimizers by name, each made from parameter groups and a config. A new one is one more entry
 OPTIMIZERS = {
-    'sgdw': lambda groups, c: SGDW(groups, c['learning_rate'], c['momentum']),
+    'sgdw': lambda groups, c: SGDW(groups, c['learning_rate'], c['momentum'], nesterov=c['nesterov']),
     'adamw': lambda groups, c: torch.optim.AdamW(
         groups, c['learning_rate'], (c['beta1'], c['beta2']), fused=True),
-    'sgd': lambda groups, c: torch.optim.SGD(groups, c['learning_rate'], c['momentum']),
+    'sgd': lambda groups, c: torch.optim.SGD(
+        groups, c['learning_rate'], c['momentum'], nesterov=c['nesterov']),
     'muon': lambda groups, c: torch.optim.Muon(  # its steps are as large as AdamW's
         groups, c['learning_rate'], momentum=c['momentum'], adjust_lr_fn='match_rms_adamw'),
 }

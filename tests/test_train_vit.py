@@ -124,12 +124,13 @@ def test_a_jpeg_that_is_damaged_gets_a_sentence(tmp_path, workers):
 
 @pytest.mark.slow
 def test_vision_repeats_and_resumes_bit_for_bit_with_any_number_of_workers(seen, arrays, jpegs, tmp_path):
-    """One run of arrays and one of JPEGs is killed in the middle of an epoch and goes on."""
+    """One run of arrays, and one of JPEGs with the whole recipe, is killed in an epoch and goes on."""
+    adan = '--aug_repeats=3', '--interpolation=random', '--schedule=timm', '--nesterov=True'
     killed = []
     jobs = [lambda: train_vit(arrays, tmp_path / 'again'),
             lambda: killed.append(killed_in_an_epoch(arrays, tmp_path / 'killed')),
-            lambda: killed.append(killed_in_an_epoch(jpegs, tmp_path / '1', '--num_workers=1'))]
-    in_parallel(jobs + [lambda n=n: train_vit(jpegs, tmp_path / n, f'--num_workers={n}') for n in '03'])
+            lambda: killed.append(killed_in_an_epoch(jpegs, tmp_path / '1', '--num_workers=1', *adan))]
+    in_parallel(jobs + [lambda n=n: train_vit(jpegs, tmp_path / n, f'--num_workers={n}', *adan) for n in '03'])
     assert all(0 < at < 15 for at in killed)
     for a, b in ((seen, 'again'), (seen, 'killed'), (tmp_path / '0', '3'), (tmp_path / '0', '1')):
         assert_same_run(a, tmp_path / b)
@@ -143,7 +144,8 @@ def test_vision_one_process_or_two_and_evaluation_change_nothing(arrays, jpegs, 
             'rarely': (arrays, ['--eval_interval=0']), 'jpegs': (jpegs, []),
             'two_jpegs': (jpegs, ['--num_workers=1'])}
     in_parallel([lambda n=n, data=data, extra=extra: train_vit(
-        data, tmp_path / n, '--drop_path=0', *extra, torchrun=2 if n.startswith('two') else 0)
+        data, tmp_path / n, '--drop_path=0', '--aug_repeats=3', *extra,
+        torchrun=2 if n.startswith('two') else 0)
         for n, (data, extra) in jobs.items()])
     runs = {n: rows(tmp_path / n) for n in jobs}
     for a, b in (('one', 'two'), ('one', 'micro'), ('jpegs', 'two_jpegs')):
