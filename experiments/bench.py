@@ -44,7 +44,7 @@ repeats = 4  # turns
 size = '124M'  # 124M, 774M, 1438M (table 3) or tiny
 micro_batch_size = 0  # sequences of a step, 0: 16 on a GPU, else 2
 block_size = 0  # tokens of each, 0: 1024 on a GPU, else 256
-loss_chunk = 256  # tokens whose logits are held at once, beside all at once
+loss_chunk = 256  # tokens whose logits are held at once, beside all at once; 0: all
 image_batch_size = 0  # images of a step, 0: 64 on a GPU, else 8
 images = 'data/imagenet'  # JPEGs for the loader, prepared by prepare_imagenet.py
 gpu_speed = 1100  # pictures per second that one GPU trains on: V-DNT-Large on an H200; give what yours does
@@ -52,7 +52,7 @@ nanogpt = ''  # the path of a checkout of nanoGPT
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
 dtype = 'auto'  # float32, bfloat16; auto: float32, and bfloat16 too where the device has it in hardware
 compile = 'auto'  # True: steps with torch.compile, too; auto: on a GPU, for a CPU compiles for minutes
-peak_of = ''  # 'AdamW,256': only print the peak of that optimizer and chunk; memory starts itself so
+peak_of = ''  # AdamW, mSGDW: only print the peak of that optimizer and loss_chunk; memory starts itself so
 seed = 1337  # of weights and batches
 config = configure(globals())
 
@@ -63,9 +63,9 @@ NETWORKS = {'GPT-2': ('S1', 'layer'), 'S1 rms': ('S1', 'rms'), 'L-DNT': ('S5', '
 
 check_range(config, 1, 1000, 'repeats')
 check_range(config, 0, 2**32 - 1, 'seed')
-check_range(config, 1, 2**20, 'loss_chunk')
-check_range(config, 0, 2**20, 'micro_batch_size', 'block_size', 'image_batch_size')
+check_range(config, 0, 2**20, 'micro_batch_size', 'block_size', 'image_batch_size', 'loss_chunk')
 check_choice(config, SIZES, 'size')
+check_choice(config, ('', 'AdamW', 'mSGDW'), 'peak_of')
 longest, vocab = GPTConfig(**SIZES[size]).block_size, GPTConfig(**SIZES[size]).vocab_size
 if block_size > longest:
     fail(f'block_size={block_size} is more than the {longest} positions of size={size}.')
@@ -149,7 +149,7 @@ def count(model):
 
 
 def tokens(batch, length):
-    """Inputs and targets (batch, length): random ids, which take as long as any others."""
+    """Inputs and targets (batch, length): random ids."""
     return torch.randint(vocab, (2, batch, length), device=env.device).unbind(0)
 
 
@@ -157,11 +157,9 @@ def sgdw(model, **kwargs):
     return SGDW(param_groups(model, 1e-4), lr=1e-3, momentum=0.9, **kwargs)
 
 
-def adamw(model, **kwargs):
-    return torch.optim.AdamW(param_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), **kwargs)
-
-
-OPTIMIZERS = {'mSGDW': sgdw, 'AdamW': partial(adamw, fused=True)}  # as train_gpt.py does
+def adamw(model, fused=True):
+    return torch.optim.AdamW(param_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=fused,
+                             foreach=not fused)
 
 
 def gpt_loss(model, X, Y):
@@ -196,11 +194,12 @@ def peak_memory():
     return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
-def peak(optimizer, chunk):
-    """Bytes at the peak of an update with accumulation, in a process of its own; chunk 0: all logits."""
+def peak():
+    """Bytes at the peak of an update with accumulation, in a process of its own."""
     before = peak_memory()
-    model = make_gpt(size, 'S5', 'rms', loss_chunk=chunk)
-    opt, X, Y = OPTIMIZERS[optimizer](model), *tokens(memory_B, longest)
+    model = make_gpt(size, 'S5', 'rms', loss_chunk=loss_chunk)
+    opt = adamw(model) if peak_of == 'AdamW' else sgdw(model)
+    X, Y = tokens(memory_B, longest)
     update(opt, env.dtype, gpt_loss, model, X[:1, :8], Y[:1, :8])  # from here on the optimizer has its state
     gpt_loss(model, X[:1, :8], Y[:1, :8]).backward()  # and there are gradients, to which the next batch adds
     update(opt, env.dtype, gpt_loss, model, X, Y)
@@ -212,7 +211,8 @@ def memory():
     for optimizer, copies in (('AdamW', 4), ('mSGDW', 3)):  # weights, gradients, and two moments or one
         for chunk, name in ((0, 'all logits at once'), (loss_chunk, f'loss_chunk {loss_chunk}')):
             said = subprocess.run([sys.executable, '-m', 'experiments.bench', *sys.argv[1:],
-                                   f'--peak_of={optimizer},{chunk}'], capture_output=True, text=True)
+                                   f'--peak_of={optimizer}', f'--loss_chunk={chunk}'],
+                                  capture_output=True, text=True)
             if said.returncode:
                 fail(f'The peak of {optimizer} was not measured ({said.stderr.splitlines()[-1:]}).')
             most = int(said.stdout)
@@ -234,7 +234,7 @@ def optimizer():
     fused_sgd = torch.optim.SGD(param_groups(model, 1e-4), lr=1e-3, momentum=0.9, fused=True)
     arms = {'copy': partial(a.copy_, b), 'SGDW loop': sgdw(model, foreach=False).step,
             'SGDW foreach': sgdw(model).step, 'torch SGD fused': fused_sgd.step,
-            'AdamW foreach': adamw(model, foreach=True).step, 'AdamW fused': adamw(model, fused=True).step}
+            'AdamW foreach': adamw(model, fused=False).step, 'AdamW fused': adamw(model).step}
     # reads and writes per weight. in one pass p, g, m (and v) are read, p, m (and v) written; loop and
     # foreach do m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW foreach: eight times 2 to 4
     accesses = {'copy': 2, 'SGDW loop': 10, 'SGDW foreach': 10, 'torch SGD fused': 5, 'AdamW foreach': 20,
@@ -375,7 +375,7 @@ def peer():
              'the same network.')
     run = torch.compile(more) if env.compile else more
     arms = {'nanoGPT, float32, AdamW': partial(theirs, 'float32'),
-            'ours, float32, AdamW': partial(update, adamw(ours, fused=True), 'float32', gpt_loss, ours, X, Y),
+            'ours, float32, AdamW': partial(update, adamw(ours), 'float32', gpt_loss, ours, X, Y),
             f'ours, {env.dtype}, mSGDW': partial(update, sgdw(more), env.dtype, gpt_loss, run, X, Y)}
     shipped = 'nanoGPT, float32, AdamW'  # on a CPU it has no autocast, and its README says --compile=False
     if gpu:
@@ -398,7 +398,7 @@ if os.path.exists('/proc/cpuinfo'):
 machine = torch.cuda.get_device_name() if gpu else cpu[1] if cpu else platform.machine()
 try:
     if peak_of:
-        print(peak(peak_of.split(',')[0], int(peak_of.split(',')[1])))
+        print(peak())
         raise SystemExit(0)
     print(f'{machine}, {env.device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, '
           f'{" and ".join(dtypes)}, {repeats} turns, {datetime.date.today()}', flush=True)

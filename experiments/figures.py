@@ -234,7 +234,8 @@ def draw_rows(ax, names, rows, form, words):
                     markersize=16, capsize=7)
         ax.annotate(said, (1.02, y + 0.15), xycoords=ax.get_yaxis_transform(), va='center')
         table.append([name, len(values), said])
-    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.2, -0.5), xlabel=words)
+    ax.set(yticks=range(len(names)), yticklabels=[name.replace(' + ', '\n+ ') for name in names],
+           ylim=(len(names) - 0.2, -0.5), xlabel=words)
     return table
 
 
@@ -250,7 +251,7 @@ def arms():
     table = draw_rows(left, names, losses, '.3f',
                       'validation loss (nats)\ndots: seeds; bars: mean, 95 % interval')
     found = gaps(found)
-    names = [f'{network} {optimizer}'.replace(' + ', '\n+ ') for network, optimizer, *_ in found]
+    names = [f'{network} {optimizer}' for network, optimizer, *_ in found]
     right.axvspan(-LEVEL, LEVEL, color='0.88', zorder=0)
     right.axvline(0, color='0.5', linewidth=1.5, zorder=0)
     table += draw_rows(right, names, [differences for *_, differences, _ in found], '+.3f',

@@ -29,6 +29,7 @@ from configurator import configure
 from experiments.figures import name_run, plt, print_table, read_config, read_rows, save, styles
 from model import GPT, GPTConfig, ViT, ViTConfig
 from support import augment, normfree
+from support.checks import check_range
 from support.console import fail
 from support.images import Images
 from support.tokens import Tokens
@@ -207,9 +208,10 @@ def table(rows):
 
 
 if __name__ == '__main__':
-    for name, value in configure(globals()).items():
-        if name in ('batches', 'batch_size', 'tail') and value < (name != 'batch_size') * 1e-9 or tail > 0.5:
-            fail(f'{name}={value} is out of range.')
+    config = configure(globals())
+    check_range(config, 1, 2**20, 'batches')
+    check_range(config, 0, 2**20, 'batch_size')
+    check_range(config, 1e-9, 0.5, 'tail')
     if runs:
         measure_runs()
     measured = read_rows(RESULTS, 'Measure them first with --runs=out/a,out/b.')

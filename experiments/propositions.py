@@ -681,7 +681,7 @@ def is_right(value):
 
 
 def is_wrong(value):
-    return not value if isinstance(value, bool) else abs(value) > 0.1
+    return not value if isinstance(value, bool) else abs(value) > 0.01
 
 
 def check(statements=STATEMENTS, widths=WIDTHS):

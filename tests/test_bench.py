@@ -36,7 +36,7 @@ def bench(monkeypatch, *args):
 @pytest.mark.parametrize('flag,words', [
     ('--size=125M', 'size=125M'), ('--repeats=0', 'repeats=0'), ('--sizes=tiny', 'Did you mean size'),
     ('--only=steps', 'Use some of memory,nanogpt,optimizer'), ('--nanogpt={tmp}', 'has no model.py'),
-    ('--block_size=2048', 'the 1024 positions of size=124M')])
+    ('--block_size=2048', 'the 1024 positions of size=124M'), ('--peak_of=Adam', 'peak_of=Adam is unknown')])
 def test_bench_refuses_what_it_cannot_do(monkeypatch, capsys, tmp_path, flag, words):
     with pytest.raises(SystemExit) as end:
         bench(monkeypatch, flag.format(tmp=tmp_path))
