@@ -55,7 +55,7 @@ def ask(figures, monkeypatch):
 # arms of the protocol
 
 def test_arms_have_dots_a_mean_an_interval_and_a_gap(ask, figures):
-    assert module.interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.3027 / 3 ** 0.5))
+    assert module.interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.3027 / 3 ** 0.5, rel=1e-4))
     ask(headline=[arm('L-DNT', 'mSGDW', [2.0, 2.1, 2.2]), arm('L-DNT', 'AdamW', [1.9, 2.0, 2.4, 9.0]),
                   arm('GPT-2', 'mSGDW', [3.0, 3.1]), arm('L-DNT', 'mSGDW + row norm', [])])
     said = figures('arms')
@@ -243,10 +243,10 @@ def test_gradients_of_gpt_and_vit_against_autograd(tmp_path, monkeypatch, capsys
 # -----------------------------------------------------------------------------
 
 MISTAKES = [
-    ('', 'No picture is named. Use python -m experiments.figures [curves|arms|gap|frequency|sweep|settings'),
+    ('', 'No picture is named. Use python -m experiments.figures [curves|arms|forest|gap|frequency|sweep|'),
     ('pie', 'No picture is named'),
     ('frequency', 'No arms are scored yet. Run python -m experiments.evidence --question=why.'),
-    ('arms --question=no', 'question=no is unknown. Use one of headline, '),
+    ('arms --question=no', 'question=no is unknown. Use one of match, places, '),
     ('curves', 'There is no run in --runs=. Use --runs=out/a,out/b'),
     ('curves --runs=out/none', 'There is no run in out/none'),
     ('curves --runs=out/nothing', 'out/nothing has no readable config.json'),
