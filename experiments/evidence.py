@@ -371,13 +371,17 @@ def holm(ps):
 
 
 def losses_of(claim, logs):
-    """{arm: {seed: loss}} of the arms of a claim. logs: {study: what read() says of it}."""
+    """
+    {arm: {seed: loss}} of the arms of a claim, without losses where an arm lacks some of its seeds. logs:
+    {study: what read() says of it}.
+    """
     study, names = claim['study'], claim['plus'] + claim['minus']
     rows = {name: {} for name in names}
     if study in QUESTIONS:
         for arm in QUESTIONS[study]():
-            if arm.name in names:
-                rows[arm.name] = arm.scored(logs['evidence'])
+            scored = arm.scored(logs['evidence'])
+            if arm.name in names and len(scored) == len(arm.seeds):
+                rows[arm.name] = scored
     else:
         for run in STUDIES[study]():
             name = run.get('variant', run['config'])
@@ -452,7 +456,7 @@ def print_question(name, done):
         state = f'{len(losses)} of {len(arm.seeds)}'
         if not losses:
             state = 'searching' if arm.stages == arms.RACE else 'to be scored again'
-        said = '{:.4f} ± {:.4f}'.format(*interval(losses)) if losses else ''
+        said = '{:.4f} ± {:.4f}'.format(*interval(losses)) if len(losses) == len(arm.seeds) else ''
         rows.append([arm.name, *(f'{values[i]:g}' for values, i in zip(arm.values, best)), len(tried),
                      sum(to not in tried for to in arm.beside(best)), state, said])
     print_rows(f'{name}: {" ".join(arms.QUESTIONS[name].__doc__.split())}',

@@ -251,8 +251,6 @@ def arms():
     table = draw_rows(left, names, losses, '.3f',
                       'validation loss (nats)\ndots: seeds; bars: mean, 95 % interval')
     found = gaps(found)
-    if not found:
-        right.text(0, -0.35, 'no pair is scored yet', ha='center')
     names = [f'{network} {optimizer}' for network, optimizer, *_ in found]
     right.axvspan(-LEVEL, LEVEL, color='0.88', zorder=0)
     right.axvline(0, color='0.5', linewidth=1.5, zorder=0)

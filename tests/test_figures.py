@@ -246,7 +246,7 @@ MISTAKES = [
     ('', 'No picture is named. Use python -m experiments.figures [curves|arms|forest|gap|frequency|sweep|'),
     ('pie', 'No picture is named'),
     ('frequency', 'No arms are scored yet. Run python -m experiments.evidence --question=why.'),
-    ('arms --question=no', 'question=no is unknown. Use one of match, '),
+    ('arms --question=no', 'question=no is unknown. Use one of match, places, '),
     ('curves', 'There is no run in --runs=. Use --runs=out/a,out/b'),
     ('curves --runs=out/none', 'There is no run in out/none'),
     ('curves --runs=out/nothing', 'out/nothing has no readable config.json'),

@@ -177,7 +177,8 @@ ACCEPTED = {
         '2dog 3cat 0cat 1dog', '0cat 1dog', ''),
     'shards that are missing': (
         {'in/train-00000-of-00004.parquet': TWO, 'in/train-00003-of-00004.parquet': TWO,
-         'in/val.parquet': TWO}, 'in', {}, '0cat 1dog 0cat 1dog', '0cat 1dog', 'only 2 of 4 shards are here.'),
+         'in/val.parquet': TWO},
+        'in', {}, '0cat 1dog 0cat 1dog', '0cat 1dog', 'only 2 of 4 shards are here.'),
     'names that do not occur': ({'in/train.parquet': table([(0, 2), (1, 0)], names='a b c'),
                                  'in/val.parquet': table([(2, 1)], names='a b c')}, 'in', {}, '0c 1a', '2b',
                                  ''),

@@ -76,6 +76,12 @@ def test_claims_are_what_the_log_says_by_other_code():
             16, pytest.approx(statistics.fmean(values)), pytest.approx(half, rel=1e-4))
 
 
+def test_the_forest_has_every_claim(tmp_path):
+    rows = [line.split(' | ') for line in printed(f'figures forest --out={tmp_path}/forest.png')[2:]]
+    assert [(words.strip('| '), verdict) for words, verdict, _ in rows] == \
+        [(claim['words'], claim['verdict']) for claim in CLAIMS]
+
+
 @pytest.mark.parametrize('head,verdict', [('Open', 'open'), ('To be scored', 'to be scored')])
 def test_the_answer_lists_what_is_open(head, verdict):
     section = re.search(rf'(?ms)^## {head}\n(.*?)^## ', PAGES['README.md'])[1]

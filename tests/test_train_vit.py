@@ -130,7 +130,8 @@ def test_vision_repeats_and_resumes_bit_for_bit_with_any_number_of_workers(seen,
     jobs = [lambda: train_vit(arrays, tmp_path / 'again'),
             lambda: killed.append(killed_in_an_epoch(arrays, tmp_path / 'killed')),
             lambda: killed.append(killed_in_an_epoch(jpegs, tmp_path / '1', '--num_workers=1', *adan))]
-    in_parallel(jobs + [lambda n=n: train_vit(jpegs, tmp_path / n, f'--num_workers={n}', *adan) for n in '03'])
+    jobs += [lambda n=n: train_vit(jpegs, tmp_path / n, f'--num_workers={n}', *adan) for n in '03']
+    in_parallel(jobs)
     assert all(0 < at < 15 for at in killed)
     for a, b in ((seen, 'again'), (seen, 'killed'), (tmp_path / '0', '3'), (tmp_path / '0', '1')):
         assert_same_run(a, tmp_path / b)
