@@ -276,7 +276,7 @@ def test_the_hub_refuses_weights_in_one_sentence(tmp_path, hub, monkeypatch):
             ('me/a403', 'me/a403 is gated', 'Accept its terms', 'hf auth login'),
             ('me/a404', 'me/a404 is not a file or folder here', 'not on the Hugging Face Hub', 'spelling'),
             ('me/a500', 'me/a500', 'the Hugging Face Hub answers HTTP 500'),
-            ('me/pickle', 'me--pickle', 'nor a model.safetensors', 'not a pickle'),
+            ('me/pickle', 'me--pickle', 'nor weights of GPT-2 or a ViT', 'not a pickle'),
             ('me/lost', 'me--lost', 'cannot be read (', 'model-00002-of-00002.safetensors'),
             ('me/own', 'me--own', "has its own tokenizer (vocab.json differs from GPT-2's)"),
             ('me/absent.pt', 'Cannot read the checkpoint me/absent.pt')):
