@@ -157,7 +157,10 @@ def open_hub(config):
     column, stream = config['text_column'], config['max_docs'] > 0
     ways = {config['dataset']: dict(path=name, name=subset or None, revision=config['revision'] or None)}
     if name in ('openwebtext', 'Skylion007/openwebtext'):
-        ways = {way.get('data_files') or way['path']: way for way in OPENWEBTEXT}
+        ways = {}
+        for way in OPENWEBTEXT:
+            revision = f'@{way["revision"]}' if 'revision' in way else ''
+            ways[way.get('data_files', way['path'] + revision)] = way
     found = []
     for label, way in ways.items():
         try:

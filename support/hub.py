@@ -54,10 +54,10 @@ def hub_reason(label, error, stage):
         status = getattr(getattr(e, 'response', None), 'status_code', None)
         if full := disk_is_full(e):
             return full
-        if status in (401, 403) or 'is a gated dataset' in str(e):
+        if status == 403 or 'GatedRepo' in kinds or 'is a gated dataset' in str(e):
             return (f'{label} is gated or private. Accept its terms on its page on the Hub, then log in with '
                     '`hf auth login` or set HF_TOKEN.')
-        if status == 404 or 'DatasetNotFound' in kinds:
+        if status in (401, 404) or 'DatasetNotFound' in kinds:
             return (f'{label} is not on the Hub, and no file or folder here has that name. Check the '
                     'spelling; if it is private or gated, log in with `hf auth login`.')
         if status:
@@ -66,7 +66,7 @@ def hub_reason(label, error, stage):
             if stage == 'download':
                 return f'The download of {label} broke off ({said(e)}). Run the same command again.'
             return (f'The Hub cannot be reached for {label} ({said(e)}). Check the network, or give a file '
-                    'or folder as --dataset. --dataset=stdlib needs no network.')
+                    'or folder as --dataset.')
     reason = said(error.__cause__ or error)
     advice = ('Try --revision=refs/convert/parquet, which may have its rows.' if 'scripts' in reason else
               'Name one as ID:CONFIG.' if 'onfig' in reason else 'Fix that and run the command again.')
@@ -76,6 +76,7 @@ def hub_reason(label, error, stage):
 def download(name):
     """The folder with the parquet files of a set on the Hub; cached files are not fetched again."""
     from huggingface_hub import HfApi, constants, snapshot_download
+    stage = 'open'
     try:
         for revision in ('main', 'refs/convert/parquet'):  # the second is the Hub's export of other formats
             info = HfApi().dataset_info(name, revision=revision, files_metadata=True)
@@ -86,6 +87,7 @@ def download(name):
             fail(f'{name} has no parquet files on the Hub. Download and unpack it, and use --dataset=FOLDER.')
         print(f'Downloading {name} ({sum(sizes) / 1e9:.1f} GB) to {constants.HF_HUB_CACHE}. Set HF_HOME to '
               'use another folder.', flush=True)
+        stage = 'download'
         return snapshot_download(name, repo_type='dataset', revision=revision, allow_patterns='*.parquet')
     except Exception as error:
-        fail(hub_reason(name, error, 'download'))
+        fail(hub_reason(name, error, stage))
