@@ -120,6 +120,19 @@ def read_text(path):
         return f.read().removeprefix(BOM)
 
 
+def read_prompt(path):
+    """A text as prepare_owt.py reads it."""
+    try:
+        check_text(path, 'text')
+        return read_text(path).decode()
+    except UnicodeDecodeError as error:
+        fail_together([not_utf8(f'{path} (byte {error.start})')])
+    except BadFile as fault:
+        fail_together([fault])
+    except OSError as error:
+        fail(f'Cannot read the prompt file {path} ({error.strerror}).')
+
+
 def not_utf8(where):
     return BadFile(where, 'not UTF-8', 'iconv -f ENCODING -t UTF-8 FILE > NEW')
 
