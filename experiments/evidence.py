@@ -379,9 +379,9 @@ def losses_of(claim, logs):
     rows = {name: {} for name in names}
     if study in QUESTIONS:
         for arm in QUESTIONS[study]():
-            scored = arm.scored(logs['evidence'])
-            if arm.name in names and len(scored) == len(arm.seeds):
-                rows[arm.name] = scored
+            if arm.name in names:
+                scored = arm.scored(logs['evidence'])
+                rows[arm.name] = scored if len(scored) == len(arm.seeds) else {}
     else:
         for run in STUDIES[study]():
             name = run.get('variant', run['config'])
@@ -410,8 +410,10 @@ def judged(logs):
             mean, half = interval(values)
             p = p_value(mean * t95(len(seeds) - 1) / half, len(seeds) - 1)
             said |= {'mean': mean, 'half': half, 'p': p, 'verdict': verdict(mean, half)}
-            if claim['kind'] == 'less':  # than 0; no margin is claimed
-                said['verdict'] = 'open' if abs(mean) <= half else 'holds' if mean < 0 else said['verdict']
+            if claim['kind'] == 'less' and mean < -half:  # than 0; no margin is claimed
+                said['verdict'] = 'holds'
+            elif claim['kind'] == 'less' and abs(mean) <= half:
+                said['verdict'] = 'open'
         found.append(said)
     for page in {claim['page'] for claim in found}:
         of_page = [claim for claim in found if claim['page'] == page and 'p' in claim]
