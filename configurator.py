@@ -98,8 +98,8 @@ def checked(key, value, defaults, where):
     if key not in defaults:
         fail(f'{where}: {unknown_key(key, defaults, RENAMED, in_file=not where.startswith("--"))}')
     kind = type(defaults[key])
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and key != 'prompt'):
+        value = os.path.expanduser(value)  # a shell does not see the ~ of --key=~/x
     if type(value) is kind or (defaults[key] == 'auto' and isinstance(value, bool)):
         return value
     if (kind, type(value)) == (float, int) or (kind is int and type(value) is float and value.is_integer()):

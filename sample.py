@@ -9,6 +9,7 @@ Text out of a checkpoint.
 
 import codecs
 import math
+import os
 import signal
 
 import torch
@@ -75,7 +76,7 @@ else:
 
 if prompt.startswith('FILE:'):
     try:
-        with open(prompt[5:], encoding='utf-8', errors='surrogateescape') as f:
+        with open(os.path.expanduser(prompt[5:]), encoding='utf-8', errors='surrogateescape') as f:
             prompt = f.read()
     except OSError as e:
         fail(f'Cannot read the prompt file {prompt[5:]} ({e.strerror}).')

@@ -144,12 +144,13 @@ def test_each_setting_has_its_norms(setting):
 @pytest.mark.parametrize('kind,bias', [('layer', True), ('rms', False), ('dyt', False)])
 def test_each_setting_is_its_equations(setting, kind, bias):
     """S1 with LayerNorm and bias is GPT-2 and the original ViT (equations 1 to 4 of Dosovitskiy et al.)."""
-    model = tiny(setting, norm=kind, bias=bias)
-    logits, loss = model(torch.tensor(IDX[None, :-1]), torch.tensor(IDX[None, 1:]))
-    expected = reference(IDX[:-1], weights(model), setting, 3, 2, kind)
-    np.testing.assert_allclose(logits[0].detach().numpy(), expected, atol=1e-10)
-    nll = -np.log(np_softmax(expected))[np.arange(len(IDX) - 1), IDX[1:]].mean()
-    assert abs(loss.item() - nll) < 1e-6  # the loss is computed in float32
+    for flash in (True, False):
+        model = tiny(setting, norm=kind, bias=bias, flash=flash)
+        logits, loss = model(torch.tensor(IDX[None, :-1]), torch.tensor(IDX[None, 1:]))
+        expected = reference(IDX[:-1], weights(model), setting, 3, 2, kind)
+        np.testing.assert_allclose(logits[0].detach().numpy(), expected, atol=1e-10)
+        nll = -np.log(np_softmax(expected))[np.arange(len(IDX) - 1), IDX[1:]].mean()
+        assert abs(loss.item() - nll) < 1e-6  # the loss is computed in float32
 
     model = tiny_vit(setting, norm=kind, bias=bias, drop_path=0.3).eval()
     w, images = weights(model), np.random.default_rng(0).normal(size=(2, 3, 12, 12))
@@ -216,38 +217,21 @@ def test_stochastic_depth():
     assert torch.equal(drop.eval()(x), x)
 
 
-def test_flash_is_attention_by_hand():
-    for qk_norm in (True, False):
-        fast, slow = (tiny(qk_norm=qk_norm, flash=flash) for flash in (True, False))
-        idx = torch.tensor(IDX[None])
-        torch.testing.assert_close(fast(idx)[0], slow(idx)[0], atol=1e-12, rtol=0)
-
-
-def test_no_token_sees_the_future():
-    model, idx = tiny(), torch.tensor(IDX[None])
-    other = idx.clone()
-    other[0, 6:] = 7
-    a, b = model(idx)[0], model(other)[0]
-    assert torch.equal(a[:, :6], b[:, :6])
-    assert not torch.allclose(a[:, 6:], b[:, 6:])
-
-
-@pytest.mark.parametrize('kind', ['rms', 'layer'])
-def test_scale_before_a_norm_changes_nothing(kind):
-    """MidNorm after W_o and W_2, QKNorm, InputNorm: invariant up to the eps inside the norms."""
+def test_scale_before_a_norm_changes_nothing():
+    """MidNorm after W_o and W_2, QKNorm after W_q and W_k, InputNorm: up to the eps inside the norms."""
     places = [lambda m: [m.blocks[1].attn.c_proj.weight], lambda m: [m.blocks[1].ffn.c_proj.weight],
-              lambda m: [m.blocks[1].attn.c_attn.weight[:16]],  # W_q
+              lambda m: [m.blocks[1].attn.c_attn.weight[:16]],
               lambda m: [m.blocks[1].attn.c_attn.weight[16:32]], lambda m: [m.wte.weight, m.wpe.weight]]
     idx, eps_aside = torch.tensor(IDX[None]), 2e-3
-    for place in places:
-        for setting, invariant in (('S5', True), ('S1', False)):
+    for setting, kind in (('S5', 'rms'), ('S5', 'layer'), ('S1', 'rms')):
+        for place in places:
             model = tiny(setting, norm=kind, tied=False)
             before = model(idx)[0].detach()
             with torch.no_grad():
                 for w in place(model):
                     w.mul_(3.0)
             change = (model(idx)[0] - before).abs().max() / before.std()
-            assert change < eps_aside if invariant else change > 10 * eps_aside
+            assert change < eps_aside if setting == 'S5' else change > 10 * eps_aside
 
 
 @pytest.mark.parametrize('tied', [True, False])
@@ -296,6 +280,7 @@ def test_what_forward_keeps_for_backward():
 
 @pytest.mark.parametrize('norm', [RMSNorm(32), LayerNorm(32, bias=True), DyT(32)])
 def test_norms_keep_the_dtype_under_autocast(norm):
+    torch.manual_seed(0)
     x = torch.randn(5, 32)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -374,27 +359,3 @@ def test_sgdw_is_its_equations(foreach, momentum, nesterov):
         np.testing.assert_allclose(a.numpy(), b, rtol=1e-13)
     coupled = updates(lambda p: torch.optim.SGD(p, lr, momentum, weight_decay=wd), dtype=torch.float64)
     assert momentum == 0 or not torch.allclose(ours[0], coupled[0], atol=1e-3)
-
-
-def test_sgdw_state_survives_a_round_trip_and_a_skipped_step(tmp_path):
-    def grads(params, seed):
-        for p in params:
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
-
-    a, b = [torch.nn.Linear(3, 2) for _ in range(2)]
-    b.load_state_dict(a.state_dict())
-    opt_a = SGDW(a.parameters(), lr=torch.tensor(0.1), weight_decay=0.1)
-    opt_b = SGDW(b.parameters(), lr=0.1, weight_decay=0.1)
-    opt_a.step()  # nothing has a gradient yet: no state, no change
-    assert not opt_a.state
-    assert torch.equal(a.weight, b.weight)
-    for seed in (0, 1):
-        for net, opt in ((a, opt_a), (b, opt_b)):
-            grads(list(net.parameters()), seed)
-            opt.step()
-        if seed == 0:  # resume b from disk
-            torch.save(opt_b.state_dict(), tmp_path / 'opt.pt')
-            opt_b = SGDW(b.parameters(), lr=9.0)
-            opt_b.load_state_dict(torch.load(tmp_path / 'opt.pt', weights_only=True))
-    assert torch.equal(a.weight, b.weight)
-    assert opt_b.step(closure=lambda: torch.tensor(7.0)) == 7.0

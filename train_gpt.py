@@ -7,17 +7,16 @@ Train a GPT-2 or an L-DNT on memmapped tokens.
     python train_gpt.py config/dnt_tiny.py --init_from=resume                    # continue a stopped run
 
 Read this file from top to bottom: config, start, data, model, optimizer, schedule, evaluate, loop. support/
-holds what protects a run: checks of files and values, devices, checkpoints. A run writes to out_dir:
-config.json, log.jsonl (one object per line), ckpt.pt (the latest state), best.pt (lowest validation loss).
+holds what protects a run. It writes config.json, log.jsonl, ckpt.pt (the latest state), best.pt to out_dir.
 """
 
 import math
 
+from configurator import configure  # isort: skip (before torch, see support/__init__.py)
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from configurator import configure
 from model import GPT, GPTConfig
 from sgdw import SGDW
 from support import resume
@@ -32,7 +31,7 @@ from support.tokens import Tokens
 # -----------------------------------------------------------------------------
 # config: the paper's L-DNT-Small with mSGDW (tables 3 and 5)
 out_dir = 'out/gpt'  # config.json, log.jsonl and the checkpoints of this run
-init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: file, folder, gpt2, Hub id
+init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: file, folder, Hub id
 overwrite = False  # True: throw away the run that out_dir holds
 eval_only = False  # True: print the validation loss and leave; nothing is written
 eval_interval = 1000  # iterations between evaluations, 0: only at the end
@@ -77,9 +76,11 @@ embed_lr = 0.0  # peak for wte, wpe and an untied head, min_lr in the same ratio
 embed_optimizer = 'auto'  # for these: 'auto' (as optimizer), 'adamw', 'rownorm' (mSGDW, each row scaled)
 embed_weight_decay = -1.0  # for these; -1: weight_decay
 warmup_iters = 0  # linear warmup
+schedule = 'cosine'  # from the peak, behind the warmup; or 'timm': from update 0, under the warmup
 max_iters = 200000  # updates
 weight_decay = 1e-4  # on matrices and embeddings; not on biases and gains
 momentum = 0.9  # sgdw, sgd
+nesterov = False  # sgdw, sgd: the paper's heavy ball; True: Nesterov's step, as timm makes 'sgdw'
 beta1 = 0.9  # adamw
 beta2 = 0.95  # adamw
 grad_clip = 1.0  # upper bound of the gradient's norm, 0: none
@@ -107,12 +108,11 @@ globals().update(config)
 data = Tokens(dataset, block_size, env, vocab_size)
 
 
-def train_batches(start_iter):
+def train_batches(first_iter):
     """Micro batches of this process. The windows of an update depend on (seed, iter_num) alone."""
-    last = data.train_tokens - block_size - 1
-    for iter_num in range(start_iter, max_iters + 2):  # one more than the loop, which reads ahead
+    for iter_num in range(first_iter, max_iters + 2):  # one more than the loop, which reads ahead
         rng = np.random.default_rng((seed, iter_num))
-        offsets = rng.integers(0, last, size=global_batch_size, endpoint=True)
+        offsets = rng.integers(0, data.train_tokens - block_size, size=global_batch_size)
         for step in range(accum):
             first = (env.rank * accum + step) * micro
             yield data.windows('train', offsets[first:first + micro])  # inputs, targets: (micro, block_size)
@@ -122,8 +122,7 @@ def eval_batches(split):
     """Micro batches of this process's share of a split: windows spread evenly, the same each time."""
     windows = (data.meta[f'{split}_tokens'] - 1) // block_size  # side by side
     wanted = min(windows, max(1, eval_tokens // block_size)) if eval_tokens else windows
-    offsets = np.arange(wanted) * windows // wanted * block_size
-    mine = offsets[env.rank::env.world_size]
+    mine = (np.arange(wanted) * windows // wanted * block_size)[env.rank::env.world_size]
     for first in range(0, len(mine), micro):
         yield data.windows(split, mine[first:first + micro])
 
@@ -138,7 +137,7 @@ units = gradient_units(raw_model) if agc else []
 
 model = ddp = raw_model
 if env.world_size > 1:
-    model = ddp = DDP(raw_model, gradient_as_bucket_view=True)
+    model = ddp = DDP(raw_model, gradient_as_bucket_view=True, bucket_cap_mb=100 if env.compile else 25)
 if env.compile:
     model = torch.compile(model)
 
@@ -160,7 +159,7 @@ if embed_lr:  # the loop sets the rate of a group to lr_scale times that of the 
                    'weight_decay': weight_decay if embed_weight_decay < 0 else embed_weight_decay,
                    'rownorm': embed_optimizer == 'rownorm'})
 if optimizer == 'sgdw' and embed_optimizer in ('auto', 'rownorm'):
-    opt = SGDW(groups, learning_rate, momentum)
+    opt = SGDW(groups, learning_rate, momentum, nesterov=nesterov)
 elif optimizer == 'adamw' and embed_optimizer in ('auto', 'adamw'):
     opt = torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=True)
 else:  # sgd, muon, or another optimizer for the embeddings
@@ -174,7 +173,8 @@ def get_lr(iter_num):
     """Linear warmup, then a cosine from the peak at warmup_iters to min_lr at max_iters."""
     if iter_num < warmup_iters:
         return learning_rate * (iter_num + 1) / (warmup_iters + 1)
-    progress = min(1.0, (iter_num - warmup_iters) / max(1, max_iters - warmup_iters))
+    first = 0 if schedule == 'timm' else warmup_iters  # timm's cosine begins under the warmup
+    progress = min(1.0, (iter_num - first) / max(1, max_iters - first))
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
 
 # -----------------------------------------------------------------------------
@@ -204,12 +204,12 @@ if eval_only:
 introduce(config, env, raw_model, model_args, micro, accum,
           f'{data.train_tokens:,} training tokens, {global_batch_size * block_size:,} per update')
 warn_of_warmup(config, warmup_iters, max_iters, env)
-start_iter, best_val_loss = checkpoint.iter, checkpoint.best('best_val_loss', math.inf)
+first_iter, best_val_loss = checkpoint.iter, checkpoint.best('best_val_loss', math.inf)
 del checkpoint  # its memory is free now
-batches = train_batches(start_iter)
+batches = train_batches(first_iter)
 X, Y = next(batches)
-rehearse(lambda: model(X, Y)[1], raw_model, opt, start_iter, env, f'{micro} sequences of {block_size} tokens')
-run = Run(config, env, signals, start_iter, raw_model, opt)
+rehearse(lambda: model(X, Y)[1], raw_model, opt, first_iter, env, f'{micro} sequences of {block_size} tokens')
+run = Run(config, env, signals, first_iter, raw_model, opt)
 report = Report(run, env, max_iters, eval_interval, 'tokens', global_batch_size * block_size, raw_model)
 
 
@@ -222,7 +222,7 @@ def save(name):
              best_val_loss=best_val_loss, model_args=model_args, data=data.meta, config=dict(config))
 
 
-for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and saves, and makes no step
+for iter_num in range(first_iter, max_iters + 1):  # the last turn evaluates and saves, and makes no step
     last = iter_num == max_iters
     lr = get_lr(iter_num)
     for group in opt.param_groups:
@@ -254,7 +254,7 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     mean_loss, mean_norm, stops = agree(loss_sum, grad_norm, signals, env)
     run.stop_if_not_finite(iter_num, lr, loss=mean_loss, gradient_norm=mean_norm)
-    if iter_num > start_iter and (last or stops or due(ckpt_interval) or due(keep_interval)):
+    if iter_num > first_iter and (last or stops or due(ckpt_interval) or due(keep_interval)):
         if due(keep_interval):
             save(f'ckpt_{iter_num:06d}.pt')
         save('ckpt.pt')  # before the step: a run that resumes makes this update again

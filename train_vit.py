@@ -13,12 +13,12 @@ config.json, log.jsonl (one object per line), ckpt.pt (the latest state), best.p
 
 import math
 
+from configurator import configure  # isort: skip (before torch, see support/__init__.py)
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from configurator import configure
 from model import ViT, ViTConfig
 from sgdw import SGDW
 from support import augment, resume
@@ -34,7 +34,7 @@ from support.run import Run
 # -----------------------------------------------------------------------------
 # config: the paper's V-DNT-Large with mSGDW. 'here:' marks a choice on which the paper is silent
 out_dir = 'out/vit'  # config.json, log.jsonl and the checkpoints of this run
-init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: a file, a folder, a Hub id
+init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: file, folder, Hub id
 overwrite = False  # True: throw away the run that out_dir holds
 eval_only = False  # True: print loss, top-1 and top-5 of eval_split and leave; nothing is written
 eval_split = 'val'  # what eval_only reads: val, or test where the data set has one
@@ -49,7 +49,9 @@ global_batch_size = 1024  # images per update, over all processes (table 4)
 micro_batch_size = 64  # most images per forward pass; gradients accumulate up to global_batch_size
 num_workers = -1  # processes that read JPEGs for each training process; -1: its share of the cores
 image_size = 224  # table 4. JPEGs are cropped to it, smaller arrays are resized to it
-crop_scale = 0.08  # here: least area of the random crop of a JPEG, timm's; its shape 3/4 to 4/3, bicubic
+crop_scale = 0.08  # here: least area of the random crop of a JPEG, timm's; its shape 3/4 to 4/3
+interpolation = 'bicubic'  # here: of a JPEG's crop and RandAugment; 'random': bilinear half of the time
+aug_repeats = 1  # here: views of an image in a batch; an epoch then reads a 1/aug_repeats of the images
 shift = 4  # small pictures: random shift of up to this many pixels, the border reflected
 randaugment = 9.0  # magnitude (table 4: 9, 0.5), 0: none; only for JPEGs
 mixup = 0.8  # parameter of its Beta distribution (table 4), 0: none
@@ -72,7 +74,7 @@ n_layer = 24  # depth
 n_head = 16  # attention heads
 n_embd = 1024  # width
 bias = True  # biases in linear layers and LayerNorm
-qkv_bias = True  # False: none on q, k and v
+qkv_bias = True  # False: none on q, k and v, whatever bias says
 dropout = 0.0  # here: none
 drop_path = 0.1  # table 4: 0.1 for Large, 0.5 for Huge. here: of the last block, linear from 0 (as in timm)
 flash = True  # False: attention written out, to read
@@ -89,9 +91,11 @@ embed_optimizer = 'auto'  # for these: 'auto' (as optimizer), 'adamw', 'rownorm'
 embed_weight_decay = -1.0  # for these; -1: weight_decay
 epochs = 150.0  # table 4. Each image once per epoch; images left over when the batches are full are skipped
 max_iters = 0  # updates, in place of epochs; 0: all epochs
-warmup_epochs = 60.0  # table 4. here: linear, then a cosine from the peak (as in nanoGPT, not as in timm)
+warmup_epochs = 60.0  # table 4. here: linear
+schedule = 'cosine'  # here: from the peak, behind the warmup; 'timm': from update 0, under the warmup
 weight_decay = 2e-4  # on matrices (table 4); not on biases, gains, class token and positions
 momentum = 0.9  # sgdw, sgd (table 4)
+nesterov = False  # sgdw, sgd: the paper's heavy ball; True: Nesterov's step, as timm makes 'sgdw'
 beta1 = 0.9  # adamw (table 4)
 beta2 = 0.99  # adamw (table 4; the paper's prose says 0.95)
 grad_clip = 0.0  # upper bound of the gradient's norm, 0: none (table 4)
@@ -126,30 +130,31 @@ max_iters = max_iters or max(1, round(epochs * iters_per_epoch))
 warmup_iters = round(warmup_epochs * iters_per_epoch)
 
 
-def train_samples(start_iter):
+def train_samples(first_iter):
     """
     Lists of (epoch, index): the images of each micro batch of this process. The order of an epoch depends on
-    (seed, epoch) alone, the crop or shift of an image on (seed, epoch, index).
+    (seed, epoch) alone, the crop or shift of an image on (seed, epoch, index). More views have more indices.
     """
     shuffled = None
-    for iter_num in range(start_iter, max_iters + 2):  # one more than the loop, which reads ahead
+    for iter_num in range(first_iter, max_iters + 2):  # one more than the loop, which reads ahead
         epoch, place = divmod(iter_num, iters_per_epoch)
         if epoch != shuffled:
             order, shuffled = np.random.default_rng((seed, 0, epoch)).permutation(data.size('train')), epoch
+        batch = augment.batch_views(order, place * global_batch_size, global_batch_size, aug_repeats)
         for step in range(accum):
-            first = place * global_batch_size + (env.rank * accum + step) * micro
-            yield [(epoch, index) for index in order[first:first + micro]]
+            first = (env.rank * accum + step) * micro
+            yield [(epoch, index) for index in batch[first:first + micro]]
 
 
-def train_batches(start_iter):
+def train_batches(first_iter):
     """
     Micro batches of this process: images (micro, 3, H, W), and as targets their labels, the labels of the
     images that are mixed in, and the share lam. The mixing depends on (seed, iter_num) alone.
     """
-    for n, (images, labels) in enumerate(data.batches('train', train_samples(start_iter))):
+    for n, (images, labels) in enumerate(data.batches('train', train_samples(first_iter))):
         partners, lam = labels, 1.0
         if mixing:
-            rng = np.random.default_rng((seed, 2, start_iter + n // accum))  # the same for the whole update
+            rng = np.random.default_rng((seed, 2, first_iter + n // accum))  # the same for the whole update
             images, partners, lam = augment.mix(images, labels, rng, mixup, cutmix)
         yield images, (labels, partners, lam)
 
@@ -174,7 +179,7 @@ units = gradient_units(raw_model) if agc else []
 
 model = ddp = raw_model
 if env.world_size > 1:
-    model = ddp = DDP(raw_model, gradient_as_bucket_view=True)
+    model = ddp = DDP(raw_model, gradient_as_bucket_view=True, bucket_cap_mb=100 if env.compile else 25)
 if env.compile:
     model = torch.compile(model)
 
@@ -199,7 +204,7 @@ if embed_lr:  # the loop sets the rate of a group to lr_scale times that of the 
                    'rownorm': embed_optimizer == 'rownorm'})
     groups.append({**groups[2], 'params': embed_no_decay, 'weight_decay': 0.0})
 if optimizer == 'sgdw' and embed_optimizer in ('auto', 'rownorm'):
-    opt = SGDW(groups, learning_rate, momentum)
+    opt = SGDW(groups, learning_rate, momentum, nesterov=nesterov)
 elif optimizer == 'adamw' and embed_optimizer in ('auto', 'adamw'):
     opt = torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=True)
 else:  # sgd, muon, or another optimizer for the embeddings
@@ -213,7 +218,8 @@ def get_lr(iter_num):
     """Linear warmup, then a cosine from the peak at warmup_iters to min_lr at max_iters."""
     if iter_num < warmup_iters:
         return learning_rate * (iter_num + 1) / (warmup_iters + 1)
-    progress = min(1.0, (iter_num - warmup_iters) / max(1, max_iters - warmup_iters))
+    first = 0 if schedule == 'timm' else warmup_iters  # timm's cosine begins under the warmup
+    progress = min(1.0, (iter_num - first) / max(1, max_iters - first))
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
 
 # -----------------------------------------------------------------------------
@@ -251,13 +257,13 @@ if eval_only:
 introduce(config, env, raw_model, model_args, micro, accum, f'{data.size("train"):,} training images, '
           f'{iters_per_epoch} updates per epoch of {global_batch_size}')
 warn_of_warmup(config, warmup_iters, max_iters, env, iters_per_epoch)
-start_iter, best_top1 = checkpoint.iter, checkpoint.best('best_top1', -1.0)
+first_iter, best_top1 = checkpoint.iter, checkpoint.best('best_top1', -1.0)
 del checkpoint  # its memory is free now
-batches = train_batches(start_iter)
+batches = train_batches(first_iter)
 X, Y = next(batches)
-rehearse(lambda: augment.mixed_loss(model(X), *Y, label_smoothing), raw_model, opt, start_iter, env,
+rehearse(lambda: augment.mixed_loss(model(X), *Y, label_smoothing), raw_model, opt, first_iter, env,
          f'{micro} images of {image_size} x {image_size}')
-run = Run(config, env, signals, start_iter, raw_model, opt)
+run = Run(config, env, signals, first_iter, raw_model, opt)
 report = Report(run, env, max_iters, eval_interval, 'images', global_batch_size, raw_model, iters_per_epoch)
 
 
@@ -270,7 +276,7 @@ def save(name):
              best_top1=best_top1, model_args=model_args, data=data.meta, config=dict(config))
 
 
-for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and saves, and makes no step
+for iter_num in range(first_iter, max_iters + 1):  # the last turn evaluates and saves, and makes no step
     last = iter_num == max_iters
     lr = get_lr(iter_num)
     for group in opt.param_groups:
@@ -302,7 +308,7 @@ for iter_num in range(start_iter, max_iters + 1):  # the last turn evaluates and
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     mean_loss, mean_norm, stops = agree(loss_sum, grad_norm, signals, env)
     run.stop_if_not_finite(iter_num, lr, loss=mean_loss, gradient_norm=mean_norm)
-    if iter_num > start_iter and (last or stops or due(ckpt_interval) or due(keep_interval)):
+    if iter_num > first_iter and (last or stops or due(ckpt_interval) or due(keep_interval)):
         if due(keep_interval):
             save(f'ckpt_{iter_num:06d}.pt')
         save('ckpt.pt')  # before the step: a run that resumes makes this update again

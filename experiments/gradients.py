@@ -174,7 +174,7 @@ def draw(rows):
                     if (row['run'], row['iter']) == (name, at):
                         seeds.setdefault(row.get('seed'), []).append(row[how])
                 shares = np.array([np.mean(weights, 0) for weights in seeds.values()])  # (seeds, levels)
-                shares[shares == 0] = math.nan  # beyond the largest entry there is no line
+                shares[(shares == 0) | (shares > 0.98)] = math.nan  # there is nothing to see
                 label = f'{name}, {len(seeds)} seeds' if len(seeds) > 1 else f'{name}, one seed'
                 ax.plot(levels, shares.mean(0), **{**style, 'marker': ''}, label=label)
                 ax.fill_between(levels, shares.min(0), shares.max(0), linewidth=0,

@@ -49,6 +49,9 @@ def check_config(config: dict) -> None:
                 'learning_rate', 'min_lr', 'embed_lr', 'weight_decay', 'grad_clip', 'agc')
     check_range(config, -1, math.inf, 'embed_weight_decay')
     check_share(config, 'dropout', 'momentum', 'beta1', 'beta2')
+    check_choice(config, ('cosine', 'timm'), 'schedule')
+    if config['nesterov'] and not config['momentum']:
+        fail('nesterov=True needs a momentum above 0. Use --momentum=0.9 or --nesterov=False.')
     if config['min_lr'] > config['learning_rate'] and not reads_only(config):
         lr = config['learning_rate']
         fail(f'min_lr={config["min_lr"]:g} is above learning_rate={lr:g}, so the rate would rise instead of '
@@ -102,6 +105,8 @@ def check_vit(config: dict) -> None:
     check_config(config)
     check_range(config, 1, 2**14, 'image_size', 'patch_size')
     check_range(config, -1, 1024, 'num_workers')
+    check_range(config, 1, 100, 'aug_repeats')
+    check_choice(config, ('bicubic', 'random'), 'interpolation')
     check_range(config, 0, 10, 'randaugment')
     check_range(config, 0, max(4, config['image_size'] - 1), 'shift')
     check_range(config, 0.0001, 1, 'crop_scale')
@@ -127,9 +132,10 @@ def check_images(config: dict, data) -> None:
     if images < batch:
         fail(f'{data.folder} has {images} training images, fewer than global_batch_size={batch}. Use a '
              'smaller --global_batch_size.')
-    if config['randaugment'] and data.arrays:
-        fail(f'randaugment={config["randaugment"]} only works with JPEGs, and {data.folder} holds small '
-             'pictures as arrays. Use --randaugment=0.')
+    for key, off in (('randaugment', 0), ('interpolation', 'bicubic')):
+        if config[key] != off and data.arrays:
+            fail(f'{key}={config[key]} only works with JPEGs, and {data.folder} holds small pictures as '
+                 f'arrays. Use --{key}={off}.')
 
 
 def warn_of_warmup(config: dict, warmup_iters: int, max_iters: int, env, iters_per_epoch: int = 0) -> None:

@@ -81,22 +81,35 @@ def seed_masks(seed, iter_num, rank):
 def join_torchrun():
     """(rank, world_size, local_rank) as torchrun sets them, or those of a single process."""
     values = {name: os.environ.get(name) for name in TORCHRUN}
+    tasks = os.environ.get('SLURM_STEP_NUM_TASKS') or os.environ.get('SLURM_NTASKS', '1')
+    if values['RANK'] is None and tasks not in ('', '1'):
+        if os.environ.get('SLURM_PROCID', '0') != '0':
+            raise SystemExit(1)  # one task says it
+        fail(f'Slurm starts {tasks} tasks without torchrun, and each would be a run of its own. Use "srun '
+             f'--ntasks=1 torchrun --standalone --nproc_per_node={tasks} {" ".join(sys.argv)}"; for several '
+             'nodes see docs/training.md. For a single process, run "unset SLURM_NTASKS '
+             'SLURM_STEP_NUM_TASKS" first.')
     if values['WORLD_SIZE'] in (None, '1') and values['RANK'] in (None, '0'):
         return 0, 1, 0
     missing = [name for name, value in values.items() if not value]
     wrong = [f'{name}={values[name]}' for name in TORCHRUN[:3] if not (values[name] or '0').isdigit()]
     if missing or wrong:
-        what = f'not {", ".join(missing)}' if missing else f'{", ".join(wrong)} must be a number'
+        problem = f'{", ".join(wrong)} must be a number'
+        if missing:
+            problem = f'not {", ".join(missing)}'
         fail(f'The environment has some variables of torchrun (WORLD_SIZE={values["WORLD_SIZE"]}), but '
-             f'{what}. Start several processes with torchrun. For a single process, run '
+             f'{problem}. Start several processes with torchrun. For a single process, run '
              '"unset RANK LOCAL_RANK WORLD_SIZE" first.')
     return tuple(int(values[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'))
 
 
 def choose_device(device, world_size, local_rank):
     if device == 'auto':
-        mps = torch.backends.mps.is_available()
-        device = 'cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu'
+        device = 'cpu'
+        if torch.cuda.is_available():
+            device = 'cuda'
+        elif torch.backends.mps.is_available():
+            device = 'mps'
     if not re.fullmatch(r'cpu|mps|cuda(:\d+)?', device):
         fail(f'device={device} is unknown. Use auto, cpu, cuda, cuda:N or mps.')
     if device.startswith('cuda'):
@@ -167,7 +180,9 @@ def catch_signals(env) -> list[int]:
                 caught.append(number)
                 tell(STOPPING)
             # Slurm sends a signal to all processes, and torchrun passes its own on to us
-            elif not (caught and under_torchrun and time.time() - first < 3):
+            elif caught and under_torchrun and time.time() - first < 3:
+                continue
+            else:
                 tell('Quit without saving.' if caught else 'Stopped by a signal. Nothing was saved.')
                 os._exit(128 + number)
 

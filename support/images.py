@@ -53,52 +53,72 @@ class Images:
         return len(self.splits[split][1]) if split in self.splits else 0
 
     def read_split(self, split):
-        kind, size, folder = 'images' if self.arrays else 'offsets', self.config['image_size'], self.folder
-        try:
-            labels = np.load(os.path.join(folder, f'{split}_labels.npy'))
-            pictures = np.load(os.path.join(folder, f'{split}_{kind}.npy'), mmap_mode='c')
-            bytes_ = 0 if self.arrays else os.path.getsize(os.path.join(folder, f'{split}_jpeg.bin'))
-        except FileNotFoundError as e:
-            fail(f'{e.filename} does not exist. The data set is incomplete or has no {split} split. {AGAIN} '
-                 'To get a val split, put a folder val/ beside train/ or use --val_from_train=N.')
-        except (OSError, ValueError, EOFError) as e:
-            fail(f'The {split} split in {folder} cannot be read ({e}). {AGAIN}')
-        kinds = [(array.dtype, array.ndim) for array in (pictures, labels)]
-        if kinds != [(np.uint8, 4) if self.arrays else (np.int64, 1), (np.int64, 1)] or not len(labels):
-            fail(f'The {split} split in {folder} is empty, or its arrays have the wrong type or shape. '
+        """(pictures, labels) of a split, checked."""
+        pictures, labels, jpeg_bytes = self.load(split)
+        layouts = [(array.dtype, array.ndim) for array in (pictures, labels)]
+        wanted = [(np.uint8, 4) if self.arrays else (np.int64, 1), (np.int64, 1)]
+        if layouts != wanted or not len(labels):
+            fail(f'The {split} split in {self.folder} is empty, or its arrays have the wrong type or shape. '
                  f'{AGAIN}')
         count = self.meta.get(f'{split}_images', len(labels))
-        if len(labels) != count or len(pictures) != count + (not self.arrays) or not self.arrays and not (
-                pictures[0] == 0 and pictures[-1] == bytes_ and (np.diff(pictures) > 0).all()):
-            fail(f'The {split} split in {folder} is incomplete ({len(labels)} labels, '
-                 f'{len(pictures)} {kind}, but meta.json states {count} images). {AGAIN}')
+        if self.arrays:
+            complete = len(pictures) == count
+        else:
+            complete = (len(pictures) == count + 1 and pictures[0] == 0 and pictures[-1] == jpeg_bytes
+                        and (np.diff(pictures) > 0).all())
+        if len(labels) != count or not complete:
+            files = 'images' if self.arrays else 'offsets'
+            fail(f'The {split} split in {self.folder} is incomplete ({len(labels)} labels, '
+                 f'{len(pictures)} {files}, but meta.json states {count} images). {AGAIN}')
         classes = len(self.meta['classes'])
         if labels.min() < 0 or labels.max() >= classes:
             fail(f'{split}_labels.npy has labels from {labels.min()} to {labels.max()}, but meta.json lists '
                  f'{classes} classes (0 to {classes - 1}). {AGAIN}')
         if self.arrays:
-            stored = pictures.shape[1]
-            if pictures.shape[1:] != (stored, stored, 3) or stored > size:
-                shape = f'{pictures.shape[2]} x {stored} x {pictures.shape[3]}'
-                fail(f'The pictures of {folder} are {shape}, but image_size={size} requires square RGB '
-                     f'pictures of at most {size} x {size} x 3. Use a larger --image_size and a --patch_size '
-                     'that divides it, or prepare other pictures.')
-            if stored < size:
-                if self.config['shift'] >= stored:
-                    fail(f'shift={self.config["shift"]} is too large for pictures of {stored} x {stored}. '
-                         f'Set --shift to less than {stored}.')
-                if 'stored_size' not in self.meta:
-                    self.env.say(f'the pictures of {folder}, {stored} x {stored}, are resized to '
-                                 f'image_size={size}')
-                self.meta['stored_size'] = stored  # predict makes a photo as small first
+            self.check_size(pictures)
             pictures = torch.from_numpy(pictures)  # on a CPU it stays a memmap, shared by all processes
-            pictures = pictures.to(self.env.device) if self.env.device_type != 'cpu' else pictures
+            if self.env.device_type != 'cpu':
+                pictures = pictures.to(self.env.device)
         return pictures, torch.from_numpy(labels)
+
+    def load(self, split):
+        """The arrays of a split as they lie on the disk, and the size of the file of JPEGs."""
+        files = 'images' if self.arrays else 'offsets'
+        try:
+            labels = np.load(os.path.join(self.folder, f'{split}_labels.npy'))
+            pictures = np.load(os.path.join(self.folder, f'{split}_{files}.npy'), mmap_mode='c')
+            if self.arrays:
+                return pictures, labels, 0
+            return pictures, labels, os.path.getsize(os.path.join(self.folder, f'{split}_jpeg.bin'))
+        except FileNotFoundError as e:
+            fail(f'{e.filename} does not exist. The data set is incomplete or has no {split} split. {AGAIN} '
+                 'To get a val split, put a folder val/ beside train/ or use --val_from_train=N.')
+        except (OSError, ValueError, EOFError) as e:
+            fail(f'The {split} split in {self.folder} cannot be read ({e}). {AGAIN}')
+
+    def check_size(self, pictures):
+        """Small pictures must be square and at most as large as image_size; smaller ones are resized."""
+        stored, size = pictures.shape[1], self.config['image_size']
+        if pictures.shape[1:] != (stored, stored, 3) or stored > size:
+            shape = f'{pictures.shape[2]} x {stored} x {pictures.shape[3]}'
+            fail(f'The pictures of {self.folder} are {shape}, but image_size={size} requires square RGB '
+                 f'pictures of at most {size} x {size} x 3. Use a larger --image_size and a --patch_size '
+                 'that divides it, or prepare other pictures.')
+        if stored == size:
+            return
+        if self.config['shift'] >= stored:
+            fail(f'shift={self.config["shift"]} is too large for pictures of {stored} x {stored}. '
+                 f'Set --shift to less than {stored}.')
+        if 'stored_size' not in self.meta:
+            self.env.say(f'the pictures of {self.folder}, {stored} x {stored}, are resized to '
+                         f'image_size={size}')
+        self.meta['stored_size'] = stored  # predict makes a photo as small first
 
     def batches(self, split, samples):
         """
         Yield (images, labels) on the device, normalized floats (B, 3, image_size, image_size), for each of
-        samples, which are lists of (epoch, index). An epoch of None means no augmentation.
+        samples, which are lists of (epoch, index). View v of picture i among N has the index v N + i. An
+        epoch of None means no augmentation.
         """
         cuda = self.env.device_type == 'cuda'  # there, copy ahead. MPS may read freed memory (pytorch#189690)
         for images, labels in self.small(split, samples) if self.arrays else self.jpegs(split, samples):
@@ -124,13 +144,15 @@ class Images:
         drawn = None
         for batch in samples:
             epoch, index = batch[0][0], torch.tensor([index for _, index in batch])
-            images = pictures[index.to(pictures.device, non_blocking=pictures.is_cuda)].permute(0, 3, 1, 2)
+            picture = index % len(labels)
+            images = pictures[picture.to(pictures.device, non_blocking=pictures.is_cuda)].permute(0, 3, 1, 2)
             if epoch is not None:
                 if epoch != drawn:
                     rng = np.random.default_rng((self.config['seed'], 1, epoch))
-                    offsets, drawn = augment.small_offsets(rng, len(labels), self.config['shift']), epoch
+                    views = self.config['aug_repeats'] * len(labels)
+                    offsets, drawn = augment.small_offsets(rng, views, self.config['shift']), epoch
                 images = augment.pad_crop_flip(images, offsets[index])
-            yield images, labels[index]
+            yield images, labels[picture]
 
     def jpegs(self, split, samples):
         """Yield (pictures, labels) of JPEGs, uint8. Worker processes decode ahead and keep the order."""
@@ -164,21 +186,22 @@ class Jpegs(Dataset):
 
     def __getitem__(self, key):
         (epoch, index), config = key, self.config
+        picture = index % len(self.labels)
         if self.owner != os.getpid():  # each worker opens the file for itself, because forks share positions
             self.file, self.owner = open(self.path, 'rb'), os.getpid()
-        self.file.seek(self.offsets[index])
-        blob = self.file.read(self.offsets[index + 1] - self.offsets[index])
+        self.file.seek(self.offsets[picture])
+        blob = self.file.read(self.offsets[picture + 1] - self.offsets[picture])
         try:
             image = Image.open(io.BytesIO(blob)).convert('RGB')
         except Exception as e:  # Pillow raises nearly everything on broken files
-            raise ValueError(f'Picture {index} (counted from 0) in {self.path} is damaged. {AGAIN}') from e
+            raise ValueError(f'Picture {picture} (counted from 0) in {self.path} is damaged. {AGAIN}') from e
         if epoch is None:
             image = augment.eval_crop(image, config['image_size'])
         else:
             rng = np.random.default_rng((config['seed'], 1, epoch, index))
             image = augment.train_view(image, rng, config['image_size'], config['crop_scale'],
-                                       config['randaugment'])
-        return augment.to_tensor(image), self.labels[index]
+                                       config['randaugment'], config['interpolation'])
+        return augment.to_tensor(image), self.labels[picture]
 
 
 def read_meta(folder):
@@ -207,7 +230,7 @@ def read_meta(folder):
 @torch.no_grad()
 def predict_files(path, model, data):
     """Print the five likeliest classes, with probabilities, of a picture or of each picture in a folder."""
-    size, classes, env, told = data.config['image_size'], data.meta['classes'], data.env, False
+    size, classes, env, read = data.config['image_size'], data.meta['classes'], data.env, 0
     model.eval()
     for file, image, reason in pictures_in(path, data.meta, data.meta.get('stored_size', size)):
         if reason and not os.path.isdir(path):
@@ -215,12 +238,13 @@ def predict_files(path, model, data):
         if reason:
             env.say(f'{file}: skipped ({reason})')
             continue
-        image = image if data.arrays else augment.eval_crop(image, size)
+        if not data.arrays:
+            image = augment.eval_crop(image, size)
         images = data.normalized(augment.to_tensor(image)[None].to(env.device))
         with env.autocast:
             top = model(images)[0].float().softmax(-1).topk(min(5, len(classes)))
-        guesses = zip(top.values.tolist(), top.indices)
-        env.say(f'{file}: ' + ', '.join(f'{classes[i]} {p:.1%}' for p, i in guesses))
-        told = True
-    if not told:
+        guesses = [f'{classes[i]} {p:.1%}' for p, i in zip(top.values.tolist(), top.indices)]
+        env.say(f'{file}: ' + ', '.join(guesses))
+        read += 1
+    if not read:
         fail(f'{path} has no picture that can be read. Use another file or folder with --predict.')

@@ -2,6 +2,7 @@
 The optimizers that the train scripts do not show, what they refuse, and the trial pass.
 """
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -13,10 +14,11 @@ from support.distributed import explain
 
 # the optimizers by name, each made from parameter groups and a config. A new one is one more entry
 OPTIMIZERS = {
-    'sgdw': lambda groups, c: SGDW(groups, c['learning_rate'], c['momentum']),
+    'sgdw': lambda groups, c: SGDW(groups, c['learning_rate'], c['momentum'], nesterov=c['nesterov']),
     'adamw': lambda groups, c: torch.optim.AdamW(
         groups, c['learning_rate'], (c['beta1'], c['beta2']), fused=True),
-    'sgd': lambda groups, c: torch.optim.SGD(groups, c['learning_rate'], c['momentum']),
+    'sgd': lambda groups, c: torch.optim.SGD(
+        groups, c['learning_rate'], c['momentum'], nesterov=c['nesterov']),
     'muon': lambda groups, c: torch.optim.Muon(  # its steps are as large as AdamW's
         groups, c['learning_rate'], momentum=c['momentum'], adjust_lr_fn='match_rms_adamw'),
 }
@@ -70,22 +72,27 @@ class Hybrid:
         return {'optimizers': [opt.state_dict() for opt in self.optimizers]}
 
     def load_state_dict(self, state: dict) -> None:
-        for opt, of_one in zip(self.optimizers, state['optimizers'], strict=True):
-            opt.load_state_dict(of_one)
+        for opt, opt_state in zip(self.optimizers, state['optimizers'], strict=True):
+            opt.load_state_dict(opt_state)
 
 
 def other_optimizer(model: nn.Module, groups: list[dict], embed_groups: list[dict],
                     config: dict) -> torch.optim.Optimizer | Hybrid:
     """Another entry of OPTIMIZERS, or several in one where the embeddings have an optimizer of their own."""
     name, embed_name = config['optimizer'], config['embed_optimizer']
-    parts = [(name, groups + embed_groups)]
-    if embed_name not in ('auto', name):
-        parts = [(name, groups), ('sgdw' if embed_name == 'rownorm' else embed_name, embed_groups)]
+    if embed_name == 'rownorm':
+        embed_name = 'sgdw'  # whose group has rownorm=True
+    if embed_name in ('auto', name):
+        groups, embed_groups = groups + embed_groups, []
+    optimizers = []
     if name == 'muon':  # for the matrices of the blocks; AdamW updates the rest
-        matrices, rest = split_for_muon(model, parts[0][1])
-        parts[:1] = [('muon', matrices), ('adamw', rest)]
-    made = [OPTIMIZERS[kind](part, config) for kind, part in parts]
-    return made[0] if len(made) == 1 else Hybrid(*made)
+        matrices, groups = split_for_muon(model, groups)
+        optimizers.append(OPTIMIZERS['muon'](matrices, config))
+        name = 'adamw'
+    optimizers.append(OPTIMIZERS[name](groups, config))
+    if embed_groups:
+        optimizers.append(OPTIMIZERS[embed_name](embed_groups, config))
+    return optimizers[0] if len(optimizers) == 1 else Hybrid(*optimizers)
 
 
 def split_for_muon(model, groups):
@@ -114,9 +121,10 @@ def param_groups(model: nn.Module, weight_decay: float, embed_scale: float = 0.0
                    {'params': [], 'weight_decay': 0.0, 'lr_scale': embed_scale}]
     for name, p in model.named_parameters():  # lists a tied tensor once
         if p.requires_grad:
-            of_its_kind = groups[2:] if embed_scale > 0 and name.split('.')[0] in EMBEDDINGS else groups[:2]
-            decay, no_decay = of_its_kind
-            (decay if p.dim() >= 2 and name not in exempt else no_decay)['params'].append(p)
+            embedding = embed_scale > 0 and name.split('.')[0] in EMBEDDINGS
+            decay, no_decay = groups[2:] if embedding else groups[:2]
+            group = decay if p.dim() >= 2 and name not in exempt else no_decay
+            group['params'].append(p)
     return groups
 
 
@@ -137,19 +145,21 @@ def state_size(opt: torch.optim.Optimizer | Hybrid) -> int:
 
 
 def rehearse(loss: Callable[[], torch.Tensor], model: nn.Module, opt: torch.optim.Optimizer | Hybrid,
-             start_iter: int, env, batch: str) -> None:
+             first_iter: int, env, batch: str) -> None:
     """
     One forward and backward pass before anything is written. Too little memory or a compiler that fails ends
     the program with one sentence. batch: what one pass takes, in words, for that sentence.
     """
     buffers = {name: b.clone() for name, b in model.named_buffers()}  # statistics of batch normalization
     try:
-        room = torch.empty(0 if start_iter else state_size(opt), device=env.device)  # for the first step
+        room = torch.empty(0 if first_iter else state_size(opt), device=env.device)  # for the first step
         with env.autocast:
             loss().backward()
         del room
     except RuntimeError as e:
         explain(e, f'{batch} do not fit into memory. Use a smaller --micro_batch_size.')
     opt.zero_grad(set_to_none=env.world_size == 1)  # DDP keeps gradients as views into its buckets
+    gc.collect()
+    gc.freeze()  # what exists now stays to the end, so later collections need not look at it
     for name, b in model.named_buffers():
         b.copy_(buffers[name])

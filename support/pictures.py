@@ -1,6 +1,6 @@
 """
 Any picture file -> the RGB picture that a data set stores. prepare_imagenet.py and train_vit.py --predict
-both call this file, so that a model is asked about exactly the pixels it would have been trained on.
+both call this file, so that a model is asked about the pixels that it would have been trained on.
 
 Grey, palette, CMYK and alpha become RGB; transparency is dropped, and of several frames the first counts. The
 rotation in EXIF is ignored, as timm and torchvision do. Of 16 bits a channel the upper 8 are kept, of a
@@ -18,6 +18,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from support.textfiles import find_files
+from support.writing import said
 
 ENDINGS = set('.jpg .jpeg .jpe .jfif .png .webp .avif .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2'.split())
 logging.getLogger('PIL').setLevel(logging.CRITICAL)  # what is wrong with a file is said by who asked for it
@@ -45,16 +48,35 @@ def silence(image_format=''):
             os.close(null)
 
 
+def is_picture(path):
+    return os.path.splitext(path)[1].lower() in ENDINGS
+
+
 def open_picture(source):
     """A path, the bytes of a file, or a PIL image -> (PIL image, not decoded; bytes or None)"""
     if isinstance(source, Image.Image):
         return source, None
     raw = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if raw.startswith(b'version https://git-lfs'):
+        raise ValueError('a pointer of git-lfs; `git lfs pull` fetches the picture')
     try:
         with silence():
-            return Image.open(io.BytesIO(raw)), raw
+            return Image.open(io.BytesIO(without_texts(raw))), raw
     except UnidentifiedImageError:  # its message has an address in memory
         raise ValueError('Pillow cannot read this format' if raw else 'the file is empty') from None
+
+
+def without_texts(raw):
+    """A PNG without texts and color profile, for whose size Pillow would refuse it. Other files stay."""
+    if not raw.startswith(b'\x89PNG'):
+        return raw
+    kept, at = [raw[:8]], 8
+    while at < len(raw):
+        end = at + 12 + int.from_bytes(raw[at:at + 4], 'big')
+        if raw[at + 4:at + 8] not in (b'tEXt', b'zTXt', b'iTXt', b'iCCP'):
+            kept.append(raw[at:end])
+        at = end
+    return b''.join(kept)
 
 
 def to_rgb(image):
@@ -108,76 +130,28 @@ def stored(source, size=None, short=256, quality=95):
             turned = image.getexif().get(0x0112, 1) != 1
         if not turned:  # else some reader of the bytes would turn it
             return raw, rgb
+    if len(rgb.info.get('comment', b'')) > 65_000:  # a JPEG has no room for more
+        del rgb.info['comment']
     out = io.BytesIO()
     rgb.save(out, 'JPEG', quality=quality)
     return out.getvalue(), rgb
 
 
-def as_stored(source, meta, image_size):
-    """
-    The RGB picture that the data set of meta (its meta.json) would hold. Arrays hold pictures of image_size
-    alone: others are cropped to the middle square and resized.
-    """
-    if meta['layout'] == 'arrays':
-        rgb = to_rgb(open_picture(source)[0])
-        return ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BICUBIC)
-    jpeg, _ = stored(source, None, meta.get('resize_short', 256), meta.get('quality', 95))
-    return to_rgb(open_picture(jpeg)[0])
-
-# -----------------------------------------------------------------------------
-# folders
-
-
-def is_hidden(name):
-    return name[0] == '.' or name == '__MACOSX'
-
-
-def holds(folder, path):
-    """Is folder, perhaps a link, path itself or around it?"""
-    inner = os.path.realpath(path)
-    return os.path.realpath(folder) in (inner, *map(str, Path(inner).parents))
-
-
-def subfolders(folder):
-    """The names of the folders in it, without hidden ones and links to a folder around it."""
-    return sorted(entry.name for entry in os.scandir(folder)
-                  if entry.is_dir() and not is_hidden(entry.name)
-                  and not (entry.is_symlink() and holds(entry.path, folder)))
-
-
-def find_pictures(folder, seen=()):
-    """
-    (the pictures below a folder, sorted; what else is there: other files, hidden ones, links). Links are
-    followed, but each real folder is read once, and those in seen (real paths) or around it not at all.
-    """
-    pictures, others, seen, waiting = [], [], {*seen, os.path.realpath(folder)}, [folder]
-    for at in waiting:
-        for entry in sorted(os.scandir(at), key=lambda entry: (entry.is_symlink(), entry.name)):
-            if is_hidden(entry.name) or not (entry.is_dir() or entry.is_file() or entry.is_symlink()):
-                others.append(entry.path)  # the last are sockets and pipes, which never end
-            elif entry.is_dir():
-                real = os.path.realpath(entry.path)
-                again = real in seen or entry.is_symlink() and holds(entry.path, at)
-                (others if again else waiting).append(entry.path)
-                seen.add(real)
-            else:
-                known = os.path.splitext(entry.name)[1].lower() in ENDINGS
-                (pictures if known else others).append(entry.path)
-    return sorted(pictures), sorted(others)
-
-
 def pictures_in(path, meta, image_size):
-    """(file, RGB picture as stored, '') for each picture of a folder, or one; else (file, None, reason)."""
-    files, others = find_pictures(path) if os.path.isdir(path) else ([path], [])
-    hidden = [file for file in others if os.path.splitext(file)[1].lower() in ENDINGS]
-    for file in sorted(files + hidden):
+    """
+    (file, RGB picture, '') for each picture of a folder, or one; else (file, None, reason). A data set of
+    arrays holds pictures of image_size alone: others are cropped to the middle square and resized.
+    """
+    files, skipped = find_files(path) if os.path.isdir(path) else ([path], [])
+    if os.path.isdir(path):
+        files = filter(is_picture, files)
+    for file in sorted([*files, *filter(is_picture, skipped)]):
         try:
-            if file in hidden:
-                raise ValueError('it is hidden or not a regular file')
-            yield file, as_stored(file, meta, image_size), ''
+            if file in skipped:
+                raise ValueError('it is hidden, no regular file, or there already')
+            rgb = to_rgb(open_picture(file)[0])
+            if meta['layout'] == 'arrays':
+                rgb = ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BICUBIC)
+            yield file, rgb, ''
         except Exception as error:  # Pillow raises nearly everything on broken files
-            yield file, None, reason(error)
-
-
-def reason(error):
-    return ' '.join(str(getattr(error, 'strerror', None) or error).split())[:200] or type(error).__name__
+            yield file, None, said(error)

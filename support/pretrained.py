@@ -14,12 +14,22 @@ from dataclasses import asdict
 
 import torch
 
-from model import GPT, NORMS, SETTINGS, GPTConfig, ViT, ViTConfig
+from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from support.console import fail
 from support.distributed import first_line
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 TOKENIZERS = ('vocab.json', 'tokenizer.json')
+# SHA-256 of the tokens 0 to 50255, one a line, as GPT-2's vocab.json writes them
+GPT2_TOKENS = '3a1f1c010d179f036be1992bc14b861e326341438633869c694dc4dccfe153d3'
+PLAIN = SETTINGS['S1'] | {'norm': 'layer'}
+GELU = {'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh', 'gelu': 'exact'}  # as transformers calls them
+# our name -> theirs, for the parts of a name that differ, in the order in which they are replaced
+NAMES = {
+    'GPT-2': {'blocks': 'h', 'ffn_pre_norm': 'ln_2', 'pre_norm': 'ln_1', 'ffn': 'mlp', 'final_norm': 'ln_f'},
+    'ViT': {'patch_embed': 'patch_embed.proj', 'ffn_pre_norm': 'norm2', 'pre_norm': 'norm1',
+            'final_norm': 'norm', 'attn.c_attn': 'attn.qkv', 'attn.c_proj': 'attn.proj',
+            'ffn.c_fc': 'mlp.fc1', 'ffn.c_proj': 'mlp.fc2'}}
 
 # -----------------------------------------------------------------------------
 # from a name to a folder
@@ -48,21 +58,21 @@ def find_weights(name: str) -> str:
 def download(repo, name):
     """The folder in the Hub's cache with what load() reads of a repository."""
     from huggingface_hub import constants, errors, snapshot_download
-    unknown = f'{name} is not a file or folder here'
     try:
         return snapshot_download(repo, allow_patterns=[
             'config.json', SINGLE, INDEX, 'model-*-of-*.safetensors', *TOKENIZERS])
     except errors.LocalEntryNotFoundError as e:
         status = getattr(getattr(e.__cause__, 'response', None), 'status_code', None)
         why = f'answers HTTP {status}' if status else 'cannot be reached'
-        fail(f'{unknown}, {repo} is not in the cache {constants.HF_HUB_CACHE}, and the Hugging Face Hub '
-             f'{why}. Check the network, or put config.json and {SINGLE} into {os.path.abspath(name)}.')
-    except errors.GatedRepoError:
-        fail(f'{repo} is gated. Accept its terms on its page on the Hugging Face Hub, then log in with '
-             '`hf auth login` or set HF_TOKEN.')
-    except errors.RepositoryNotFoundError:
-        fail(f'{unknown}, and {repo} is not on the Hugging Face Hub. Check the spelling; if it is private, '
-             'log in with `hf auth login`.')
+        fail(f'{name} is not a file or folder here, {repo} is not in the cache {constants.HF_HUB_CACHE}, and '
+             f'the Hugging Face Hub {why}. Check the network, or put config.json and {SINGLE} into '
+             f'{os.path.abspath(name)}.')
+    except errors.RepositoryNotFoundError as e:
+        if isinstance(e, errors.GatedRepoError):
+            fail(f'{repo} is gated. Accept its terms on its page on the Hugging Face Hub, then log in with '
+                 '`hf auth login` or set HF_TOKEN.')
+        fail(f'{name} is not a file or folder here, and {repo} is not on the Hugging Face Hub. Check the '
+             'spelling; if it is private, log in with `hf auth login`.')
     except Exception as e:  # of the network, of the disk: each version of the Hub's client has its own
         fail(f'The download of {repo} broke off ({first_line(e)}). Run the same line again.')
 
@@ -77,26 +87,23 @@ def load(path: str) -> dict:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     folder, file = (path, SINGLE) if os.path.isdir(path) else os.path.split(os.path.abspath(path))
-    about, tensors = {}, {}
+    about, parts, tensors = {}, [file], {}
     try:
         there = os.listdir(folder)
-        if file not in there and INDEX in there:
-            file = INDEX
-        for needed in ('config.json', file) if folder == path else ():
-            if needed not in there:
-                fail(f'{path} has neither a checkpoint (*.pt) nor a {needed}. Weights of GPT-2 or of a ViT '
-                     f'are a folder with config.json and {SINGLE} (or {INDEX} and its parts), not a pickle.')
+        if INDEX in there and file not in there:
+            parts = set(read_json(folder, INDEX)['weight_map'].values())
+        if folder == path and ('config.json' not in there or parts == [SINGLE] and SINGLE not in there):
+            fail(f'{path} has neither a checkpoint (*.pt) nor the weights of a GPT-2 or a ViT, which are a '
+                 f'config.json and a {SINGLE} (or {INDEX} and its parts), not a pickle.')
         if 'config.json' in there:
             about = read_json(folder, 'config.json')
-        for part in set(read_json(folder, INDEX)['weight_map'].values()) if file == INDEX else [file]:
+        for part in parts:
             tensors |= load_file(os.path.join(folder, part))
-        # without what torch.compile and DDP put before a name, and without masks and quantized weights
-        tensors = {re.sub(r'^((_orig_mod|module)\.)+', '', key): tensor for key, tensor in tensors.items()
-                   if tensor.is_floating_point() and tensor.element_size() > 1}
-        ours = {key: about[key] for key in ('model_args', 'data', 'config') if key in about}
-        if len(ours) == 3:  # our export, where a tied head is not stored twice
+        # torch.compile and DDP put words before a name
+        tensors = {re.sub(r'^((_orig_mod|module)\.)+', '', key): t for key, t in tensors.items()}
+        if {'model_args', 'data', 'config'} <= about.keys():  # our export: a tied head is not stored twice
             head = {'lm_head.weight': tensors['wte.weight']} if 'wte.weight' in tensors else {}
-            return {'model': head | tensors, **ours}
+            return {'model': head | tensors, **{key: about[key] for key in ('model_args', 'data', 'config')}}
         if 'architecture' in about or 'cls_token' in tensors:
             return from_timm(path, about, tensors)
         return from_gpt2(path, folder, about, tensors)
@@ -122,14 +129,6 @@ def refuse_keys(path, kind, config, plain):
             refuse(path, kind, f'its config.json says {key}={value!r}, not {next(iter(plain[key]))!r}')
 
 
-# our name -> theirs, for the parts of a name that differ, in the order in which they are replaced
-NAMES = {
-    'GPT-2': {'blocks': 'h', 'ffn_pre_norm': 'ln_2', 'pre_norm': 'ln_1', 'ffn': 'mlp', 'final_norm': 'ln_f'},
-    'ViT': {'patch_embed': 'patch_embed.proj', 'ffn_pre_norm': 'norm2', 'pre_norm': 'norm1',
-            'final_norm': 'norm', 'attn.c_attn': 'attn.qkv', 'attn.c_proj': 'attn.proj',
-            'ffn.c_fc': 'mlp.fc1', 'ffn.c_proj': 'mlp.fc2'}}
-
-
 def plain_network(kind, args):
     """{their name: (our name, a tensor of its shape)} of all weights of a network"""
     with torch.device('meta'):  # tensors without memory
@@ -144,26 +143,23 @@ def plain_network(kind, args):
 
 
 def under_our_names(path, kind, tensors, args):
-    """The tensors of a plain network with these args. Any other name or shape is refused."""
+    """The tensors of a plain network with these args. Any other name, type or shape is refused."""
     model, wanted = {}, plain_network(kind, args)
     for key in sorted(wanted.keys() | tensors.keys()):
         if key not in wanted or key not in tensors:
-            refuse(path, kind, f'it has {"a" if key in tensors else "no floating-point"} tensor {key}')
+            refuse(path, kind, f'it has {"a" if key in tensors else "no"} tensor {key}')
         (name, like), tensor = wanted[key], tensors[key]
+        if not tensor.is_floating_point() or tensor.element_size() == 1:
+            refuse(path, kind, f'its {key} is quantized ({tensor.dtype})')
         if tensor.shape != like.shape:
             refuse(path, kind, f'its {key} has the shape {list(tensor.shape)}, not {list(like.shape)}')
         model[name] = tensor
     return model
 
 
-# SHA-256 of the tokens 0 to 50255, one a line, as GPT-2's vocab.json writes them
-GPT2_TOKENS = '3a1f1c010d179f036be1992bc14b861e326341438633869c694dc4dccfe153d3'
-
-
 def check_tokenizer(path, folder, vocab_size):
     """The ids in our data sets are GPT-2's, so the model must have been trained on those."""
-    files = [file for file in TOKENIZERS if os.path.exists(os.path.join(folder, file))]
-    why = ''
+    files, why = [file for file in TOKENIZERS if os.path.exists(os.path.join(folder, file))], ''
     if vocab_size < 50257 or vocab_size > 50257 and not files:
         why = f"its vocabulary has {vocab_size} entries, GPT-2's has 50257"
     for file in files:
@@ -177,9 +173,6 @@ def check_tokenizer(path, folder, vocab_size):
              "If this one was trained on GPT-2's ids, put GPT-2's vocab.json beside its config.json.")
 
 
-GELU = {'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh', 'gelu': 'exact'}
-
-
 def from_gpt2(path, folder, hf, tensors):
     """GPT-2: setting S1, LayerNorm, bias. Hugging Face stores its matrices as (in, out)."""
     refuse_keys(path, 'GPT-2', hf.items(), {
@@ -189,9 +182,8 @@ def from_gpt2(path, folder, hf, tensors):
         if key not in hf:
             refuse(path, 'GPT-2', f'it has no config.json with {key}')
     args = {key: hf[key] for key in ('n_layer', 'n_head', 'n_embd', 'vocab_size')} | dict(
-        block_size=hf['n_positions'], norm='layer', bias=True, norm_eps=hf.get('layer_norm_epsilon', 1e-5),
-        gelu=GELU[hf.get('activation_function') or 'gelu_new'], tied=hf.get('tie_word_embeddings', True),
-        **SETTINGS['S1'])
+        block_size=hf['n_positions'], bias=True, norm_eps=hf.get('layer_norm_epsilon', 1e-5), **PLAIN,
+        gelu=GELU[hf.get('activation_function') or 'gelu_new'], tied=hf.get('tie_word_embeddings', True))
     if 'data' not in hf:  # our export has it
         check_tokenizer(path, folder, args['vocab_size'])
     tensors = {key.removeprefix('transformer.'): tensor for key, tensor in tensors.items()
@@ -211,10 +203,7 @@ def unnamed_classes(n):
 
 
 def from_timm(path, about, tensors):
-    """
-    A plain ViT of timm: setting S1, LayerNorm with eps 1e-6, bias. The shape follows from the tensors; a head
-    has 64 channels, in ViT-Huge 80.
-    """
+    """A plain ViT of timm. The shape follows from the tensors; a head has 64 channels, in ViT-Huge 80."""
     name, given = about.get('architecture', ''), about.get('model_args') or {}
     if name and not re.fullmatch(r'(vit|deit)_(tiny|small|base|large|huge)_patch\d+_\d+(_in21k|_miil)?',
                                  name):
@@ -230,8 +219,8 @@ def from_timm(path, about, tensors):
         refuse(path, 'ViT', f'the number of heads is unknown for a width of {width}')
     args = {'n_layer': max(1, len({key.split('.')[1] for key in tensors if key.startswith('blocks.')})),
             'n_head': n_head, 'n_embd': width, 'patch_size': patch, 'image_size': grid * patch,
-            'n_classes': max(1, n_classes), 'norm': 'layer', 'norm_eps': 1e-6, 'bias': True,
-            'qkv_bias': 'blocks.0.attn.qkv.bias' in tensors, **SETTINGS['S1']}
+            'n_classes': max(1, n_classes), 'norm_eps': 1e-6, 'bias': True,
+            'qkv_bias': 'blocks.0.attn.qkv.bias' in tensors, **PLAIN}
     if not n_classes:  # without classes it is for fine-tuning only
         tensors |= {'head.weight': torch.zeros(1, width), 'head.bias': torch.zeros(1)}
     labels, pixels = about.get('label_names'), about.get('pretrained_cfg') or about
@@ -241,36 +230,6 @@ def from_timm(path, about, tensors):
             **{key: list(pixels.get(key) or [0.5] * 3) for key in ('mean', 'std')}}
     return {'model': under_our_names(path, 'ViT', tensors, args), 'model_args': args,
             'data': data, 'config': {'arch': 'vit', 'setting': 'S1'}}
-
-# -----------------------------------------------------------------------------
-# another head, another size of pictures, another normalization of pixels
-
-def fresh_head(checkpoint, n_classes):
-    """A head for other classes. It starts with zeros, as in the ViT paper."""
-    model, args = checkpoint['model'], checkpoint['model_args']
-    width = model['head.weight'].size(1) if 'head.weight' in model else args['n_embd']
-    model |= {'head.weight': torch.zeros(n_classes, width), 'head.bias': torch.zeros(n_classes)}
-    args['n_classes'] = n_classes
-
-
-def resize_positions(positions, grid):
-    """The positions (1, 1 + n, C) of a square of patches for one of grid x grid, bicubic, as timm does it."""
-    old = math.isqrt(positions.size(1) - 1)
-    square = positions[:, 1:].float().view(1, old, old, -1).permute(0, 3, 1, 2)  # (1, C, old, old)
-    square = torch.nn.functional.interpolate(square, (grid, grid), mode='bicubic', antialias=True)
-    return torch.cat((positions[:, :1].float(), square.flatten(2).transpose(1, 2)), dim=1)
-
-
-def take_pixels(model, then, now):
-    """
-    The patch embedding was trained on pixels with the mean and std of then, and will read pixels with those
-    of now (two meta.json). A linear layer can take over the difference, so the network computes the same.
-    """
-    mean, new_mean = (torch.tensor(data['mean']).view(3, 1, 1) for data in (then, now))
-    std, new_std = (torch.tensor(data['std']).clamp(min=1 / 255).view(3, 1, 1) for data in (then, now))
-    w, b = model['patch_embed.weight'].float(), model['patch_embed.bias'].float()
-    model['patch_embed.weight'] = w * (new_std / std)
-    model['patch_embed.bias'] = b + (w * ((new_mean - mean) / std)).sum((1, 2, 3))
 
 # -----------------------------------------------------------------------------
 # from a checkpoint to a folder
@@ -284,12 +243,13 @@ def export(checkpoint: dict, folder: str) -> str:
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         fail(f'{folder} has files already. Use another folder for --export.')
     args, data = asdict(GPTConfig()) | checkpoint['model_args'], checkpoint['data']
-    gpt2 = 'n_classes' not in args and args['norm'] == 'layer' \
-        and all(args[key] == SETTINGS['S1'][key] for key in NORMS) \
+    gpt2 = PLAIN.items() <= args.items() and 'n_classes' not in args \
         and args.get('weight_standardization', 'none') == 'none'
     about, tensors = {key: checkpoint[key] for key in ('model_args', 'data', 'config')}, checkpoint['model']
+    kind = 'our own names, which --init_from reads'
     if gpt2:
-        about, tensors = to_gpt2(args, data, tensors)
+        about, tensors, tokenizer = to_gpt2(args, data, tensors)
+        kind = f'GPT-2 in the format of Hugging Face, {tokenizer}'
     elif args['tied']:
         tensors = {key: tensor for key, tensor in tensors.items() if key != 'lm_head.weight'}
     parent = os.path.dirname(os.path.realpath(folder))
@@ -306,22 +266,20 @@ def export(checkpoint: dict, folder: str) -> str:
             os.replace(new, os.path.realpath(folder))
     except Exception as e:  # safetensors has its own error for a full disk
         fail(f'Cannot write {folder} ({first_line(e)}).')
-    if not gpt2:
-        return 'our own names, which --init_from reads'
-    tokenizer = "In transformers, load its tokenizer with AutoTokenizer.from_pretrained('gpt2')."
-    if data['tokenizer'] == 'byte':
-        tokenizer = 'It has no tokenizer: its ids are list(text.encode()), and 256 ends a document.'
-    elif data['vocab_size'] != 50257:
-        tokenizer = 'It has no tokenizer: its ids are those of experiments/vocabulary.py.'
-    return f'GPT-2 in the format of Hugging Face. {tokenizer}'
+    return kind
 
 
 def to_gpt2(args, data, model):
     """
-    (config.json, tensors) of Hugging Face, without the rows that pad a vocabulary. Its GPT-2 always has
-    biases: zeros where ours has none.
+    (config.json, tensors, which tokenizer) of Hugging Face, without the rows that pad a vocabulary. Its GPT-2
+    always has biases: zeros where ours has none.
     """
-    eot, vocab_size = 256 if data['tokenizer'] == 'byte' else 50256, data['vocab_size']
+    vocab_size, eot = data['vocab_size'], 50256
+    tokenizer = "load AutoTokenizer.from_pretrained('gpt2') of transformers"
+    if data['tokenizer'] == 'byte':
+        eot, tokenizer = 256, 'its ids are list(text.encode()), and 256 ends a document'
+    elif vocab_size != 50257:
+        tokenizer = 'its ids are those of experiments/vocabulary.py'
     hf = {'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], 'data': data, 'vocab_size': vocab_size,
           'n_positions': args['block_size'], 'bos_token_id': eot, 'eos_token_id': eot,
           'activation_function': 'gelu' if args['gelu'] == 'exact' else 'gelu_new',
@@ -329,13 +287,13 @@ def to_gpt2(args, data, model):
           'tie_word_embeddings': args['tied'], **{key: args[key] for key in ('n_layer', 'n_head', 'n_embd')},
           **{key: args['dropout'] for key in ('attn_pdrop', 'embd_pdrop', 'resid_pdrop')}}
     size = {key: args[key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size')}
-    network, tensors = plain_network('GPT-2', dict(norm='layer', bias=True, **size, **SETTINGS['S1'])), {}
-    for theirs, (ours, like) in network.items():
+    tensors = {}
+    for theirs, (ours, like) in plain_network('GPT-2', PLAIN | size | {'bias': True}).items():
         tensor = model[ours] if ours in model else torch.zeros(like.shape)
         if ours in ('wte.weight', 'lm_head.weight'):
             tensor = tensor[:vocab_size]
-        if ours != 'lm_head.weight':
-            tensors[f'transformer.{theirs}'] = tensor.t().contiguous() if '.c_' in ours else tensor
-        elif not args['tied']:
-            tensors[ours] = tensor
-    return hf, tensors
+        theirs = theirs if ours == 'lm_head.weight' else f'transformer.{theirs}'
+        tensors[theirs] = tensor.t().contiguous() if '.c_' in ours else tensor
+    if args['tied']:
+        del tensors['lm_head.weight']
+    return hf, tensors, f'without a tokenizer: {tokenizer}.'

@@ -106,7 +106,8 @@ class Report:
 
     def train(self, iter_num, loss, lr, grad_norm, clipped):
         """Log the update of iter_num. clipped: the share of units that agc has clipped, or None."""
-        seconds, updates = time.time() - self.t0, iter_num + 1 - self.first_iter
+        updates = iter_num + 1 - self.first_iter
+        seconds = max(time.time() - self.t0, 0.001)  # some clocks have steps of 16 ms
         speed = self.per_iter * updates / seconds
         row = {'iter': iter_num, 'split': 'train', 'loss': loss, 'lr': lr, 'grad_norm': grad_norm,
                self.unit: (iter_num + 1) * self.per_iter, f'{self.unit}_per_s': round(speed, 1),

@@ -3,6 +3,7 @@ A checkpoint: finding it, checking it against this run, fitting its weights and 
 changes its arguments, but for a network or an optimizer that is to be loaded.
 """
 
+import math
 import os
 from dataclasses import asdict, dataclass
 
@@ -13,7 +14,7 @@ from support import normfree, pretrained
 from support.checks import reads_only, resolve_norms
 from support.console import fail
 from support.distributed import all_same, first_line, on_master
-from support.run import our_files
+from support.run import lock, our_files
 
 # -----------------------------------------------------------------------------
 # finding it
@@ -22,11 +23,12 @@ from support.run import our_files
 class Checkpoint:
     """
     Where a run begins. state: the dict of a checkpoint file, None from scratch. resumes: whether this run
-    continues that one, or takes the weights alone.
+    continues that one, or takes the weights alone. only_reads: whether it evaluates and trains nothing.
     """
     path: str | None = None
     state: dict | None = None
     resumes: bool = False
+    only_reads: bool = False
 
     @property
     def iter(self):
@@ -39,10 +41,11 @@ class Checkpoint:
 
 def latest_checkpoint(out_dir):
     """Path of ckpt.pt, or of the last kept one where that is gone, or None."""
-    found = [f for f in our_files(out_dir) if f.startswith('ckpt')]  # ckpt.pt is first, the kept ones follow
+    found = [f for f in our_files(out_dir) if f.startswith('ckpt')]
     if not found:
         return None
-    return os.path.join(out_dir, 'ckpt.pt' if 'ckpt.pt' in found else found[-1])
+    kept = {int(f[5:-3]): f for f in found if f != 'ckpt.pt'}
+    return os.path.join(out_dir, 'ckpt.pt' if 'ckpt.pt' in found else kept[max(kept)])
 
 
 def find_checkpoint(path):
@@ -78,25 +81,30 @@ def load_checkpoint(path: str) -> dict:
 def find(config, env) -> Checkpoint:
     """The checkpoint that init_from names; an empty one from scratch. The weights are not loaded yet."""
     out_dir, init_from = config['out_dir'], config['init_from']
-    refuse_to_overwrite(out_dir, init_from, config['overwrite'], reads_only(config))
-    path = None
+    path, only_reads = None, reads_only(config)
+    if not only_reads:
+        on_master(lambda: refuse_used_folder(out_dir, init_from, config['overwrite']), env)
     if init_from == 'resume':
         path = latest_checkpoint(out_dir)
         if not path:
             env.say(f'{out_dir} has no checkpoint yet, so the run starts at iteration 0. If you expected '
                     'one, check --out_dir.')
-            if not reads_only(config):  # with the weights that the config file names, if it does
+            if not only_reads:  # with the weights that the config file names, if it does
                 init_from = config.replaced.get('init_from', 'resume')
     if init_from not in ('scratch', 'resume'):  # rank 0 downloads, the others find it in the cache
         on_master(lambda: pretrained.find_weights(init_from), env)
         path = find_checkpoint(pretrained.find_weights(init_from))
+        real = os.path.realpath(path)
+        if config['overwrite'] and os.path.realpath(out_dir) in (real, os.path.dirname(real)):
+            fail(f'{init_from} is in the out_dir that would be overwritten. Choose another --out_dir.')
     if not path:
-        if reads_only(config):
-            fail(f'{"eval_only" if config["eval_only"] else "predict"} needs weights. Use '
-                 '--init_from=FILE_OR_FOLDER, or --init_from=resume where out_dir has a checkpoint.')
+        if only_reads:
+            key = 'eval_only' if config['eval_only'] else 'predict'
+            fail(f'{key} needs weights. Use --init_from=FILE_OR_FOLDER, or --init_from=resume where out_dir '
+                 'has a checkpoint.')
         found = Checkpoint()
     else:
-        found = Checkpoint(path, load_checkpoint(path), init_from == 'resume' and not reads_only(config))
+        found = Checkpoint(path, load_checkpoint(path), init_from == 'resume' and not only_reads, only_reads)
         kind, script = ('classes', 'train_vit.py') if 'arch' in config else ('tokenizer', 'train_gpt.py')
         if kind not in found.state['data']:
             fail(f'{path} is not a checkpoint of {script}. Use another file.')
@@ -105,13 +113,12 @@ def find(config, env) -> Checkpoint:
     return found
 
 
-def refuse_to_overwrite(out_dir, init_from, overwrite, only_reads):
-    if our_files(out_dir) and init_from != 'resume' and not overwrite and not only_reads:
+def refuse_used_folder(out_dir, init_from, overwrite):
+    if our_files(out_dir) and init_from != 'resume' and not overwrite:
         fail(f'{out_dir} has a run already. Continue it with --init_from=resume, replace it with '
              '--overwrite=True, or choose another --out_dir.')
-    folders = os.path.abspath(init_from), os.path.dirname(os.path.abspath(init_from))
-    if overwrite and os.path.abspath(out_dir) in folders:
-        fail(f'{init_from} is in the out_dir that would be overwritten. Choose another --out_dir.')
+    if os.path.exists(os.path.join(out_dir, 'run.lock')):  # Run takes it, after the first pass
+        lock(out_dir).close()
 
 # -----------------------------------------------------------------------------
 # checking it
@@ -127,15 +134,16 @@ def network_of(checkpoint: Checkpoint, config: dict) -> dict:
     """
     if not checkpoint.state:
         return {}
-    args, then = checkpoint.state['model_args'], checkpoint.state.get('config', {})
-    network = {'arch': then.get('arch', 'vit')} | args
+    args, old_config = checkpoint.state['model_args'], checkpoint.state.get('config', {})
+    network = {'arch': old_config.get('arch', 'vit')} | args
     network = {k: v for k, v in network.items() if k in config and k not in FREE}
     no_keys = {k: v for k, v in args.items() if k not in config and k != 'n_classes'}  # gelu, norm_eps
     if checkpoint.resumes:
         stated = config.stated.union(NORMS if 'setting' in config.stated else ())
-        return {k: then[k] for k in ['setting', *network] if k in then and k not in stated} | no_keys
+        keys = [k for k in ['setting', *network] if k in old_config and k not in stated]
+        return {k: old_config[k] for k in keys} | no_keys
 
-    setting = then.get('setting', 'S1')
+    setting = old_config.get('setting', 'S1')
     if 'setting' in config.replaced and 'pre_norm' in args:  # NFNet has no setting
         norms = resolve_norms(config)
         if any(norms[k] != args[k] for k in norms):
@@ -182,12 +190,12 @@ def check(checkpoint: Checkpoint, config: dict, model_args: dict, meta: dict, ma
         env.say(f'The weights come from {path}. The optimizer is new.')
 
 
-def refuse_other_classes(path, then, now):
-    if not then:
+def refuse_other_classes(path, old, new):
+    if not old:
         fail(f'{path} has no head, so it knows no classes. Fine-tune it on a data set first.')
-    if then == pretrained.unnamed_classes(len(now)):
+    if old == pretrained.unnamed_classes(len(new)):
         return
-    for i, (a, b) in enumerate(zip(then, now)):
+    for i, (a, b) in enumerate(zip(old, new)):
         if a != b:
             fail(f'{path} was trained on other classes: its class {i} is {a!r}, that of the data set is '
                  f'{b!r}.')
@@ -213,16 +221,16 @@ def check_resumed(checkpoint, config, meta, max_iters, env):
     env.say(f'{path}: iteration {checkpoint.iter}')
     own = {'init_from', 'out_dir', 'overwrite', 'eval_only', 'eval_split', 'predict'}
     changed = []
-    for key, then in state['config'].items():
-        if key in config and key not in own and config[key] != then:
-            changed.append(f'{key} {then} -> {config[key]}')
+    for key, old in state['config'].items():
+        if key in config and key not in own and config[key] != old:
+            changed.append(f'{key} {old} -> {config[key]}')
     if changed:  # config.json will hold the new values
         env.say('Not as in the checkpoint: ' + ', '.join(changed) + '.')
 
 
-def refuse_changes(path, then, now, keys, remedy='Use the values of the original run.'):
-    """End with one sentence where a key of the checkpoint at path has another value now."""
-    changed = [f'{k}={then.get(k)}, now it is {now.get(k)}' for k in keys if then.get(k) != now.get(k)]
+def refuse_changes(path, old, new, keys, remedy='Use the values of the original run.'):
+    """End with one sentence where a key of the checkpoint at path has another value in this run."""
+    changed = [f'{k}={old.get(k)}, now it is {new.get(k)}' for k in keys if old.get(k) != new.get(k)]
     if changed:
         fail(f'{path} was made with {"; ".join(changed)}. {remedy}')
 
@@ -258,40 +266,62 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint, meta: dict, env
 
 def fit_weights(checkpoint, model, meta, env):
     """The weights with the context, the classes, the picture size and the pixels of this run."""
-    path, then = checkpoint.path, checkpoint.state['data']
+    path, old_data = checkpoint.path, checkpoint.state['data']
     weights = dict(checkpoint.state['model'])
     if 'wpe.weight' in weights:
         weights['wpe.weight'] = weights['wpe.weight'][:model.config.block_size]
-    if 'classes' in then:
-        old, new = then['classes'], meta['classes']
-        if old not in (new, pretrained.unnamed_classes(len(new))):
-            env.say(f'{path} has a head for {len(old)} classes, the data set has {len(new)} others: the head '
+    if 'classes' in old_data:
+        old, new = old_data['classes'], meta['classes']
+        unnamed = old == pretrained.unnamed_classes(len(new))  # to train on, that says too little
+        if old != new and not (unnamed and checkpoint.only_reads):
+            count = f'{len(old)} unnamed' if unnamed else len(old)
+            env.say(f'{path} has a head for {count} classes, the data set has {len(new)} others: the head '
                     'starts again at zero')
             for name in ('head.weight', 'head.bias'):
                 weights[name] = torch.zeros_like(model.get_parameter(name))  # as in the ViT paper
     if 'pos_embed' in weights:
-        patch, now = model.config.patch_size, model.config.image_size // model.config.patch_size
-        before = checkpoint.state['model_args']['image_size'] // patch
-        if before != now:
-            env.say(f'the positions of {path} are interpolated from {before} x {before} to {now} x {now} '
-                    'patches')
-            weights['pos_embed'] = pretrained.resize_positions(weights['pos_embed'], now)
-        if any(then[k] != meta[k] for k in ('mean', 'std')):
-            pretrained.take_pixels(weights, then, meta)
+        patch_size = model.config.patch_size
+        old = checkpoint.state['model_args']['image_size'] // patch_size
+        new = model.config.image_size // patch_size
+        if old != new:
+            env.say(f'the positions of {path} are interpolated from {old} x {old} to {new} x {new} patches')
+            weights['pos_embed'] = resize_positions(weights['pos_embed'], new)
+        if any(old_data[k] != meta[k] for k in ('mean', 'std')):
+            w, b = weights['patch_embed.weight'], weights['patch_embed.bias']
+            weights['patch_embed.weight'], weights['patch_embed.bias'] = take_pixels(w, b, old_data, meta)
     return weights
+
+
+def resize_positions(positions, grid):
+    """The positions (1, 1 + n, C) of a square of patches for one of grid x grid, bicubic, as timm does it."""
+    old = math.isqrt(positions.size(1) - 1)
+    square = positions[:, 1:].float().view(1, old, old, -1).permute(0, 3, 1, 2)  # (1, C, old, old)
+    square = torch.nn.functional.interpolate(square, (grid, grid), mode='bicubic', antialias=True)
+    return torch.cat((positions[:, :1].float(), square.flatten(2).transpose(1, 2)), dim=1)
+
+
+def take_pixels(w, b, then, now):
+    """
+    Weight and bias of a patch embedding that was trained on pixels with the mean and std of then, for pixels
+    with those of now (two meta.json). A linear layer can take over the difference.
+    """
+    mean, new_mean = (torch.tensor(data['mean']).view(3, 1, 1) for data in (then, now))
+    std, new_std = (torch.tensor(data['std']).clamp(min=1 / 255).view(3, 1, 1) for data in (then, now))
+    w, b = w.float(), b.float()
+    return w * (new_std / std), b + (w * ((new_mean - mean) / std)).sum((1, 2, 3))
 
 
 def load_optimizer(opt, checkpoint: Checkpoint) -> None:
     """Load the optimizer's state where a run resumes. Rates and decay are those of the config."""
     if not checkpoint.resumes:
         return
-    of_config = [{k: v for k, v in group.items() if k != 'params'} for group in opt.param_groups]
+    fresh = [dict(group) for group in opt.param_groups]
     try:
         opt.load_state_dict(of_earlier_versions(checkpoint.state['optimizer'], opt))
     except (KeyError, ValueError):
         fail('The checkpoint has its optimizer state in other groups. Use the embed_optimizer and '
              'embed_lr of the original run.')
-    for group, values in zip(opt.param_groups, of_config):
+    for group, values in zip(opt.param_groups, fresh):
         group.update(values)
 
 
@@ -300,22 +330,22 @@ def of_earlier_versions(state, opt):
     An optimizer's state in today's layout. Earlier versions had other groups without tensors, and two SGDW
     where the embeddings have row norm.
     """
-    parts = [dict(part) for part in state.get('optimizers', [state])]
+    states = [dict(part) for part in state.get('optimizers', [state])]
     optimizers = getattr(opt, 'optimizers', [opt])
-    if len(parts) == 2 and len(optimizers) == 1:
-        parts = [joined(*parts)]
-    for part, optimizer in zip(parts, optimizers, strict=True):
+    if len(states) == 2 and len(optimizers) == 1:
+        states = [joined(*states)]
+    for part, optimizer in zip(states, optimizers, strict=True):
         part['param_groups'] = [group for group in part['param_groups'] if group['params']]
         for i, group in enumerate(optimizer.param_groups):
             if not group['params']:
                 part['param_groups'].insert(i, group)
-    return {'optimizers': parts} if hasattr(opt, 'optimizers') else parts[0]
+    return {'optimizers': states} if hasattr(opt, 'optimizers') else states[0]
 
 
 def joined(first, second):
     """The state of two SGDW as that of one."""
     groups = first['param_groups'] + second['param_groups']
-    if not all('rownorm' in group for group in groups):
+    if any('rownorm' not in group or 'betas' in group for group in groups):
         raise ValueError('not two SGDW')
     shift = sum(len(group['params']) for group in first['param_groups'])
     moved = [group | {'params': [i + shift for i in group['params']]} for group in second['param_groups']]

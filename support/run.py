@@ -3,17 +3,26 @@ The out_dir of a run: config.json, log.jsonl, saving checkpoints, stopping. Noth
 write beside a file, then rename.
 """
 
+import atexit
+import errno
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 
 import torch
 
 from support.console import fail
 from support.distributed import first_line, leave, on_master
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps a second run out of an out_dir
+    fcntl = None
 
 # -----------------------------------------------------------------------------
 # files
@@ -56,6 +65,36 @@ def our_files(out_dir):
     return sorted(f for f in files if re.fullmatch(r'config\.json|log\.jsonl|(best|ckpt|ckpt_\d+)\.pt', f))
 
 
+def lock(out_dir):
+    """
+    The open file out_dir/run.lock with the kernel's lock on it. That lock ends with this process however it
+    ends, so the file of a run that was killed is free. Ends the program where another run has it.
+    """
+    path = os.path.join(out_dir, 'run.lock')
+    try:
+        file = open(path, 'a+', encoding='utf-8')
+    except OSError as e:
+        fail(f'Cannot use out_dir={out_dir} ({e.strerror}).')
+    if fcntl is None:
+        return file
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock would pass to workers that we fork
+    except OSError as e:
+        if e.errno not in (errno.EACCES, errno.EAGAIN):
+            print(f'{out_dir} is on a disk without locks ({e.strerror}). Start no second run in it.')
+            return file
+        file.seek(0)
+        owner = file.read() or 'another process'
+        fail(f'{out_dir} is in use by {owner}. Wait for it, stop it or choose another --out_dir. If its '
+             f'machine has crashed, delete {path}.')
+    if not os.path.exists(path) or not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+        return lock(out_dir)  # its last owner has removed it meanwhile
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {platform.node()}')
+    file.flush()
+    return file
+
+
 def git_commit():
     try:
         return subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, timeout=10,
@@ -85,16 +124,24 @@ class Run:
     def open(self, config):
         try:
             os.makedirs(self.out_dir, exist_ok=True)
+            self.lock = lock(self.out_dir)
+            atexit.register(self.unlock)
             if config['overwrite'] and config['init_from'] != 'resume':
                 for f in our_files(self.out_dir):
                     os.remove(os.path.join(self.out_dir, f))
         except OSError as e:
             fail(f'Cannot use out_dir={self.out_dir} ({e.strerror}).')
         gpu = torch.cuda.get_device_name() if self.env.device_type == 'cuda' else ''
-        about = {'torch': torch.__version__, 'git': git_commit(), 'gpu': gpu,
-                 'world_size': self.env.world_size}
-        replace_text(os.path.join(self.out_dir, 'config.json'), json.dumps({**config, **about}, indent=2))
+        versions = {'torch': torch.__version__, 'cudnn': torch.backends.cudnn.version(), 'git': git_commit(),
+                    'gpu': gpu, 'allocator': os.environ.get('PYTORCH_CUDA_ALLOC_CONF', ''),
+                    'world_size': self.env.world_size}
+        replace_text(os.path.join(self.out_dir, 'config.json'), json.dumps({**config, **versions}, indent=2))
         replace_text(self.log_path, ''.join(self.rows_before_start()))
+
+    def unlock(self):
+        with suppress(OSError):
+            os.remove(self.lock.name)
+        self.lock.close()
 
     def rows_before_start(self):
         """The lines of the log before start_iter. Later rows come again; a line that was cut short goes."""

@@ -1,114 +1,131 @@
-"""
-Which split a file belongs to, told by names: one rule for text, json lines, parquet and pictures.
-
-    >>> split_names(['TinyStories-train.txt', 'TinyStories-valid.txt', 'README.txt'])
-    {'TinyStories-train.txt': 'train', 'TinyStories-valid.txt': 'val', 'README.txt': ''}
-
-Nothing is opened here, and nothing is left out in silence: tell_splits() lists what is.
-"""
+"""Which files are train, val and test: as --val or --val_fraction states or, without them, as names say."""
 
 import os
 import re
-from itertools import takewhile
 from pathlib import Path
+
+from support.console import fail
 
 # for --help
 RULE = """\
-A file or top folder is train, val (or valid, validation, dev) or test if that word is its name (train-00001),
-ends its name (wiki-valid.txt), or is all that differs from another name (train_en, val_en). Source code says
-nothing. Other names are training data; where both train and val are named, they are left out and listed."""
+--val=FILE_OR_FOLDER states the validation data, and --val_fraction=F cuts it from train. Without both, a
+folder or file is train, val (or valid, validation, dev) or test if its name is that word or ends in it, apart
+from numbers (wiki-valid.txt, train-00001). If no name says a split, all is train. If only some do, or a name
+may say one (valset, train_en), the script stops with the command that states the splits."""
 
-WORDS = {'train': 'train', 'training': 'train',
-         'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val',
-         'test': 'test', 'testing': 'test', 'eval': 'test', 'evaluation': 'test'}
-FILLERS = set('of part shard chunk split data dataset set file v'.split())  # train-0-of-2, val_data
+WORDS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'test': 'test'}
+NEAR = re.compile('(train|val|valid|validation|dev|test|eval|evaluation)(set|sets|ing|data|split)?')
 # the endings of files that hold data, and what may follow them; names of other files (train.py) say nothing
 DATA = {'.txt', '.text', '.tokens', '.raw', '.jsonl', '.ndjson', '.json', '.parquet'}
+ABOUT = re.compile(r'(README|LICENSE|NOTICE|CITATION)(\..*)?', re.IGNORECASE)
 PACKED = {'.gz', '.bz2', '.xz', '.zst', '.zstd'}
 
 
-def split_names(paths, files='top'):
+def split_of(name):
+    """'train', 'val' or 'test' where a name says it, 'train?' where it may say it, '' where it does not"""
+    name = re.sub(r'[-._]\d+-of-\d+.*', '', name)  # the number of a shard
+    name = re.sub('([a-z])([A-Z])', r'\1 \2', name)
+    words = re.findall(r'[^\W\d_]+', name.lower())
+    near = [match[1] for match in map(NEAR.fullmatch, words) if match]
+    if not near:
+        return ''
+    split = WORDS.get(near[0], 'val')
+    return split if len(near) == 1 and words[-1] in WORDS else f'{split}?'
+
+
+def split_of_path(path):
+    """What the first part of a relative path that says something says. Source files say nothing."""
+    *names, file = path.split('/')
+    stem, is_data = data_stem(file)
+    if is_data:
+        names.append(stem)
+    return next(filter(None, map(split_of, names)), '')
+
+
+def choose_splits(root, said, config):
     """
-    {path: 'train', 'val', 'test' or '' (left out)} for paths relative to the folder of a data set, with '/'
-    between their parts. Names of folders at the top count. So do names of files that hold data: at the top,
-    further down if those say both train and val; with files='any' at every depth (and all folders: a table is
-    data wherever it lies); with None never. Where names tell no splits apart, all is 'train'.
+    {name: 'train', 'val', 'test' or '' (left out)} of {name: what split_of said} in the folder root. It stops
+    where this is not clear, with the command that makes it so.
     """
-    parts = {path: path.split('/') for path in paths}
-    # folders around all data (data/train-00000-of-00002.parquet) are not the top yet
-    data = [p[:-1] for p in parts.values() if data_stem(p[-1])[1]] or [p[:-1] for p in parts.values()]
-    around = list(takewhile(lambda folder: not is_split(words_of(folder)), os.path.commonprefix(data)))
-    parts = {path: p[len(around):] if p[:len(around)] == around else p for path, p in parts.items()}
+    if any(said.values()):
+        said = {name: split for name, split in said.items() if split or not is_about(name)}
+    told = set(said.values())
+    if config['val_fraction'] and 'val' in told and '' not in told:
+        fail(f'{root} has validation data by its names. Leave --val_fraction out, or give the training data '
+             'alone as --dataset.')
+    if told == {''} or config['val_fraction'] and not told <= {'train', 'test'}:  # so it says
+        return dict.fromkeys(said, 'train')
+    if config['val'] and told <= {'', 'val', 'test'}:
+        return {name: '' if split else 'train' for name, split in said.items()}
+    if told <= {'train', 'val', 'test'}:
+        return {name: '' if split == 'val' and config['val'] else split for name, split in said.items()}
 
-    for level in dict.fromkeys((files, 'any' if files == 'top' else files)):
-        names = {}  # path -> the names that may say its split, from the top down, as (words, is it a file)
-        for path, (*folders, file) in parts.items():
-            stem, is_data = data_stem(file)
-            names[path] = [(words_of(name), False) for name in (folders if level == 'any' else folders[:1])]
-            if is_data and (level == 'any' or level == 'top' and not folders):
-                names[path].append((words_of(stem), True))
-        said = splits_said({name for given in names.values() for name in given})
-        splits = {path: next((said[n] for n in given if n in said), '') for path, given in names.items()}
-        there = set(splits.values())
-        if {'train', 'val'} <= there:
-            return splits
-        if level == files and len(there) > 1 and there != {'', 'train'}:
-            return {path: split or 'train' for path, split in splits.items()}
-    return dict.fromkeys(parts, 'train')
-
-
-def splits_said(names):
-    """{name: split} of the names that say one. Each name is (words, is it a file)."""
-    said, sure, around = {}, False, {}
-    places = {name: [i for i, word in enumerate(name[0]) if word in WORDS] for name in names}
-    places = {name: at[0] for name, at in places.items() if len(at) == 1}  # not dev_test_notes
-    for (words, _), at in places.items():
-        around.setdefault((words[:at], words[at + 1:]), set()).add(WORDS[words[at]])
-    for (words, is_file), at in places.items():
-        word, before, after = words[at], words[:at], words[at + 1:]
-        rest = before + after
-        partner = rest and (len(around[before, after]) > 1 or any(rest == other for other, _ in names))
-        if partner or not after:
-            said[words, is_file] = WORDS[word]
-            # programs have folders called dev and test, and titles end in such words
-            sure |= bool(partner) or word in ('val', 'valid', 'validation') or (
-                is_file and not rest and WORDS[word] != 'train')
-    # the less sure ones need the company of one that is, or a train to be told apart from
-    return said if sure or {'train'} < set(said.values()) else {}
+    tops = {}  # a name at the top -> what it says
+    for name, split in said.items():
+        top = name.split('/')[0]
+        tops[top] = tops.get(top) or split.rstrip('?')
+    perhaps = []
+    for split in dict.fromkeys(tops.values()):
+        names = [top for top in tops if tops[top] == split]
+        perhaps.append(f'{split or "neither"}: {examples(names)}')
+    first = {split: top for top, split in reversed(tops.items())}
+    rest = [top for top in tops if not tops[top]]
+    if len(rest) == 1:
+        first.setdefault('train', rest[0])
+    train = os.path.join(root, first['train']) if 'train' in first else root
+    val = os.path.join(root, first.get('val') or first.get('test') or 'VAL')
+    fail(f'The names in {root} do not tell train from val ({"; ".join(perhaps)}). State it with '
+         f'--dataset={train} --val={val} or, if all of it is training data, with --val_fraction=0.1.')
 
 
-def words_of(name):
-    """'TinyStories-train_v2' -> ('tiny', 'stories', 'train')"""
-    name = re.sub(r'-\d{5}-of-\d{5}-[0-9a-f]{16}$', '', name)  # the Hub's older shards end in a hash
-    apart = re.sub('([a-z])([A-Z])', r'\1 \2', name)
-    return tuple(word for word in re.findall(r'[^\W\d_]+', apart.lower()) if word not in FILLERS)
+def split_files(root, chosen, held_out, config):
+    """{'train', 'val', 'test': paths} of the chosen files below root, and of held_out, the files of --val"""
+    real = set(map(os.path.realpath, held_out))
+    names = {os.path.relpath(path, root): path for path in chosen if os.path.realpath(path) not in real}
+    splits = {'.': 'train'}
+    if os.path.isdir(root):
+        splits = choose_splits(root, {name: split_of_path(name) for name in names}, config)
+    files = {'train': [], 'val': list(held_out), 'test': []}
+    for name, split in splits.items():
+        if split:
+            files[split].append(names[name])
+    return files
 
 
-def is_split(words):
-    return len(words) == 1 and words[0] in WORDS
+def tell_splits(root, files, others):
+    """Prints how many files each split has and what is left out, with examples, and if shards are missing."""
+    told, shards = [], {}
+    for split, paths in {**files, 'left out': others}.items():
+        names = [os.path.relpath(path, root) if os.path.isdir(root) else path for path in paths]
+        if names or split != 'test':
+            count = f'{len(names):,} file' if len(names) == 1 else f'{len(names):,} files'
+            told.append(f'{split}: {count} ({examples(names)})' if names else f'{split}: {count}')
+        for name in names:
+            if match := re.match(r'(.*?)(\d+)-of-(\d+)', name):
+                shards.setdefault((match[1], int(match[3])), []).append(int(match[2]))
+    print(', '.join(told), flush=True)
+    for (name, total), there in shards.items():
+        if len(set(there)) < total:
+            print(f'{name}*: only {len(set(there))} of {total} shards are here. Download the others if you '
+                  'want their rows.', flush=True)
+
+
+def is_about(path):
+    return ABOUT.fullmatch(os.path.basename(path))
+
+
+def examples(names, n=3):
+    names = list(map(str, names))
+    return ', '.join(names[:n]) + (' ...' if len(names) > n else '')
 
 
 def data_stem(name):
     """A file's name without the endings of data, and whether it had one: 'a.txt.gz' -> ('a', True)"""
-    stem, is_data = name, False
-    while '.' in stem[1:]:
-        head, dot, ending = stem.rpartition('.')
-        ending = (dot + ending).lower()
-        if ending not in DATA and (is_data or ending not in PACKED):
-            break
-        stem, is_data = head, is_data or ending in DATA
-    return stem, is_data
-
-
-def tell_splits(splits, others=()):
-    """One line for the user: how many files each split has, and the names of what is left out."""
-    def files(n):
-        return f'{n:,} file' + 's' * (n != 1)
-    counts = {split: list(splits.values()).count(split) for split in ('train', 'val', 'test')}
-    out = sorted([path for path, split in splits.items() if not split] + list(others))
-    names = ', '.join(out[:10]) + f' and {len(out) - 10:,} more' * (len(out) > 10)
-    return ', '.join([f'{split}: {files(n)}' for split, n in counts.items() if n or split != 'test']
-                     + [f'left out: {files(len(out))}' + f' ({names})' * bool(out)])
+    path = Path(name)
+    if path.suffix.lower() in PACKED:
+        path = Path(path.stem)
+    is_data = path.suffix.lower() in DATA
+    return (path.stem, True) if is_data else (name, False)
 
 
 def prepared_name(dataset):

@@ -13,12 +13,12 @@ from support.tokens import data_folder
 from tests.common import ROOT
 
 
-def get_lr(script, learning_rate, min_lr, warmup_iters, max_iters):
+def get_lr(script, learning_rate, min_lr, warmup_iters, max_iters, schedule='cosine'):
     """get_lr of a train script, which cannot be imported, with these numbers."""
     tree = ast.parse((ROOT / script).read_text())
     code = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == 'get_lr']
     names = dict(math=math, learning_rate=learning_rate, min_lr=min_lr, warmup_iters=warmup_iters,
-                 max_iters=max_iters)
+                 max_iters=max_iters, schedule=schedule)
     exec(compile(ast.Module(code, []), script, 'exec'), names)
     return names['get_lr']
 
@@ -34,6 +34,10 @@ def test_schedule(script):
     assert all(a >= b for a, b in zip(lr[10:], lr[11:]))
     assert get_lr(script, 1.0, 0.0, 0, 10)(0) == 1.0  # no warmup: the peak at once
     assert get_lr(script, 1.0, 0.0, 2000, 2)(1) < 0.001  # a run shorter than its warmup
+    # of timm 1.0.31, CosineLRScheduler(t_initial=150, lr_min=0.01, warmup_t=60, warmup_lr_init=0.5 / 61)
+    timm = {0: 0.0081967, 30: 0.2540984, 59: 0.4918033, 60: 0.3307092, 75: 0.255, 100: 0.1325, 149: 0.0100537}
+    lr = get_lr(script, 0.5, 0.01, 60, 150, 'timm')
+    assert {t: round(lr(t), 7) for t in timm} == timm
 
 
 def test_a_prepared_folder_comes_before_a_raw_one_of_that_name(tmp_path, monkeypatch):

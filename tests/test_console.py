@@ -1,6 +1,5 @@
 """What a run says while it works, what a checkpoint brings with it, and odd terminals and environments."""
 
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from support.checks import warn_of_warmup
 from support.normfree import build
 from support.resume import find_checkpoint
 from support.run import Run
-from tests.common import ROOT, SIZE, final, finish, python, rows, smooth_picture
+from tests.common import ROOT, SIZE, final, finish, one_after_the_other, python
 from tests.test_config_files import defaults
 
 
@@ -143,71 +142,12 @@ else:
     assert int(finish(python('-c', code, 'load', tmp_path / 'a.pt'))[0]) < 60  # MiB
 
 
-# several command lines in one process: what each ended with, and what it printed
-ONE_AFTER_THE_OTHER = """
-import contextlib, io, json, runpy, sys
-for argv in json.loads(sys.argv[1]):
-    sys.argv, out = argv, io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out):
-            runpy.run_path(argv[0], run_name='__main__')
-        code = 0
-    except SystemExit as e:
-        code = e.code
-    print(json.dumps([code, out.getvalue()]))
-"""
-
-
 @pytest.mark.slow
-def test_a_checkpoint_brings_its_network(straight, seen, tokens, arrays, tmp_path):
-    smooth_picture(50, 30).save(tmp_path / 'photo.png')
-    gpt = ['train_gpt.py', f'--dataset={tokens}', '--device=cpu', '--dtype=float32', '--compile=False']
-    gpt_eval = [*gpt, '--eval_only=True', f'--init_from={straight}']
-    vit = ['train_vit.py', '--device=cpu', '--dtype=float32', f'--init_from={seen}']
+def test_samples_from_a_folder_or_a_file_are_the_same(straight):
     sample = ['sample.py', '--device=cpu', '--dtype=float32', '--max_new_tokens=20']
-    lines = {
-        'eval': gpt_eval, 'agrees': [*gpt_eval, '--n_layer=2', '--setting=S5', '--block_size=8'],
-        'file': [*gpt, '--eval_only=True', f'--init_from={straight}/best.pt'],
-        'other config': ['train_gpt.py', 'config/gpt2_tiny.py', *gpt_eval[1:]],
-        'other layers': [*gpt_eval, '--n_layer=3'], 'other setting': [*gpt_eval, '--setting=S1'],
-        'other norm': [*gpt_eval, '--mid_norm=False'], 'longer': [*gpt_eval, '--block_size=9'],
-        'tuned': [*gpt, f'--init_from={straight}', f'--out_dir={tmp_path}/tuned', '--max_iters=2',
-                  '--global_batch_size=4', '--learning_rate=0', '--min_lr=0'],
-        'predict': [*vit, f'--predict={tmp_path}/photo.png'],
-        'vit eval': [*vit, '--eval_only=True', f'--dataset={arrays}'],
-        'other patch': [*vit, f'--predict={tmp_path}/photo.png', '--patch_size=2'],
-        'sample': [*sample, f'--out_dir={straight}'],
-        'sample file': [*sample, f'--checkpoint={straight}/best.pt'],
-        'sample folder': [*sample, f'--checkpoint={straight}'],
-        'sample out_dir': [*sample, f'--out_dir={straight}/best.pt']}
-    ended = finish(python('-c', ONE_AFTER_THE_OTHER, json.dumps(list(lines.values()))))[0].splitlines()
-    code, said = (dict(zip(lines, part)) for part in zip(*map(json.loads, ended), strict=True))
-
-    best = min(row['loss'] for row in rows(straight) if row['split'] == 'val' and row['iter'])
-    for name in ('eval', 'agrees', 'file', 'other config'):
-        assert code[name] == 0, name
-        loss = said[name].splitlines()[-1].removeprefix('val loss ').removesuffix(' nats per token')
-        assert float(loss) == pytest.approx(best, abs=1e-4)
-    path = f'{straight}/best.pt'
-    assert code['other layers'] == (f'{path} was made with n_layer=2, now it is 3. Leave out the keys that '
-                                    'differ.')
-    assert code['other setting'] == f'{path} was trained with setting=S5, not S1. Leave --setting out.'
-    assert code['other norm'] == (f'{path} was made with mid_norm=True, now it is False. Leave out the keys '
-                                  'that differ.')
-    assert code['longer'] == f'{path} was trained with block_size=8. Use --block_size=8 or less.'
-
-    assert code['tuned'] == 0 and '0.01M parameters, setting S5' in said['tuned']
-    config = json.loads((tmp_path / 'tuned/config.json').read_text())
-    assert (config['n_layer'], config['n_embd'], config['block_size']) == (2, 16, 8)
-    assert rows(tmp_path / 'tuned')[-1]['loss'] == pytest.approx(best, abs=1e-6)
-
-    assert code['predict'] == 0 and said['predict'].splitlines()[-1].startswith(f'{tmp_path}/photo.png: ')
-    top1 = max(row['top1'] for row in rows(seen) if row['split'] == 'val' and row['iter'])
-    assert f'top-1 {top1:.4f} | ' in said['vit eval'] and code['vit eval'] == 0
-    assert code['other patch'] == (f'{seen}/best.pt was made with patch_size=4, now it is 2. Leave out the '
-                                   'keys that differ.')
-    assert {code[name] for name in lines if name.startswith('sample')} == {0}
-    assert len({said[name] for name in lines if name.startswith('sample')}) == 1
+    ended = one_after_the_other([[*sample, f'--{key}={path}'] for key in ('out_dir', 'checkpoint')
+                                 for path in (straight, f'{straight}/best.pt')])
+    assert len(set(ended)) == 1 and ended[0][1]
 
 
 # -----------------------------------------------------------------------------

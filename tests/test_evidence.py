@@ -19,7 +19,7 @@ from tests.common import ROOT, make_optimizer
 from tests.test_optim import take_steps
 
 CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.02, momentum=0.9, beta1=0.9, beta2=0.95,
-              embed_lr=0.0, embed_optimizer='auto', embed_weight_decay=-1.0)
+              embed_lr=0.0, embed_optimizer='auto', embed_weight_decay=-1.0, nesterov=False)
 ROWS = 'mSGDW + row norm'
 ROWNORM = dict(embed_optimizer='rownorm', embed_lr=0.006, embed_weight_decay=0.1)
 

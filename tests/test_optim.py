@@ -13,7 +13,7 @@ from test_model import tiny, weights
 from tests.common import make_optimizer
 
 CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.1, momentum=0.9, beta1=0.9, beta2=0.95,
-              embed_lr=0.0, embed_optimizer='auto', embed_weight_decay=-1.0)
+              embed_lr=0.0, embed_optimizer='auto', embed_weight_decay=-1.0, nesterov=False)
 
 
 def load_state(opt, state):
@@ -23,6 +23,23 @@ def load_state(opt, state):
 
 def small_vit():
     return ViT(ViTConfig(image_size=8, patch_size=4, n_layer=1, n_head=2, n_embd=16))
+
+
+@pytest.mark.parametrize('nesterov,steps', [(True, [0.4, 1.285, -0.19625]),
+                                            (False, [0.67, 0.9799, 0.347503])])
+def test_nesterov_is_the_step_of_timms_factory(nesterov, steps):
+    """The steps of create_optimizer_v2(params, 'sgdw') of timm 1.0.31, and those with nesterov=False."""
+    model, config = tiny(), CONFIG | dict(nesterov=nesterov)
+    rownorm = dict(optimizer='adamw', embed_optimizer='rownorm', embed_lr=0.1)
+    for changes in ({}, dict(optimizer='sgd'), rownorm):
+        opt = make_optimizer(model, config | changes)
+        assert {group.get('nesterov', nesterov) for group in opt.param_groups} == {nesterov}
+    model.wte.weight.data.fill_(1.0)
+    opt = make_optimizer(model, config)
+    for g, wanted in zip((1.0, -2.0, 3.0), steps):
+        model.wte.weight.grad = torch.full_like(model.wte.weight, g)
+        opt.step()
+        assert model.wte.weight.flatten()[0].item() == pytest.approx(wanted)
 
 
 def small_nfnet():

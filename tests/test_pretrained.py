@@ -19,7 +19,7 @@ from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from support import pretrained
 from support.images import Images
 from support.normfree import build
-from support.resume import load_checkpoint
+from support.resume import load_checkpoint, resize_positions
 from tests.common import (
     assert_same_run,
     final,
@@ -46,48 +46,16 @@ def assert_refused(action, *words):
 
 
 # -----------------------------------------------------------------------------
-# GPT-2 as Hugging Face defines it
+# a pre-norm transformer, from its definition
 
-HF = {'model_type': 'gpt2', 'n_layer': 2, 'n_head': 2, 'n_embd': 16, 'n_positions': 12, 'n_inner': None,
-      'vocab_size': 50257, 'activation_function': 'gelu_new', 'layer_norm_epsilon': 1e-5,
-      'scale_attn_weights': True, 'reorder_and_upcast_attn': False, 'resid_pdrop': 0.1}
-
-
-def write_gpt2(folder, prefix='transformer.', shards=1, without=(), head=None, dtype=torch.float32, files=(),
-               more=(), **keys):
-    """
-    A random GPT-2. without: keys that its config.json lacks, and tensors. head: True for one of its own,
-    'wte' for a copy. files: {name: object} beside it. more: further tensors. -> (the config, the tensors)
-    """
-    hf, rng = HF | keys, torch.Generator().manual_seed(0)
-    C, V = hf['n_embd'], hf['vocab_size']
-    shapes = {'wte.weight': (V, C), 'wpe.weight': (hf['n_positions'], C),
-              'ln_f.weight': (C,), 'ln_f.bias': (C,)}
-    for i in range(2):
-        for name, shape in (('attn.c_attn', (C, 3 * C)), ('attn.c_proj', (C, C)), ('mlp.c_fc', (C, 4 * C)),
-                            ('mlp.c_proj', (4 * C, C))):
-            shapes |= {f'h.{i}.{name}.weight': shape, f'h.{i}.{name}.bias': shape[1:]}
-        shapes |= {f'h.{i}.ln_{j}.{k}': (C,) for j in (1, 2) for k in ('weight', 'bias')}
-        shapes[f'h.{i}.attn.bias'] = (1, 1, 12, 12)  # the causal mask that old files carry
-    tensors = {prefix + k: (torch.randn(shape, generator=rng) * 0.5).to(dtype) for k, shape in shapes.items()}
-    if head:
-        wte = tensors[f'{prefix}wte.weight']
-        tensors['lm_head.weight'] = wte.clone() if head == 'wte' else torch.randn((V, C), generator=rng)
-    there = {k: t for k, t in (tensors | dict(more)).items() if k not in without}
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {k: v for k, v in hf.items() if k not in without}
-    for name, content in {'config.json': config, **dict(files)}.items():
-        (folder / name).write_text(json.dumps(content))
-    if shards == 1:
-        save_file(there, folder / 'model.safetensors')
-    else:
-        files = {name: f'model-{i % shards + 1:05}-of-{shards:05}.safetensors'
-                 for i, name in enumerate(sorted(there))}
-        for file in set(files.values()):
-            save_file({k: t for k, t in there.items() if files[k] == file}, folder / file)
-        index = {'metadata': {}, 'weight_map': files}
-        (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
-    return hf, tensors
+def block_shapes(block, names, width, layers):
+    """Of weights, as (out, in), and biases. names: norm, q k v, projection, norm, the two of the FFN"""
+    shapes, C = {}, width
+    sizes = (C,), (3 * C, C), (C, C), (C,), (4 * C, C), (C, 4 * C)
+    for i in range(layers):
+        for name, size in zip(names, sizes):
+            shapes |= {f'{block}.{i}.{name}.weight': size, f'{block}.{i}.{name}.bias': size[:1]}
+    return shapes
 
 
 def gelu(x, name):
@@ -96,33 +64,26 @@ def gelu(x, name):
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
 
 
-def layer_norm(x, weight, bias, eps):
-    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + eps).sqrt()
-    return x * weight + bias
+def transformer(x, w, block, names, heads, act, eps, causal):
+    """x (B, T, C) through all blocks and the last norm. w: float64, matrices as (out, in)"""
+    def linear(x, name):
+        return x @ w[f'{name}.weight'].T + w.get(f'{name}.bias', 0)
 
+    def layer_norm(x, name):
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + eps).sqrt()
+        return x * w[f'{name}.weight'] + w[f'{name}.bias']
 
-def gpt2_logits(hf, tensors, idx):
-    """Of idx (B, T), in float64. Matrices are (in, out)."""
-    w = {k.split('transformer.')[-1]: t.double() for k, t in tensors.items()}
-    B, T, H, C = *idx.shape, hf['n_head'], hf['n_embd']
-
-    def ln(x, name):
-        return layer_norm(x, w[f'{name}.weight'], w[f'{name}.bias'], hf['layer_norm_epsilon'])
-
-    def conv1d(x, name):
-        return x @ w[f'{name}.weight'] + w[f'{name}.bias']
-
-    x = w['wte.weight'][idx] + w['wpe.weight'][:T]
-    for h in (f'h.{i}' for i in range(hf['n_layer'])):
-        q, k, v = conv1d(ln(x, f'{h}.ln_1'), f'{h}.attn.c_attn').split(C, dim=2)
-        q, k, v = (t.view(B, T, H, C // H).transpose(1, 2) for t in (q, k, v))
-        scores = q @ k.transpose(2, 3) / math.sqrt(C // H)
-        scores = scores.masked_fill(torch.ones(T, T).triu(1) > 0, -torch.inf)
-        x = x + conv1d((scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, C), f'{h}.attn.c_proj')
-        x = x + conv1d(gelu(conv1d(ln(x, f'{h}.ln_2'), f'{h}.mlp.c_fc'), hf['activation_function']),
-                       f'{h}.mlp.c_proj')
-    head = w['wte.weight'] if hf.get('tie_word_embeddings', True) else w['lm_head.weight']
-    return ln(x, 'ln_f') @ head.T
+    future = torch.ones(x.size(1), x.size(1)).triu(1) > 0
+    for i in range(len({k.split('.')[1] for k in w if k.startswith(f'{block}.')})):
+        norm, qkv, proj, ffn_norm, up, down = (f'{block}.{i}.{name}' for name in names)
+        q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2)
+                   for t in linear(layer_norm(x, norm), qkv).chunk(3, dim=2))
+        scores = q @ k.transpose(2, 3) / math.sqrt(q.size(-1))
+        if causal:
+            scores = scores.masked_fill(future, -torch.inf)
+        x = x + linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), proj)
+        x = x + linear(gelu(linear(layer_norm(x, ffn_norm), up), act), down)
+    return layer_norm(x, 'ln_f' if causal else 'norm')
 
 
 def network_of(checkpoint):
@@ -135,6 +96,54 @@ def network_of(checkpoint):
 def assert_equal(logits, expected):
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     assert expected.std() > 0.1
+
+# -----------------------------------------------------------------------------
+# GPT-2 as Hugging Face defines it
+
+HF = {'model_type': 'gpt2', 'n_layer': 2, 'n_head': 2, 'n_embd': 16, 'n_positions': 12, 'n_inner': None,
+      'vocab_size': 50257, 'activation_function': 'gelu_new', 'layer_norm_epsilon': 1e-5,
+      'scale_attn_weights': True, 'reorder_and_upcast_attn': False, 'resid_pdrop': 0.1}
+HF_BLOCK = 'h', ('ln_1', 'attn.c_attn', 'attn.c_proj', 'ln_2', 'mlp.c_fc', 'mlp.c_proj')
+
+
+def write_gpt2(folder, prefix='transformer.', shards=1, without=(), head=None, dtype=torch.float32, files=(),
+               more=(), **keys):
+    """
+    A random GPT-2. without: keys that its config.json lacks, and tensors. head: True for one of its own,
+    'wte' for a copy. files: {name: object} beside it. more: further tensors. -> (the config, the tensors)
+    """
+    hf, rng = HF | keys, torch.Generator().manual_seed(0)
+    C, V = hf['n_embd'], hf['vocab_size']
+    shapes = {'wte.weight': (V, C), 'wpe.weight': (hf['n_positions'], C),
+              'ln_f.weight': (C,), 'ln_f.bias': (C,)}
+    shapes |= {k: shape[::-1] for k, shape in block_shapes(*HF_BLOCK, C, 2).items()}  # matrices are (in, out)
+    shapes |= {f'h.{i}.attn.bias': (1, 1, 12, 12) for i in range(2)}  # the causal masks that old files carry
+    tensors = {prefix + k: (torch.randn(shape, generator=rng) * 0.5).to(dtype) for k, shape in shapes.items()}
+    if head:
+        wte = tensors[f'{prefix}wte.weight']
+        tensors['lm_head.weight'] = wte.clone() if head == 'wte' else torch.randn((V, C), generator=rng)
+    there = {k: t for k, t in (tensors | dict(more)).items() if k not in without}
+    files = {'config.json': {k: v for k, v in hf.items() if k not in without}, **dict(files)}
+    folder.mkdir(parents=True, exist_ok=True)
+    if shards == 1:
+        save_file(there, folder / 'model.safetensors')
+    else:
+        part = {name: f'model-{i % shards + 1:05}-of-{shards:05}.safetensors' for i, name in enumerate(there)}
+        for file in set(part.values()):
+            save_file({k: t for k, t in there.items() if part[k] == file}, folder / file)
+        files['model.safetensors.index.json'] = {'metadata': {}, 'weight_map': part}
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    return hf, tensors
+
+
+def gpt2_logits(hf, tensors, idx):
+    """Of idx (B, T), in float64."""
+    w = {k.split('transformer.')[-1]: t.double() for k, t in tensors.items()}
+    w = {k: t.T if '.c_' in k and t.dim() == 2 else t for k, t in w.items()}
+    x = transformer(w['wte.weight'][idx] + w['wpe.weight'][:idx.size(1)], w, *HF_BLOCK, hf['n_head'],
+                    hf['activation_function'], hf['layer_norm_epsilon'], causal=True)
+    return x @ w['wte.weight' if hf.get('tie_word_embeddings', True) else 'lm_head.weight'].T
 
 
 IDX = torch.randint(64, (3, 11), generator=torch.Generator().manual_seed(1))
@@ -169,9 +178,7 @@ def own(size):
 
 
 INT8 = {'transformer.h.0.mlp.c_fc.weight': torch.zeros(16, 64, dtype=torch.int8)}
-
-
-@pytest.mark.parametrize('keys,words', [
+NOT_PLAIN_GPT2 = [
     ({'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx=True, not False'),
     ({'scale_attn_weights': False}, 'scale_attn_weights=False, not True'),
     ({'add_cross_attention': True}, 'add_cross_attention=True, not False'),
@@ -182,12 +189,12 @@ INT8 = {'transformer.h.0.mlp.c_fc.weight': torch.zeros(16, 64, dtype=torch.int8)
     ({'without': ['n_positions']}, 'no config.json with n_positions'),
     ({'n_head': [2]}, 'cannot be read (TypeError'),
     ({'n_head': 3}, 'n_embd=16 does not divide into n_head=3'),
-    ({'tie_word_embeddings': False}, 'no floating-point tensor lm_head.weight'),
+    ({'tie_word_embeddings': False}, 'it has no tensor lm_head.weight'),
     ({'head': True}, 'tie_word_embeddings=True, but it has a separate head'),
-    ({'n_layer': 3}, 'no floating-point tensor h.2.attn.c_attn.bias'),
-    ({'n_layer': 1}, 'has a tensor h.1.attn.c_attn.bias'),
-    ({'more': INT8}, 'no floating-point tensor h.0.mlp.c_fc.weight'),
-    ({'more': {'score.weight': torch.zeros(2, 16)}}, 'has a tensor score.weight'),
+    ({'n_layer': 3}, 'it has no tensor h.2.attn.c_attn.bias'),
+    ({'n_layer': 1}, 'it has a tensor h.1.attn.c_attn.bias'),
+    ({'more': INT8}, 'its h.0.mlp.c_fc.weight is quantized (torch.int8)'),
+    ({'more': {'score.weight': torch.zeros(2, 16)}}, 'it has a tensor score.weight'),
     ({'more': {'transformer.ln_f.bias': torch.zeros(15)}}, 'ln_f.bias has the shape [15], not [16]'),
     ({'vocab_size': 21128}, 'has its own tokenizer (its vocabulary has 21128 entries'),
     ({'vocab_size': 52000}, 'has its own tokenizer (its vocabulary has 52000 entries'),
@@ -196,32 +203,19 @@ INT8 = {'transformer.h.0.mlp.c_fc.weight': torch.zeros(16, 64, dtype=torch.int8)
     ({'files': {'vocab.json': own(50257)}}, "has its own tokenizer (vocab.json differs from GPT-2's)"),
     ({'files': {'tokenizer.json': {'model': {'vocab': own(50257)}}}}, 'tokenizer (tokenizer.json differs'),
     ({'files': {'tokenizer.json': {'model': {'vocab': [['a', -1.5], ['b', -2.0]]}}}}, '(tokenizer.json diff'),
-], ids=lambda value: value if isinstance(value, str) else '')
-def test_a_gpt2_that_is_not_plain_is_refused_by_its_cause(tmp_path, keys, words):
-    write_gpt2(tmp_path, **keys)
-    assert_refused(lambda: load_checkpoint(str(tmp_path)), str(tmp_path), words)
-
-
-@pytest.mark.parametrize('lost,words', [
-    (['config.json'], 'nor a config.json'), (['model.safetensors.index.json'], 'nor a model.safetensors'),
-    (['model-00002-of-00003.safetensors'], 'model-00002-of-00003.safetensors'),
-    ([], 'cannot be read (Safetensor')])
-def test_a_folder_that_is_not_complete_says_what_is_missing(tmp_path, lost, words):
-    write_gpt2(tmp_path, shards=3)
-    for name in lost:
-        (tmp_path / name).unlink()
-    if not lost:
-        (tmp_path / 'model-00001-of-00003.safetensors').write_bytes(b'cut short')
-    assert_refused(lambda: load_checkpoint(str(tmp_path)), words)
+    ({'shards': 3, 'without': ['config.json']}, 'nor the weights of a GPT-2 or a ViT'),
+    ({'shards': 3, 'without': ['model.safetensors.index.json']}, 'nor the weights of a GPT-2 or a ViT'),
+    ({'shards': 3, 'without': ['model-00002-of-00003.safetensors']}, 'model-00002-of-00003.safetensors'),
+    ({'shards': 3, 'cut': 'model-00001-of-00003.safetensors'}, 'cannot be read (Safetensor')]
 
 
 def test_a_typo_in_a_folder_here_is_not_taken_for_a_name_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / 'out/e_dnt').mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert pretrained.find_weights('out/e_dnt') == 'out/e_dnt'
-    assert_refused(lambda: pretrained.find_weights('out/e_dmt'),
-                   'out/e_dmt does not exist in the folder out. Did you mean out/e_dnt?')
-    assert_refused(lambda: pretrained.find_weights('out/gpt'), 'in the folder out. Check the spelling.')
+    for name, words in (('out/e_dmt', 'Did you mean out/e_dnt?'), ('out/gpt', 'Check the spelling.')):
+        assert_refused(lambda: pretrained.find_weights(name),
+                       f'{name} does not exist in the folder out. {words} For a name on the')
 
 
 @pytest.fixture(scope='module')
@@ -269,10 +263,11 @@ def test_gpt2_is_fine_tuned_and_resumes_without_a_flag_for_its_shape(text, tmp_p
 def test_resume_without_a_checkpoint_starts_from_the_weights_of_the_config(text, tokens, tmp_path):
     write_gpt2(tmp_path / 'gpt2')
     (tmp_path / 'mine.py').write_text(f'init_from = {str(tmp_path / "gpt2")!r}\n')
-    said, _ = finetune(text, tmp_path / 'run', f'{tmp_path}/mine.py', '--init_from=resume', '--max_iters=1')
+    said, _ = finetune(text, tmp_path / 'run', f'{tmp_path}/mine.py', '--init_from=resume', '--max_iters=1',
+                       '--block_size=8')  # a shorter context
     assert 'has no checkpoint yet' in said
     assert f'The weights come from {tmp_path}/gpt2' in said
-    assert final(tmp_path / 'run')['model_args']['n_embd'] == 16
+    assert final(tmp_path / 'run')['model']['wpe.weight'].shape == (8, 16)
 
 
     _, said = train(tokens, tmp_path / 'no', f'--init_from={tmp_path}/gpt2', code=1)
@@ -314,19 +309,19 @@ def test_sample_refuses_numbers_that_it_cannot_use(tmp_path):
 # -----------------------------------------------------------------------------
 # ViT as timm defines it
 
+TIMM_BLOCK = 'blocks', ('norm1', 'attn.qkv', 'attn.proj', 'norm2', 'mlp.fc1', 'mlp.fc2')
+
+
 def write_timm(folder, n_classes=6, qkv_bias=True, positions=16, patch=4, width=64, layers=2, config=True,
                extra=(), channels=3, dtype=torch.float32, prefix='', **keys):
     """A random plain ViT in timm's format. -> its tensors"""
-    rng, C, n = torch.Generator().manual_seed(0), width, positions
-    shapes = {'cls_token': (1, 1, C), 'pos_embed': (1, 1 + n, C),
+    rng, C = torch.Generator().manual_seed(0), width
+    shapes = {'cls_token': (1, 1, C), 'pos_embed': (1, 1 + positions, C),
               'patch_embed.proj.weight': (C, channels, patch, patch),
               'patch_embed.proj.bias': (C,), 'norm.weight': (C,), 'norm.bias': (C,)}
-    for i in range(layers):
-        for name, shape in (('norm1', (C,)), ('norm2', (C,)), ('attn.qkv', (3 * C, C)), ('attn.proj', (C, C)),
-                            ('mlp.fc1', (4 * C, C)), ('mlp.fc2', (C, 4 * C))):
-            shapes |= {f'blocks.{i}.{name}.weight': shape, f'blocks.{i}.{name}.bias': shape[:1]}
-        if not qkv_bias:
-            del shapes[f'blocks.{i}.attn.qkv.bias']
+    shapes |= block_shapes(*TIMM_BLOCK, C, layers)
+    if not qkv_bias:
+        shapes = {k: shape for k, shape in shapes.items() if not k.endswith('qkv.bias')}
     if n_classes:
         shapes |= {'head.weight': (n_classes, C), 'head.bias': (n_classes,)}
     shapes |= {name: (C,) for name in extra}
@@ -357,12 +352,6 @@ def vit_logits(tensors, images, heads=1):
     C, P = w['cls_token'].size(-1), w['patch_embed.proj.weight'].size(-1)
     B, grid = len(images), images.size(-1) // P
 
-    def linear(x, name):
-        return x @ w[f'{name}.weight'].T + w.get(f'{name}.bias', 0)
-
-    def ln(x, name):
-        return layer_norm(x, w[f'{name}.weight'], w[f'{name}.bias'], 1e-6)
-
     patches = images.double().view(B, 3, grid, P, grid, P).permute(0, 2, 4, 1, 3, 5)
     patches = patches.reshape(B, grid * grid, -1)
     x = patches @ w['patch_embed.proj.weight'].flatten(1).T + w['patch_embed.proj.bias']
@@ -371,14 +360,8 @@ def vit_logits(tensors, images, heads=1):
     square = torch.einsum('ai,bj,ijc->abc', m, m, w['pos_embed'][0, 1:].view(old, old, C))
     cls = w['cls_token'].expand(B, 1, C) + w['pos_embed'][:, :1]
     x = torch.cat((cls, x + square.reshape(1, -1, C)), dim=1)
-    for b in sorted({k.split('.')[1] for k in w if k.startswith('blocks')}, key=int):
-        b = f'blocks.{b}'
-        qkv = linear(ln(x, f'{b}.norm1'), f'{b}.attn.qkv').chunk(3, dim=2)
-        q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in qkv)
-        scores = (q @ k.transpose(2, 3) / math.sqrt(C // heads)).softmax(-1)
-        x = x + linear((scores @ v).transpose(1, 2).flatten(2), f'{b}.attn.proj')
-        x = x + linear(gelu(linear(ln(x, f'{b}.norm2'), f'{b}.mlp.fc1'), 'gelu'), f'{b}.mlp.fc2')
-    return linear(ln(x, 'norm')[:, 0], 'head')
+    x = transformer(x, w, *TIMM_BLOCK, heads, 'gelu', 1e-6, causal=False)
+    return x[:, 0] @ w['head.weight'].T + w['head.bias']
 
 
 PICTURES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(2))
@@ -399,13 +382,13 @@ def test_a_vit_of_timm_computes_what_timm_defines(tmp_path, keys):
 @pytest.mark.parametrize('grid', [3, 4, 7])
 def test_positions_are_interpolated_as_timm_does_it(grid):
     old = torch.randn(1, 17, 8, generator=torch.Generator().manual_seed(0))
-    new, m = pretrained.resize_positions(old, grid), bicubic(4, grid)
+    new, m = resize_positions(old, grid), bicubic(4, grid)
     expected = torch.einsum('ai,bj,ijc->abc', m, m, old[0, 1:].view(4, 4, 8).double())
     torch.testing.assert_close(new[0, 1:].double(), expected.reshape(-1, 8), atol=1e-5, rtol=0)
     assert torch.equal(new[:, 0], old[:, 0])
 
 
-@pytest.mark.parametrize('keys,words', [
+NOT_PLAIN_VIT = [
     ({'extra': ['dist_token']}, 'it has a tensor dist_token'),
     ({'extra': ['blocks.0.ls1.gamma']}, 'it has a tensor blocks.0.ls1.gamma'),
     ({'extra': ['blocks.0.attn.q_norm.weight']}, 'it has a tensor blocks.0.attn.q_norm.weight'),
@@ -414,19 +397,32 @@ def test_positions_are_interpolated_as_timm_does_it(grid):
     ({'global_pool': 'avg'}, "global_pool='avg'"),
     ({'model_args': {'global_pool': 'avg', 'fc_norm': False}}, "global_pool='avg'"),
     ({'model_args': {'act_layer': 'quick_gelu'}}, "act_layer='quick_gelu'"),
+    ({'model_args': {'block_fn': 'ResPostBlock'}}, "block_fn='ResPostBlock'"),
     ({'architecture': 'resnet50'}, "architecture='resnet50'"),
     ({'architecture': 'vit_base_patch16_clip_224'}, "architecture='vit_base_patch16_clip_224'"),
-    ({'model_args': {'block_fn': 'ResPostBlock'}}, "block_fn='ResPostBlock'"),
     ({'width': 32}, 'the number of heads is unknown for a width of 32'),
     ({'width': 96}, 'the number of heads is unknown for a width of 96'),
     ({'channels': 1}, 'patch_embed.proj.weight has the shape [64, 1, 4, 4], not [64, 3, 4, 4]'),
     ({'channels': 1, 'config': False}, 'patch_embed.proj.weight has the shape [64, 1, 4, 4], not [64, 3'),
     ({'positions': 12}, 'pos_embed has the shape [1, 13, 64], not [1, 10, 64]'),
-    ({'layers': 0}, 'it has no floating-point tensor blocks.0.attn.proj.bias')], ids=str)
-def test_a_vit_that_is_not_plain_is_refused_by_key(tmp_path, keys, words):
-    write_timm(tmp_path, **keys)
-    assert_refused(lambda: load_checkpoint(f'{tmp_path}/model.safetensors'),
-                   'model.safetensors is not a plain ViT: ', words)
+    ({'layers': 0}, 'it has no tensor blocks.0.attn.proj.bias')]
+
+
+@pytest.mark.parametrize('write,keys,words', [
+    *((write_gpt2, *case) for case in NOT_PLAIN_GPT2),
+    *((write_timm, keys, f'is not a plain ViT: it{words[2:]}' if words.startswith('it ') else words)
+      for keys, words in NOT_PLAIN_VIT)], ids=lambda value: value if isinstance(value, str) else '')
+def test_weights_that_are_not_plain_are_refused_by_their_cause(tmp_path, write, keys, words):
+    keys = dict(keys)
+    cut = keys.pop('cut', None)
+    write(tmp_path, **keys)
+    for name in keys.get('without', ()):
+        (tmp_path / name).unlink(missing_ok=True)
+    if cut:
+        (tmp_path / cut).write_bytes(b'cut short')
+    alone = tmp_path / 'model.safetensors'  # the folder and the file in it are refused alike
+    for path in [alone] * alone.exists() + [tmp_path] * (tmp_path / 'config.json').exists() or [tmp_path]:
+        assert_refused(lambda: load_checkpoint(str(path)), str(path), words)
 
 
 TUNE = ['config/finetune_vit.py', '--device=cpu', '--dtype=float32', '--global_batch_size=4',
@@ -488,11 +484,16 @@ def test_a_vit_of_timm_gets_a_new_head_learns_resumes_and_predicts(arrays, tmp_p
 
 
 @pytest.mark.slow
-def test_a_vit_without_a_head_is_for_fine_tuning_only(arrays, tmp_path):
+def test_a_vit_without_a_head_or_without_names_gets_a_new_head(arrays, tmp_path):
     write_timm(tmp_path / 'timm', n_classes=0)
     tune(arrays, tmp_path / 'run', f'--init_from={tmp_path}/timm', '--max_iters=1')
+    assert abs(rows(tmp_path / 'run')[0]['loss'] - math.log(6)) < 1e-6
     _, said = tune(arrays, tmp_path / 'no', f'--init_from={tmp_path}/timm', '--eval_only=True', code=1)
     assert 'has no head, so it knows no classes. Fine-tune it' in said
+    write_timm(tmp_path / 'six')  # as many classes as the data set has, but which of them comes first?
+    said, _ = tune(arrays, tmp_path / 'named', f'--init_from={tmp_path}/six', '--max_iters=1')
+    assert 'a head for 6 unnamed classes, the data set has 6 others: the head starts again at zero' in said
+    assert abs(rows(tmp_path / 'named')[0]['loss'] - math.log(6)) < 1e-6
 
 
 @pytest.mark.slow
@@ -529,9 +530,9 @@ def test_small_pictures_are_resized_as_pillow_does_it(arrays, size):
 # weights out
 
 S1, S5 = SETTINGS['S1'] | {'norm': 'layer'}, SETTINGS['S5']
-BYTES = ('byte', 60, 'It has no tokenizer: its ids are list(text.encode())')
-GPT2 = ('gpt2', 50257, "In transformers, load its tokenizer with AutoTokenizer.from_pretrained('gpt2').")
-PART = ('gpt2', 50, 'its ids are those of experiments/vocabulary.py')
+BYTES = ('byte', 60, 'without a tokenizer: its ids are list(text.encode()), and 256 ends a document.')
+GPT2 = ('gpt2', 50257, "without a tokenizer: load AutoTokenizer.from_pretrained('gpt2') of transformers.")
+PART = ('gpt2', 50, 'without a tokenizer: its ids are those of experiments/vocabulary.py.')
 OURS = ('byte', 60, 'our own names, which --init_from reads')
 
 

@@ -1,5 +1,6 @@
 """Runs that were killed, stopped or went wrong: what they leave, and how they go on."""
 
+import json
 import random
 import shutil
 import time
@@ -16,6 +17,7 @@ from tests.common import (
     finish,
     in_parallel,
     killed_and_resumed,
+    one_after_the_other,
     python,
     rows,
     runs_like_one,
@@ -46,41 +48,17 @@ HYBRID = ['--embed_optimizer=adamw', '--embed_lr=0.01', '--keep_interval=10']
 
 
 @pytest.mark.slow
-def test_a_hybrid_resumes_bit_for_bit(tokens, tmp_path):
-    train(tokens, tmp_path / 'whole', *HYBRID)
+def test_a_hybrid_resumes_bit_for_bit_and_runs_in_two_processes(tokens, tmp_path):
+    runs_like_one(tokens, tmp_path, one=HYBRID, two=HYBRID)
     half = tmp_path / 'half'
     half.mkdir()
     for name in ('ckpt_000010.pt', 'best.pt', 'log.jsonl'):
-        (half / name).write_bytes((tmp_path / 'whole' / name).read_bytes())
+        (half / name).write_bytes((tmp_path / 'one' / name).read_bytes())
     train(tokens, half, *HYBRID, '--init_from=resume')
-    assert_same_run(tmp_path / 'whole', half)
+    assert_same_run(tmp_path / 'one', half)
     steps = [[s['step'].item() for s in opt['state'].values() if 'step' in s]
              for opt in final(half)['optimizer']['optimizers']]
     assert steps == [[], [20, 20]]  # AdamW has wte and wpe
-
-
-@pytest.mark.slow
-def test_a_hybrid_in_two_processes(tokens, tmp_path):
-    runs_like_one(tokens, tmp_path, one=HYBRID, two=HYBRID)
-
-
-@pytest.mark.slow
-def test_sigterm_saves_and_leaves(tokens, tmp_path):
-    out = tmp_path / 'out'
-    # a second, that the signal comes before the end
-    extra = ['--dropout=0.1', '--ckpt_interval=0', '--max_iters=150']
-
-    def stopped():
-        process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', *extra)
-        next(line for line in process.stdout if 'iter      2' in line)
-        process.terminate()
-        said = finish(process, 143)[0]
-        assert 'Stopped by a signal at iteration' in said
-        assert final(out)['iter'] > 2
-        train(tokens, out, *extra, '--init_from=resume')
-
-    in_parallel([stopped, lambda: train(tokens, tmp_path / 'straight', *extra)])
-    assert_same_run(tmp_path / 'straight', out)
 
 
 @pytest.mark.slow
@@ -170,19 +148,69 @@ leave(0, start('cpu', 'float32', False, 0, False))
     assert finish(python(tmp_path / 'script.py', torchrun=2))[0].count('at exit') == 2
 
 
-@pytest.mark.slow
-def test_sigterm_under_torchrun_saves_once_and_all_leave(tokens, tmp_path):
-    process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={tmp_path}',
-                     '--max_iters=100000', '--eval_interval=0', '--ckpt_interval=0', torchrun=2)
-    next(line for line in process.stdout if 'iter      9' in line)
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode not in (None, -9)
-    assert final(tmp_path)['iter'] >= 9
-    assert final(tmp_path)['iter'] <= rows(tmp_path)[-1]['iter'] + 1
-
-
 def test_a_resumed_run_says_only_what_was_changed(straight, tokens, tmp_path):
     shutil.copytree(straight, tmp_path / 'run')
     said = train(tokens, tmp_path / 'run', '--dropout=0.1', '--init_from=resume', '--max_iters=22')[0]
     assert 'Not as in the checkpoint: max_iters 20 -> 22.\n' in said
+
+
+# -----------------------------------------------------------------------------
+# weights of another run: what the flags may say beside --init_from
+
+BRINGS = {  # arguments behind --init_from={run}: what config.json or the sentence that ends the run says
+    'train_gpt.py': {
+        '': dict(n_layer=2, n_embd=16, block_size=8, vocab_size=320, setting='S5'),
+        '--n_layer=2 --setting=S5 --block_size=8 --vocab_size=320': dict(n_layer=2, block_size=8),
+        '--block_size=4': dict(block_size=4, n_layer=2),
+        '{tmp}/shorter.py': dict(block_size=4, n_layer=2),  # a config file may ask for less, too
+        '{tmp}/longer.py': dict(block_size=8, n_layer=2),
+        '--block_size=4 --eval_only=True': None,
+        '--dropout=0.2 --flash=False --loss_chunk=3 --recompute_blocks=True': dict(dropout=0.2, loss_chunk=3),
+        '--optimizer=adamw --embed_lr=0.1 --global_batch_size=8 --seed=3': dict(optimizer='adamw', n_embd=16),
+        '--init=torch --mid_norm=auto': dict(setting='S5', n_layer=2),
+        '--block_size=9': 'was trained with block_size=8. Use --block_size=8 or less.',
+        '--n_layer=3': 'best.pt was made with n_layer=2, now it is 3. Leave out the keys that differ.',
+        '--setting=S1': 'best.pt was trained with setting=S5, not S1. Leave --setting out.',
+        '--mid_norm=False': 'was made with mid_norm=True, now it is False. Leave out the keys that differ.',
+        '--vocab_size=640': 'was made with vocab_size=320, now it is 640.'},
+    'train_vit.py': {
+        '': dict(n_layer=2, image_size=8, patch_size=4, setting='S5', arch='vit'),
+        '--image_size=8 --patch_size=4 --n_head=2': dict(image_size=8),
+        '--image_size=16': dict(image_size=16, patch_size=4),
+        '{tmp}/larger.py': dict(image_size=8, patch_size=4),
+        '--drop_path=0.3 --dropout=0.1 --embed_lr=0.1': dict(drop_path=0.3, dropout=0.1),
+        '--image_size=16 --eval_only=True': None,
+        '--patch_size=2': 'was made with patch_size=4, now it is 2. Leave out the keys that differ.',
+        '--arch=nfnet': 'was made with arch=vit, now it is nfnet.'}}
+
+
+@pytest.mark.parametrize('script', BRINGS)
+def test_weights_bring_their_network_and_flags_may_change_the_rest(script, straight, seen, tokens, arrays,
+                                                                   tmp_path):
+    run, data = (straight, tokens) if script == 'train_gpt.py' else (seen, arrays)
+    for name, text in (('shorter', 'block_size = 4'), ('longer', 'block_size = 16'),
+                       ('larger', 'image_size = 16')):
+        (tmp_path / f'{name}.py').write_text(text)
+    common = [script, f'--dataset={data}', '--device=cpu', '--dtype=float32', '--compile=False',
+              '--max_iters=1', '--learning_rate=0', '--min_lr=0', '--global_batch_size=4']
+    if script == 'train_vit.py':
+        common += ['--num_workers=0', '--randaugment=0']
+    lines = []
+    for i, flags in enumerate(BRINGS[script]):
+        flags = flags.format(tmp=tmp_path).replace('--embed_lr=0.1', '--embed_lr=0.1 --learning_rate=0.1')
+        lines.append([*common, f'--init_from={run}', f'--out_dir={tmp_path}/{i}', *flags.split()])
+    best = final(run, 'best.pt')['best_val_loss' if script == 'train_gpt.py' else 'best_top1']
+    for i, (expected, (code, said)) in enumerate(zip(BRINGS[script].values(), one_after_the_other(lines))):
+        if isinstance(expected, str):
+            assert expected in code
+            continue
+        assert code == 0, (lines[i], code)
+        if expected is None:
+            assert not (tmp_path / str(i)).exists() and ' loss ' in said.splitlines()[-1]
+            continue
+        assert f'The weights come from {run}/best.pt. The optimizer is new.' in said
+        config = json.loads((tmp_path / f'{i}/config.json').read_text())
+        assert {key: config[key] for key in expected} == expected
+        first = rows(tmp_path / str(i))[0]  # at their own size, the weights are as good as they were
+        if config.get('block_size', 8) == config.get('image_size', 8) == 8:
+            assert first.get('top1', first['loss']) == pytest.approx(best, abs=1e-5)

@@ -12,22 +12,24 @@ from support.normfree import build
 from tests.common import final, finish, in_parallel, python, rows, runs_like_one, train, write_tokens
 
 
+def network_and_ids(out, data, split):
+    """The network of a run, and the ids of a split."""
+    model = build(GPT, GPTConfig, final(out)['model_args']).eval()
+    model.load_state_dict(final(out)['model'])
+    return model, torch.from_numpy(np.fromfile(data / f'{split}.bin', np.uint16).astype(np.int64))
+
+
 def test_log_and_checkpoint_are_as_promised(straight, tokens):
     log = rows(straight)
-    assert [(r['iter'], r['split']) for r in log] == \
-        sorted([(i, 'train') for i in range(20)] + [(i, 'val') for i in range(0, 21, 5)],
-               key=lambda r: (r[0], r[1] == 'train'))
-    assert log[-1]['split'] == 'val'
-    assert log[-1]['iter'] == 20
+    order = [(i, split) for i in range(21) for split in ('val', 'train')
+             if i % 5 == 0 and split == 'val' or i < 20 and split == 'train']
+    assert [(r['iter'], r['split']) for r in log] == order
     assert all(r['tokens'] == (r['iter'] + (r['split'] == 'train')) * 32 for r in log)
-    ckpt = final(straight)
-    assert {'model', 'optimizer', 'iter', 'config', 'model_args'} <= set(ckpt)
-    assert ckpt['iter'] == 20
+    assert {'model', 'optimizer', 'iter', 'config', 'model_args'} <= set(final(straight))
+    assert final(straight)['iter'] == 20
     assert json.loads((straight / 'config.json').read_text())['learning_rate'] == 0.1
     # the last val row is the loss of the saved weights over the fixed windows, each counted once
-    model = build(GPT, GPTConfig, ckpt['model_args']).eval()
-    model.load_state_dict(ckpt['model'])
-    val = torch.from_numpy(np.fromfile(tokens / 'val.bin', np.uint16).astype(np.int64))
+    model, val = network_and_ids(straight, tokens, 'val')
     starts = range(0, 392, 8)  # 49 windows in 400 tokens
     loss = model(torch.stack([val[i:i + 8] for i in starts]),
                  torch.stack([val[i + 1:i + 9] for i in starts]))[1]
@@ -43,53 +45,45 @@ def test_batches_are_windows_of_the_data_and_change_with_iteration_and_seed(tmp_
     in_parallel([lambda name=name, seed=seed: train(
         tmp_path / 'tokens', tmp_path / name, '--learning_rate=0', '--min_lr=0', '--weight_decay=0',
         f'--seed={seed}', '--global_batch_size=1', '--setting=S1') for name, seed in (('a', 5), ('b', 6))])
-    model = build(GPT, GPTConfig, final(tmp_path / 'a')['model_args'])
-    model.load_state_dict(final(tmp_path / 'a')['model'])
-    ids = torch.from_numpy(np.fromfile(tmp_path / 'tokens/train.bin', np.uint16).astype(np.int64))
-    every = [model(ids[None, i:i + 8], ids[None, i + 1:i + 9])[1].item() for i in range(n - 8)]
-    seen = []
-    for r in rows(tmp_path / 'a'):
-        if r['split'] == 'train':
-            seen.append(int(np.argmin(np.abs(np.array(every) - r['loss']))))
-            assert abs(every[seen[-1]] - r['loss']) < 1e-5  # the loss of one window, targets one ahead
-    assert len(set(seen)) > 8
-    assert [r['loss'] for r in rows(tmp_path / 'a')] != [r['loss'] for r in rows(tmp_path / 'b')]
+    model, ids = network_and_ids(tmp_path / 'a', tmp_path / 'tokens', 'train')
+    every = np.array([model(ids[None, i:i + 8], ids[None, i + 1:i + 9])[1].item() for i in range(n - 8)])
+    losses, other = ([r['loss'] for r in rows(tmp_path / name) if r['split'] == 'train'] for name in 'ab')
+    nearest = [int(np.argmin(np.abs(every - loss))) for loss in losses]
+    # the loss of one window, targets one ahead
+    assert all(abs(every[i] - loss) < 1e-5 for i, loss in zip(nearest, losses))
+    assert len(set(nearest)) > 8
+    assert losses != other
 
 
 @pytest.mark.slow
-def test_one_process_or_two(tokens, tmp_path):
-    runs = runs_like_one(tokens, tmp_path, one=[], two=[])
-    assert [(r['iter'], r['split']) for r in runs['two']] == [(r['iter'], r['split']) for r in runs['one']]
-    assert all(abs(a['loss'] - b['loss']) < 1e-5 for a, b in zip(*runs.values()))
-
-
-@pytest.mark.slow
-def test_micro_batches_and_evaluation_change_nothing(tokens, tmp_path):
+def test_processes_micro_batches_and_evaluation_change_nothing(tokens, tmp_path):
     micro = ['--micro_batch_size=1']
-    runs = runs_like_one(tokens, tmp_path, one=[], two_micro=micro, micro=micro,
+    runs = runs_like_one(tokens, tmp_path, one=[], two=[], two_micro=micro, micro=micro,
                          eval_often=['--eval_interval=1'], eval_never=['--eval_interval=0'])
     trained = [[r for r in runs[n] if r['split'] == 'train'] for n in ('one', 'eval_often', 'eval_never')]
     assert trained[0] == trained[1] == trained[2]
+    assert [(r['iter'], r['split']) for r in runs['two']] == [(r['iter'], r['split']) for r in runs['one']]
+    assert all(abs(a['loss'] - b['loss']) < 1e-5 for a, b in zip(runs['one'], runs['two']))
 
 
 @pytest.mark.slow
-def test_other_optimizers_learn(tokens, tmp_path):
-    in_parallel([lambda optimizer=optimizer: train(
-        tokens, tmp_path / optimizer, f'--optimizer={optimizer}', '--learning_rate=0.01', '--setting=S1',
-        '--norm=layer', '--bias=True', '--tied=False', '--log_interval=0') for optimizer in ('adamw', 'sgd')])
-    for log in (rows(tmp_path / 'adamw'), rows(tmp_path / 'sgd')):
-        assert log[-1]['loss'] < log[0]['loss'] - 0.05
-        assert {r['split'] for r in log} == {'val'}
+def test_other_optimizers_and_bfloat16_learn(tokens, tmp_path):
+    kinds = {'float32': [], 'bfloat16': ['--dtype=bfloat16']}
+    for name in ('adamw', 'sgd'):
+        kinds[name] = [f'--optimizer={name}', '--learning_rate=0.01', '--setting=S1', '--norm=layer',
+                       '--bias=True', '--tied=False', '--log_interval=0']
+    in_parallel([lambda n=n, flags=flags: train(tokens, tmp_path / n, *flags) for n, flags in kinds.items()])
+    logs = {name: rows(tmp_path / name) for name in kinds}
+    assert abs(logs['float32'][-1]['loss'] - logs['bfloat16'][-1]['loss']) < 0.02
+    for name in ('adamw', 'sgd'):
+        assert logs[name][-1]['loss'] < logs[name][0]['loss'] - 0.05
+        assert {r['split'] for r in logs[name]} == {'val'}
 
 
 @pytest.mark.slow
-def test_weights_of_another_run_and_samples(straight, tokens, tmp_path):
-    said, _ = train(tokens, tmp_path / 'tuned', f'--init_from={straight}/ckpt.pt', '--eval_interval=20',
-                    '--seed=9')
-    assert 'The optimizer is new.' in said
-    assert rows(tmp_path / 'tuned')[0]['loss'] == pytest.approx(rows(straight)[-1]['loss'], abs=1e-6)
+def test_eval_only_and_samples(straight, tokens):
     out, _ = train(tokens, straight, '--init_from=resume', '--eval_only=True', '--dropout=0.1')
-    assert f'val loss {rows(straight)[-1]["loss"]:.4f}' in out
+    assert f'val loss {rows(straight)[-1]["loss"]:.4f} nats per token' in out
     texts = in_parallel([lambda s=s: finish(python(
         'sample.py', f'--out_dir={straight}', '--device=cpu', '--max_new_tokens=40', '--prompt=ab',
         '--num_samples=2', f'--seed={s}', '--top_k=30'))[0] for s in (1, 1, 2)])
@@ -115,11 +109,3 @@ print(resident() - before)
         "start('cpu', 'float32', False, 0, False)", ''))
     assert ours > 6e7
     assert torchs < 1e7
-
-
-@pytest.mark.slow
-def test_bfloat16_learns_as_float32_does(tokens, tmp_path):
-    for dtype in ('float32', 'bfloat16'):
-        train(tokens, tmp_path / dtype, f'--dtype={dtype}')
-    a, b = rows(tmp_path / 'float32')[-1], rows(tmp_path / 'bfloat16')[-1]
-    assert abs(a['loss'] - b['loss']) < 0.02

@@ -29,6 +29,18 @@ from tests.common import (
 )
 
 
+def network_of(out, name='ckpt.pt'):
+    checkpoint = final(out, name)
+    model = build(ViT, ViTConfig, checkpoint['model_args']).eval()
+    model.load_state_dict(checkpoint['model'])
+    return model
+
+
+def pixels(pictures):
+    """Normalized as the data sets of these tests say."""
+    return (torch.tensor(np.array(pictures)).movedim(-1, -3).float() / 255 - 0.5) / 0.3
+
+
 def test_vision_log_and_checkpoint_are_as_promised(seen, arrays):
     log = rows(seen)
     assert [(r['iter'], r['split']) for r in log] == sorted(
@@ -39,11 +51,8 @@ def test_vision_log_and_checkpoint_are_as_promised(seen, arrays):
     assert ckpt['iter'] == 15
     assert ckpt['data']['classes'] == list('abcdef')
     # the last val row: the saved weights on every image of val once, against the plain labels
-    model = build(ViT, ViTConfig, ckpt['model_args']).eval()
-    model.load_state_dict(ckpt['model'])
     images, labels, meta = load_images(arrays, 'val')
-    images = (torch.tensor(np.array(images)).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.3
-    logits = model(images).detach().double().numpy()
+    logits = network_of(seen)(pixels(images)).detach().double().numpy()
     # how many classes are likelier
     place = [int((row > row[label]).sum()) for row, label in zip(logits, labels)]
     loss = -np.mean([math.log(np_softmax(row)[label]) for row, label in zip(logits, labels)])
@@ -56,20 +65,18 @@ def test_vision_log_and_checkpoint_are_as_promised(seen, arrays):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('layout', ['arrays', pytest.param('jpeg', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('layout', ['arrays', 'jpeg'])
 def test_each_image_once_an_epoch(tmp_path, layout):
     """A rate of 0 leaves the weights alone, pictures have one colour: the loss tells which image it was."""
     data = write_images(tmp_path / 'flat', layout, flat=True, train=9, val=2)
     train_vit(data, tmp_path / 'out', '--learning_rate=0', '--min_lr=0', '--mixup=0', '--cutmix=0',
               '--label_smoothing=0', '--drop_path=0', '--global_batch_size=2', '--micro_batch_size=1',
               '--epochs=3', '--randaugment=0')
-    model = build(ViT, ViTConfig, final(tmp_path / 'out')['model_args']).eval()
-    model.load_state_dict(final(tmp_path / 'out')['model'])
     images, labels, _ = load_images(data, 'train')
     if layout == 'jpeg':
         images = [np.array(Image.open(io.BytesIO(blob))) for blob in images]
-    images = (torch.tensor(np.array(images)).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.3
-    each = F.cross_entropy(model(images), torch.tensor(labels), reduction='none').tolist()
+    each = F.cross_entropy(network_of(tmp_path / 'out')(pixels(images)), torch.tensor(labels),
+                           reduction='none').tolist()
     pairs = {tuple(sorted((i, j))): (each[i] + each[j]) / 2 for i in range(9) for j in range(i)}
     order = []
     for r in rows(tmp_path / 'out'):
@@ -91,12 +98,10 @@ def test_each_jpeg_is_itself(tmp_path):
     # the positions of S1 are small
     train_vit(data, tmp_path / 'out', '--max_iters=1', '--num_workers=1', '--randaugment=0', '--setting=S1',
               '--seed=5')
-    model = build(ViT, ViTConfig, final(tmp_path / 'out')['model_args']).eval()
-    model.load_state_dict(final(tmp_path / 'out')['model'])
+    model = network_of(tmp_path / 'out')
     blobs, labels, _ = load_images(data, 'val')
     colours = [np.array(Image.open(io.BytesIO(blob)))[5, 5] for blob in blobs]
-    colours = (torch.tensor(np.array(colours)).float() / 255 - 0.5) / 0.3
-    images = colours[:, :, None, None].expand(-1, -1, 8, 8)
+    images = pixels([np.broadcast_to(colour, (8, 8, 3)) for colour in colours])
     loss = F.cross_entropy(model(images), torch.tensor(labels)).item()
     assert abs(rows(tmp_path / 'out')[-1]['loss'] - loss) < 1e-5 * loss
     others = [F.cross_entropy(model(images[[i] * 5]), torch.tensor(labels)).item() for i in range(5)]
@@ -118,25 +123,18 @@ def test_a_jpeg_that_is_damaged_gets_a_sentence(tmp_path, workers):
 
 
 @pytest.mark.slow
-def test_vision_repeats_and_resumes_bit_for_bit(seen, arrays, tmp_path):
-    def again():
-        train_vit(arrays, tmp_path / 'again')
-        assert_same_run(seen, tmp_path / 'again')
-
-    def killed():
-        assert 0 < killed_in_an_epoch(arrays, tmp_path / 'killed') < 15
-        assert_same_run(seen, tmp_path / 'killed')
-
-    in_parallel([again, killed])
-
-
-@pytest.mark.slow
-def test_any_number_of_workers_is_the_same_run(jpegs, tmp_path):
-    """JPEGs with the whole recipe; one of the runs is killed in the middle of an epoch and goes on."""
-    jobs = [lambda n=n: train_vit(jpegs, tmp_path / n, f'--num_workers={n}') for n in '03']
-    in_parallel([*jobs, lambda: killed_in_an_epoch(jpegs, tmp_path / '1', '--num_workers=1')])
-    assert_same_run(tmp_path / '0', tmp_path / '3')
-    assert_same_run(tmp_path / '0', tmp_path / '1')
+def test_vision_repeats_and_resumes_bit_for_bit_with_any_number_of_workers(seen, arrays, jpegs, tmp_path):
+    """One run of arrays, and one of JPEGs with the whole recipe, is killed in an epoch and goes on."""
+    adan = '--aug_repeats=3', '--interpolation=random', '--schedule=timm', '--nesterov=True'
+    killed = []
+    jobs = [lambda: train_vit(arrays, tmp_path / 'again'),
+            lambda: killed.append(killed_in_an_epoch(arrays, tmp_path / 'killed')),
+            lambda: killed.append(killed_in_an_epoch(jpegs, tmp_path / '1', '--num_workers=1', *adan))]
+    jobs += [lambda n=n: train_vit(jpegs, tmp_path / n, f'--num_workers={n}', *adan) for n in '03']
+    in_parallel(jobs)
+    assert all(0 < at < 15 for at in killed)
+    for a, b in ((seen, 'again'), (seen, 'killed'), (tmp_path / '0', '3'), (tmp_path / '0', '1')):
+        assert_same_run(a, tmp_path / b)
     assert len({r['loss'] for r in rows(tmp_path / '0')}) == 21  # 15 batches, 6 evaluations
 
 
@@ -147,17 +145,15 @@ def test_vision_one_process_or_two_and_evaluation_change_nothing(arrays, jpegs, 
             'rarely': (arrays, ['--eval_interval=0']), 'jpegs': (jpegs, []),
             'two_jpegs': (jpegs, ['--num_workers=1'])}
     in_parallel([lambda n=n, data=data, extra=extra: train_vit(
-        data, tmp_path / n, '--drop_path=0', *extra, torchrun=2 if n.startswith('two') else 0)
+        data, tmp_path / n, '--drop_path=0', '--aug_repeats=3', *extra,
+        torchrun=2 if n.startswith('two') else 0)
         for n, (data, extra) in jobs.items()])
     runs = {n: rows(tmp_path / n) for n in jobs}
     for a, b in (('one', 'two'), ('one', 'micro'), ('jpegs', 'two_jpegs')):
-        assert [(r['iter'], r['split']) for r in runs[a]] == [(r['iter'], r['split']) for r in runs[b]]
-        for x, y in zip(runs[a], runs[b]):
+        for x, y in zip(runs[a], runs[b], strict=True):
             assert abs(x['loss'] - y['loss']) < 1e-5
-            assert x.get('top1') == y.get('top1')
-            assert x.get('top5') == y.get('top5')
-    assert [r for r in runs['one']
-            if r['split'] == 'train'] == [r for r in runs['rarely'] if r['split'] == 'train']
+            assert all(x.get(key) == y.get(key) for key in ('iter', 'split', 'top1', 'top5'))
+    assert [r for r in runs['one'] if r['split'] == 'train'] == runs['rarely'][:-1]
 
 
 @pytest.mark.slow
@@ -200,13 +196,8 @@ def test_predict_and_test_split(seen, arrays, tmp_path):
         assert len({name for name, _ in top} & set('abcdef')) == 5
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) <= 100.3
-    ckpt = final(seen)
-    model = build(ViT, ViTConfig, ckpt['model_args']).eval()
-    model.load_state_dict(ckpt['model'])
-    # its middle
-    photo = Image.open(tmp_path / 'photos/a.jpg').crop((10, 0, 40,
-                                                        30)).resize((8, 8), Image.Resampling.BICUBIC)
-    logits = model((torch.tensor(np.array(photo)).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.3)[0]
+    middle = Image.open(tmp_path / 'photos/a.jpg').crop((10, 0, 40, 30))
+    logits = network_of(seen)(pixels([middle.resize((8, 8), Image.Resampling.BICUBIC)]))[0]
     assert lines[0].split(': ')[1].split()[0] == 'abcdef'[int(logits.argmax())]
     assert 'test loss' in tested
     assert '5 images' in tested

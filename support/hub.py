@@ -1,0 +1,91 @@
+"""Tables that `datasets` loads, from the Hub or from here, and one sentence where it does not."""
+
+import re
+
+from support.console import fail
+from support.splits import WORDS, examples
+from support.writing import disk_is_full, said
+
+
+def load_tables(way, label, column, stream=False):
+    """What load_dataset(**way) loads, with the column of text alone: {'train': table, maybe 'val': table}"""
+    from datasets import concatenate_datasets, load_dataset_builder
+    from datasets import config as hf
+    hf.STREAMING_READ_MAX_RETRIES = hf.STREAMING_OPEN_MAX_RETRIES = 2  # each is half a minute of retries
+    stage = 'open'
+    try:
+        builder = load_dataset_builder(**way)
+        check_column(label, builder.info.features, column)
+        stage = 'download'
+        if stream:
+            tables = builder.as_streaming_dataset()
+        elif '/partial-' in str(builder.config.data_files):
+            fail(f'{label} is an export that the Hub cut short. --max_docs=N takes the first N of its rows.')
+        else:
+            print(f'{label}: the Arrow copy is in {hf.HF_DATASETS_CACHE} (HF_HOME moves it)', flush=True)
+            builder.download_and_prepare()
+            tables = builder.as_dataset()
+    except Exception as error:
+        fail(hub_reason(label, error, stage))
+    if 'train' not in tables:
+        fail(f'{label} has no split train but {", ".join(tables)}. Download it and use --dataset=FOLDER.')
+    check_column(label, tables['train'].column_names, column)
+    parts = {}
+    for split in tables:
+        if WORDS.get(split) in ('train', 'val'):
+            parts.setdefault(WORDS[split], []).append(tables[split].select_columns([column]))
+        else:
+            print(f'{label}: left out {split}', flush=True)
+    return {split: concatenate_datasets(parts[split]) for split in parts}
+
+
+def check_column(label, columns, column):
+    if columns and column not in columns:
+        fail(f'{label} has no column {column!r}. Set --text_column to one of {examples(columns, 20)}.')
+
+
+def hub_reason(label, error, stage):
+    """What went wrong and how to fix it; the first telling error in the chain decides."""
+    errors = [error]
+    while (cause := errors[-1].__cause__ or errors[-1].__context__) and cause not in errors:
+        errors.append(cause)
+    for e in errors:
+        kinds = ' '.join(kind.__name__ for kind in type(e).__mro__)
+        status = getattr(getattr(e, 'response', None), 'status_code', None)
+        if full := disk_is_full(e):
+            return full
+        if status in (401, 403) or 'is a gated dataset' in str(e):
+            return (f'{label} is gated or private. Accept its terms on its page on the Hub, then log in with '
+                    '`hf auth login` or set HF_TOKEN.')
+        if status == 404 or 'DatasetNotFound' in kinds:
+            return (f'{label} is not on the Hub, and no file or folder here has that name. Check the '
+                    'spelling; if it is private or gated, log in with `hf auth login`.')
+        if status:
+            return f'The Hub answered HTTP {status} for {label}. Run the same command later.'
+        if re.search('Connect|Timeout|Protocol|Network|Offline|ReadError|Incomplete', kinds):
+            if stage == 'download':
+                return f'The download of {label} broke off ({said(e)}). Run the same command again.'
+            return (f'The Hub cannot be reached for {label} ({said(e)}). Check the network, or give a file '
+                    'or folder as --dataset. --dataset=stdlib needs no network.')
+    reason = said(error.__cause__ or error)
+    advice = ('Try --revision=refs/convert/parquet, which may have its rows.' if 'scripts' in reason else
+              'Name one as ID:CONFIG.' if 'onfig' in reason else 'Fix that and run the command again.')
+    return f'{label} cannot be read ({reason}). {advice}'
+
+
+def download(name):
+    """The folder with the parquet files of a set on the Hub; cached files are not fetched again."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+    try:
+        for revision in ('main', 'refs/convert/parquet'):  # the second is the Hub's export of other formats
+            info = HfApi().dataset_info(name, revision=revision, files_metadata=True)
+            sizes = [file.size or 0 for file in info.siblings if file.rfilename.endswith('.parquet')]
+            if sizes:
+                break
+        else:
+            fail(f'{name} has no parquet files on the Hub. Download and unpack it, and use --dataset=FOLDER.')
+        print(f'Downloading {name} ({sum(sizes) / 1e9:.1f} GB) to {constants.HF_HUB_CACHE}. Set HF_HOME to '
+              'use another folder.', flush=True)
+        return snapshot_download(name, repo_type='dataset', revision=revision, allow_patterns='*.parquet')
+    except Exception as error:
+        fail(hub_reason(name, error, 'download'))

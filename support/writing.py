@@ -1,0 +1,123 @@
+"""Writing a data set: a folder for one run alone, processes that work in order, files put in place last."""
+
+import errno
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+
+from support.console import fail
+
+
+@contextmanager
+def workplace(out, files, overwrite):
+    """
+    A new folder in out, for this run alone. Refused are a second run into out, and a data set that is there:
+    its files, of which the last completes it.
+    """
+    new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    lock = os.open(out, os.O_RDONLY)
+    try:
+        wait_for(lock, out)
+        left = list(out.glob('.prepare_tmp_????????'))  # of a run that was killed
+        there = [file for file in files if (out / file).exists()]
+        killed_at_the_end = files[-1] not in there and any((folder / files[-1]).exists() for folder in left)
+        if there and not overwrite and not killed_at_the_end:
+            fail(f'{out} already holds a data set ({", ".join(there)}). Use --overwrite=True to replace it, '
+                 'or --out_dir=... to write elsewhere.')
+        for folder in left:
+            shutil.rmtree(folder)
+        tmp = Path(tempfile.mkdtemp(prefix='.prepare_tmp_', dir=out))
+        try:
+            yield tmp
+        finally:
+            shutil.rmtree(tmp)
+    finally:
+        os.close(lock)
+        if new and not any(out.iterdir()):
+            out.rmdir()
+
+
+def wait_for(lock, out):
+    """The lock ends with its process, also when that is killed."""
+    if os.name != 'posix':
+        return
+    import fcntl
+    for _ in range(20):  # the workers of a killed run hold it a moment longer
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+    fail(f'Another run writes to {out}. Wait until it ends, or use another --out_dir.')
+
+
+def put_in_place(tmp, out, files):
+    """Replaces the files of out by those of tmp. The last one completes the set."""
+    for file in reversed(files):
+        (out / file).unlink(missing_ok=True)
+    for file in files:
+        if (tmp / file).exists():
+            with open(tmp / file, 'rb') as f:
+                os.fsync(f.fileno())
+            os.replace(tmp / file, out / file)
+
+
+def count_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def in_order(jobs, work, workers, start=None, given=()):
+    """(job, work(its last part)) for each job, in their order. Each worker begins with start(*given)."""
+    pending = deque()
+    window = 4 * workers  # no more jobs than this are in memory
+    with ProcessPoolExecutor(workers, initializer=start_worker, initargs=(start, given)) as pool:
+        for job in jobs:
+            pending.append((job, pool.submit(work, job[-1])))
+            if len(pending) == window:
+                job, result = pending.popleft()
+                yield job, result.result()
+        for job, result in pending:
+            yield job, result.result()
+
+
+def start_worker(start, given):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()  # when it is killed, nobody else ends its workers
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    if start:
+        start(*given)
+
+
+def said(error):
+    """The message of an error in one line."""
+    return ' '.join(str(getattr(error, 'strerror', None) or error).split())[:200] or type(error).__name__
+
+
+def disk_is_full(error):
+    """A sentence if the disk is full, else None."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (f'There is no space left on the disk ({said(error)}). Free some, or write to another disk: '
+                '--out_dir moves the data set, HF_HOME the downloads and Arrow copies. Then run it again.')
+
+
+def run(main, config):
+    """main(config), with one sentence for what ends it."""
+    try:
+        main(config)
+    except BrokenProcessPool:
+        fail('A worker process was killed, probably for lack of memory. Use a lower --num_proc.')
+    except OSError as error:
+        where = f' ({error.filename})' if error.filename else ''
+        fail(disk_is_full(error) or f'{said(error)}{where}. Fix that and run the same command again.')
+    except KeyboardInterrupt:
+        sys.exit('Stopped. Nothing half-written is left; the same command starts again.')
