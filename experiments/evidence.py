@@ -29,7 +29,6 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from concurrent import futures
 from datetime import datetime
 from functools import cache, partial
@@ -293,7 +292,7 @@ def run_stacks(of_question, done):
         if not stacks:
             return
         for runs in stacks.values():
-            begin, some = time.time(), runs[:LARGEST]
+            some = runs[:LARGEST]
             by_bin = some[0]['dataset'] == BY_FREQUENCY
             bins = parts_by_frequency(BY_FREQUENCY, 4096) if by_bin else None
             for run, (loss, of_bins) in zip(some, train_stack(some, device, bins)):
@@ -303,7 +302,6 @@ def run_stacks(of_question, done):
                 if by_bin:
                     row['by_frequency'] = of_bins
                 note(RESULTS, row, done)
-            print(f'{len(some)} runs in {time.time() - begin:.0f} s', flush=True)
 
 # -----------------------------------------------------------------------------
 # statistics
