@@ -159,12 +159,12 @@ if embed_lr:  # the loop sets the rate of a group to lr_scale times that of the 
                    'weight_decay': weight_decay if embed_weight_decay < 0 else embed_weight_decay,
                    'rownorm': embed_optimizer == 'rownorm'})
 if optimizer == 'sgdw' and embed_optimizer in ('auto', 'rownorm'):
-    opt = SGDW(groups, learning_rate, momentum, nesterov=nesterov)
+    opt = SGDW(groups, learning_rate, momentum, nesterov=nesterov)  # m = mu m + g; w -= lr (m + wd w)
 elif optimizer == 'adamw' and embed_optimizer in ('auto', 'adamw'):
     opt = torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=True)
 else:  # sgd, muon, or another optimizer for the embeddings
     opt = other_optimizer(raw_model, groups[:2], groups[2:], config)
-resume.load_optimizer(opt, checkpoint)
+resume.load_optimizer(opt, checkpoint)  # where the run resumes: the momentum of its last step
 
 # -----------------------------------------------------------------------------
 # schedule

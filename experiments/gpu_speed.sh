@@ -2,11 +2,10 @@
 # Not run yet. Four minutes on one GPU of 80 GB: what torch 2.11 loses, which micro batch is best, and how much
 # memory it takes. Run it from the top folder:
 #
-#     bash experiments/gpu_speed.sh [PYTHON_WITH_TORCH_2.13]      prints its tables; the log goes to gpu_speed.txt
+#     bash experiments/gpu_speed.sh [PYTHON_WITH_TORCH_2.13] 2>&1 | tee gpu_speed.txt
 #
 # Torch 2.11 is said to fuse RMSNorm's backward too much (pytorch pull request 179494). Aims: L-DNT at most 1.03 of
 # GPT-2's compiled step; 45 % MFU at 124M, 50 % at 774M and 1438M.
-exec > >(tee gpu_speed.txt) 2>&1
 bench='-m experiments.bench --device=cuda --only=step --dtype=bfloat16 --repeats=5'
 
 echo '(a) the compiled step of GPT-2, S1 and L-DNT'
@@ -27,7 +26,7 @@ END
 train() {  # config, sequences of an update, upper bound of a micro batch
     echo "$1: global_batch_size $2, micro_batch_size $3"
     python - "config/$1.py" --global_batch_size="$2" --micro_batch_size="$3" --dataset=random --max_iters=30 \
-        --eval_interval=0 --ckpt_interval=0 --overwrite=True --out_dir=out/gpu_speed <<'END' | tail -3
+        --eval_interval=0 --ckpt_interval=0 --overwrite=True --out_dir=out/gpu_speed <<'END' | tail -4
 import atexit
 import runpy
 import torch

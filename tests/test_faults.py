@@ -17,20 +17,99 @@ from tests.common import (
     write_tokens,
 )
 
-
-def said_by(lines):
-    """What each of the command lines ended with."""
-    ended = one_after_the_other(lines)
-    return {tuple(line): code for line, (code, _) in zip(lines, ended, strict=True)}
-
-
-def contents(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
-
-
-# -----------------------------------------------------------------------------
-# train_gpt.py
-
+# A line has the arguments and words of the message. {new}: an out_dir of its own instead of that of the
+# finished run {run}; {tmp}: a folder with what is broken; {text}, {tokens}: a run and a data set of text
+TEXT_MISTAKES = """
+--n_embd=1048576 --n_head=1 {new} | does not fit into memory
+--n_layer=1001 {new} | Set --n_layer to a number from 1 to 1000.
+--dropout=1.5 {new} | dropout=1.5 is out of range. Set --dropout to a number of at least 0 and below 1.
+--dataset=nowhere {new} | There is no data set in data/nowhere. Make it with python prepare_owt.py
+--dataset={tmp}/no_train {new} | train.bin does not exist
+--dataset={tmp}/odd_train {new} | has 101 bytes, not 2 for each of 3000 tokens
+--dataset={tmp}/empty_val {new} | has 0 bytes, not 2 for each of 400
+--dataset={tmp}/torn_meta {new} | is not a valid meta.json for text data
+--dataset={tmp}/too_long {new} | has 6000 bytes, not 2 for each of 2999 tokens
+--dataset={tmp}/pickled {new} | meta.pkl of nanoGPT
+--vocab_size=100 {new} | vocab_size=100 is less than the 257 of
+--dataset={tmp}/big_ids {new} | train.bin holds the id 30840, past the vocabulary of 320
+--block_size=400 {new} | too few for block_size=400
+--setting=none {new} | setting=none is unknown. Set --setting to one of S1
+--optimizer=adam {new} | optimizer=adam is unknown
+--mid_norm=maybe {new} | Set --mid_norm to one of auto, True, False.
+--device=tpu {new} | device=tpu is unknown
+--dtype=float16 {new} | dtype=float16 is unknown
+--learning_rate=1e999 {new} | Set --learning_rate to a number of at least 0.
+config/vdnt_cifar10.py {new} | Or is this the config of another script?
+--embed_optimizer=adamw {new} | needs a learning rate of its own. Set --embed_lr
+--embed_lr=1 --learning_rate=0 --min_lr=0 {new} | which is 0. Set --learning_rate
+--init_from=resume --embed_lr=1 | has its optimizer state in other groups
+--init_from=resume --n_layer=3 --bias=True | was made with n_layer=2, now it is 3; bias=False, now it is True
+--init_from=resume --seed=2 | was made with seed=1337
+--init_from=resume --setting=S1 | was made with input_norm=True
+--init_from=resume --max_iters=10 | is at iteration 20, past the 10 of this run. Raise max_iters.
+| has a run already. Continue it with --init_from=resume, replace it with --overwrite=True
+--init_from={run}/ckpt.pt --n_embd=32 {new} | was made with n_embd=16, now it is 32
+--init_from={run}/ckpt.pt --block_size=9 {new} | was trained with block_size=8. Use --block_size=8
+--init_from={tmp}/no_train {new} | has neither a checkpoint (*.pt) nor the weights of a GPT-2 or a ViT
+--eval_only=True {new} | eval_only needs weights. Use --init_from
+--vocab_size=1000000000000000000000000000000 {new} | Set --vocab_size to a number from 0 to 4294967295.
+--dataset={tmp}/half_an_id {new} | is not a valid meta.json for text data
+--init_from=resume --dataset={tmp}/other_source | was made with source=test, now it is x
+--init_from={run}/best.pt --overwrite=True | is in the out_dir that would be overwritten
+--init_from={tmp}/lacking.pt {new} | does not have the weights of this model
+--init_from={tmp}/garbage.pt {new} | is not a complete checkpoint of this project
+--init_from={tmp}/foreign.pt {new} | it has no config, data, iter
+--init_from=absent.pt {new} | Cannot read the checkpoint
+--out_dir={tmp}/file | Cannot use out_dir=
+--learning_rate=1e30 --grad_clip=0 {new} | No checkpoint was saved. Try a lower learning_rate
+""".strip().splitlines()
+VISION_MISTAKES = """
+--patch_size=3 {new} | patch_size=3 does not divide image_size=8
+--dataset=nowhere {new} | There is no data set in data/nowhere. Make it with python prepare_imagenet.py
+--dataset={tmp}/no_val {new} | The data set is incomplete or has no val split. Prepare the data set again
+--dataset={tmp}/many_classes {new} | labels from 0 to 22, but meta.json lists 6 classes (0 to 5)
+--dataset={tmp}/negative {new} | labels from -1 to 21
+--dataset={tmp}/torn_images {new} | cannot be read (EOF
+--dataset={tmp}/one_less {new} | is incomplete (23 labels, 23 images, but meta.json states 24
+--dataset={tmp}/cut_jpegs {new} | is incomplete (23 labels, 24 offsets
+--dataset={tmp}/one_mean {new} | is not a valid meta.json for pictures
+--dataset={tokens} {new} | is not a valid meta.json for pictures
+--init_from=resume --dataset={tmp}/seven_classes | was made with n_classes=6, now it is 7
+--init_from={run}/ckpt.pt --dataset={tmp}/other_classes --eval_only=True {new} | its class 3 is 'd', that of
+--init_from=resume --dataset={tmp}/other_source | was made with source=test, now it is x
+--image_size=4 {new} | are 8 x 8 x 3, but image_size=4 requires
+--image_size=16 --shift=8 {new} | shift=8 is too large for pictures of 8 x 8. Set --shift to less
+--dataset={tmp}/deep_labels --overwrite=True | is empty, or its arrays have the wrong type or shape.
+--dataset={tmp}/float_labels {new} | is empty, or its arrays have the wrong type or shape.
+--dataset={tmp}/flat_images {new} | is empty, or its arrays have the wrong type or shape.
+--dataset={tmp}/empty_labels {new} | cannot be read (No data left in file). Prepare
+--dataset={tmp}/no_deviation {new} | is not a valid meta.json for pictures
+--dataset={tmp}/no_offsets {new} | is incomplete
+--init_from=resume --dataset={tmp}/other_seed | was made with seed=None, now it is 1
+--batch_norm=True {new} | batch_norm only works with --arch=nfnet
+--epochs=0 {new} | Set --epochs or --max_iters.
+--init_from={text}/ckpt.pt --predict=a.jpg {new} | is not a checkpoint of train_vit.py
+--init_from=resume --patch_size=2 | was made with patch_size=4, now it is 2
+--randaugment=9 {new} | randaugment=9.0 only works with JPEGs
+--randaugment=11 {new} | Set --randaugment to a number from 0 to 10.
+--interpolation=random {new} | interpolation=random only works with JPEGs
+--interpolation=bilinear {new} | Set --interpolation to one of bicubic, random.
+--aug_repeats=0 {new} | aug_repeats=0 is out of range
+--schedule=linear {new} | Set --schedule to one of cosine, timm.
+--nesterov=True --momentum=0 {new} | Use --momentum=0.9 or --nesterov=False.
+--global_batch_size=24 {new} | has 23 training images, fewer than global_batch_size=24
+--global_batch_size=3 {new} | does not divide over 1 processes in pairs, which mixup and cutmix need. Set
+--micro_batch_size=1 {new} | Set --micro_batch_size to at least 2.
+--agc=0.1 {new} | agc=0.1 and grad_clip=1.0 both clip the gradient. Use --grad_clip=0 or --agc=0.
+--arch=resnet {new} | arch=resnet is unknown. Set --arch to one of vit, nfnet.
+--n_head=3 {new} | does not divide into n_head=3 heads
+--init_from=resume --epochs=1 | is at iteration 15, past the 5 of this run
+--eval_only=True {new} | eval_only needs weights
+--predict=a.jpg {new} | predict needs weights
+--init_from=resume --predict=a.jpg | a.jpg cannot be read as a picture
+--init_from=resume --eval_only=True --eval_split=train2 | has no train2 split, only train, val, test. Choose
+--learning_rate=1e30 --grad_clip=0 {new} | Try a lower learning_rate
+""".strip().splitlines()
 META = {'tokenizer': 'byte', 'vocab_size': 257, 'dtype': 'uint16', 'train_tokens': 3000, 'val_tokens': 400,
         'source': 'test'}
 BAD_TOKENS = {  # what is wrong with the data set of that name: the contents of its files
@@ -40,108 +119,6 @@ BAD_TOKENS = {  # what is wrong with the data set of that name: the contents of 
                                          for name, change in {
         'too_long': {'train_tokens': 2999}, 'half_an_id': {'vocab_size': 257.5},
         'gpt3': {'tokenizer': 'gpt3'}, 'other_source': {'source': 'x'}}.items()}}
-MISTAKES = [  # arguments (of which {tmp} is a folder, {run} a finished run), words of the message
-    ('--n_embd=1048576 --n_head=1 --out_dir={tmp}/x', 'does not fit into memory'),
-    ('--n_layer=1001', 'Set --n_layer to a number from 1 to 1000.'),
-    ('--dropout=1.5', 'dropout=1.5 is out of range. Set --dropout to a number of at least 0 and below 1.'),
-    ('--dataset=nowhere',
-     'There is no data set in data/nowhere. Make it with python prepare_owt.py --dataset=nowhere.'),
-    ('--dataset={tmp}/no_train', 'train.bin does not exist'),
-    ('--dataset={tmp}/odd_train', 'has 101 bytes, not 2 for each of 3000 tokens'),
-    ('--dataset={tmp}/empty_val', 'has 0 bytes, not 2 for each of 400'),
-    ('--dataset={tmp}/torn_meta', 'is not a valid meta.json for text data'),
-    ('--dataset={tmp}/too_long', 'has 6000 bytes, not 2 for each of 2999 tokens'),
-    ('--dataset={tmp}/pickled', 'meta.pkl of nanoGPT'),
-    ('--vocab_size=100', 'vocab_size=100 is less than the 257 of'),
-    ('--dataset={tmp}/big_ids --out_dir={tmp}/big',
-     'train.bin holds the id 30840, past the vocabulary of 320'),
-    ('--block_size=400', 'too few for block_size=400'),
-    ('--setting=none', 'setting=none is unknown. Set --setting to one of S1'),
-    ('--optimizer=adam', 'optimizer=adam is unknown'),
-    ('--mid_norm=maybe', 'Set --mid_norm to one of auto, True, False.'),
-    ('--device=tpu', 'device=tpu is unknown'),
-    ('--dtype=float16', 'dtype=float16 is unknown'),
-    ('--learning_rate=1e999', 'Set --learning_rate to a number of at least 0.'),
-    ('config/vdnt_cifar10.py', 'Or is this the config of another script?'),
-    ('--embed_optimizer=adamw --out_dir={tmp}/x',
-     'needs a learning rate of its own. Set --embed_lr'),
-    ('--embed_lr=1 --learning_rate=0 --min_lr=0 --out_dir={tmp}/x', 'which is 0. Set --learning_rate'),
-    ('--init_from=resume --embed_lr=1', 'has its optimizer state in other groups'),
-    ('--init_from=resume --n_layer=3 --bias=True',
-     'was made with n_layer=2, now it is 3; bias=False, now it is True'),
-    ('--init_from=resume --seed=2', 'was made with seed=1337'),
-    ('--init_from=resume --setting=S1', 'was made with input_norm=True'),
-    ('--init_from=resume --max_iters=10', 'is at iteration 20, past the 10 of this run. Raise max_iters.'),
-    ('', 'has a run already. Continue it with --init_from=resume, replace it with --overwrite=True'),
-    ('--init_from={run}/ckpt.pt --n_embd=32 --out_dir={tmp}/x', 'was made with n_embd=16, now it is 32'),
-    ('--init_from={run}/ckpt.pt --block_size=9 --out_dir={tmp}/x',
-     'was trained with block_size=8. Use --block_size=8'),
-    ('--init_from={tmp}/no_train', 'has neither a checkpoint (*.pt) nor a config.json'),
-    ('--eval_only=True', 'eval_only needs weights. Use --init_from'),
-    ('--vocab_size=1' + '0' * 30, 'Set --vocab_size to a number from 0 to 4294967295.'),
-    ('--dataset={tmp}/half_an_id', 'is not a valid meta.json for text data'),
-    ('--init_from=resume --dataset={tmp}/other_source', 'was made with source=test, now it is x'),
-    ('--init_from={run}/best.pt --overwrite=True', 'is in the out_dir that would be overwritten'),
-    ('--init_from={tmp}/lacking.pt --out_dir={tmp}/x', 'does not have the weights of this model'),
-    ('--init_from={tmp}/garbage.pt', 'is not a complete checkpoint of this project'),
-    ('--init_from={tmp}/foreign.pt', 'it has no config, data, iter'),
-    ('--init_from=absent.pt', 'Cannot read the checkpoint'),
-    ('--out_dir={tmp}/file', 'Cannot use out_dir='),
-    ('--learning_rate=1e30 --grad_clip=0', 'No checkpoint was saved. Try a lower learning_rate')]
-
-
-def write_or_remove(path, content):
-    path.unlink() if content is None else path.write_bytes(content)
-
-
-@pytest.fixture(scope='module')
-def mistakes(straight, tokens, tmp_path_factory):
-    """-> the command line of a mistake, what each ended with, the finished run, and its files before"""
-    tmp, before = tmp_path_factory.mktemp('mistakes'), contents(straight)
-    for name, files in BAD_TOKENS.items():
-        folder = write_tokens(tmp / name)
-        for file, content in files.items():
-            write_or_remove(folder / file, content)
-    whole = final(straight)
-    torch.save({**whole, 'model': {k: v for k, v in whole['model'].items() if 'wpe' in k}},
-               tmp / 'lacking.pt')
-    torch.save({'state_dict': {}}, tmp / 'foreign.pt')
-    (tmp / 'garbage.pt').write_bytes(before['ckpt.pt'][:5000])
-    (tmp / 'file').write_text('')
-
-    def line(arguments):
-        about_the_run = not arguments or '=resume' in arguments or 'best.pt' in arguments
-        return ['train_gpt.py', *SIZE, f'--dataset={tokens}',
-                f'--out_dir={straight if about_the_run else tmp / "new"}',
-                '--dropout=0.1', *arguments.format(tmp=tmp, run=straight).split()]
-
-    return line, said_by([line(arguments) for arguments, _ in MISTAKES]), straight, before
-
-
-def assert_one_sentence(mistakes, arguments, words):
-    line, said, _, _ = mistakes
-    message = said[tuple(line(arguments))]
-    assert words in str(message)
-    assert '\n' not in str(message)
-
-
-@pytest.mark.parametrize('arguments,words', MISTAKES)
-def test_mistakes_get_one_sentence(mistakes, arguments, words):
-    assert_one_sentence(mistakes, arguments, words)
-
-
-def test_a_mistake_as_people_meet_it_and_none_loses_anything(mistakes):
-    line, _, run, before = mistakes
-    arguments, words = MISTAKES[0]
-    _, err = finish(python(*line(arguments)), 1)
-    assert words in err
-    assert len(err.strip().splitlines()) == 1, err
-    assert contents(run) == before
-
-
-# -----------------------------------------------------------------------------
-# train_vit.py
-
 # what is wrong with the data set of that name: the layout, and arrays, bytes or keys of meta.json
 BAD_IMAGES = {
     'no_val': dict(val_labels=None, meta={'val_images': None}),
@@ -161,57 +138,10 @@ BAD_IMAGES = {
     'no_deviation': dict(meta={'std': [-1, 0, 0]}),
     'no_offsets': dict(layout='jpeg', val_offsets=np.zeros(8, np.int64)),
     'other_seed': dict(meta={'seed': 1})}
-VISION_MISTAKES = [  # as above; {run} is a run of train_vit.py, {text} one of train_gpt.py, {new} an out_dir
-    ('--patch_size=3 {new}', 'patch_size=3 does not divide image_size=8'),
-    ('--dataset=nowhere {new}',
-     'There is no data set in data/nowhere. Make it with python prepare_imagenet.py --dataset='),
-    ('--dataset={tmp}/no_val {new}',
-     'The data set is incomplete or has no val split. Prepare the data set again with'),
-    ('--dataset={tmp}/many_classes {new}', 'labels from 0 to 22, but meta.json lists 6 classes (0 to 5)'),
-    ('--dataset={tmp}/negative {new}', 'labels from -1 to 21'),
-    ('--dataset={tmp}/torn_images {new}', 'cannot be read (EOF'),
-    ('--dataset={tmp}/one_less {new}', 'is incomplete (23 labels, 23 images, but meta.json states 24'),
-    ('--dataset={tmp}/cut_jpegs {new}', 'is incomplete (23 labels, 24 offsets'),
-    ('--dataset={tmp}/one_mean {new}', 'is not a valid meta.json for pictures'),
-    ('--dataset={tokens} {new}', 'is not a valid meta.json for pictures'),
-    ('--init_from=resume --dataset={tmp}/seven_classes', 'was made with n_classes=6, now it is 7'),
-    ('--init_from={run}/ckpt.pt --dataset={tmp}/other_classes --eval_only=True {new}',
-     "was trained on other classes: its class 3 is 'd', that of"),
-    ('--init_from=resume --dataset={tmp}/other_source', 'was made with source=test, now it is x'),
-    ('--image_size=4 {new}', 'are 8 x 8 x 3, but image_size=4 requires'),
-    ('--image_size=16 --shift=8 {new}', 'shift=8 is too large for pictures of 8 x 8. Set --shift to less'),
-    ('--dataset={tmp}/deep_labels --overwrite=True', 'is empty, or its arrays have the wrong type or shape.'),
-    ('--dataset={tmp}/float_labels {new}', 'is empty, or its arrays have the wrong type or shape.'),
-    ('--dataset={tmp}/flat_images {new}', 'is empty, or its arrays have the wrong type or shape.'),
-    ('--dataset={tmp}/empty_labels {new}', 'cannot be read (No data left in file). Prepare'),
-    ('--dataset={tmp}/no_deviation {new}', 'is not a valid meta.json for pictures'),
-    ('--dataset={tmp}/no_offsets {new}', 'is incomplete'),
-    ('--init_from=resume --dataset={tmp}/other_seed', 'was made with seed=None, now it is 1'),
-    ('--batch_norm=True {new}', 'batch_norm only works with --arch=nfnet'),
-    ('--epochs=0 {new}', 'Set --epochs or --max_iters.'),
-    ('--init_from={text}/ckpt.pt --predict=a.jpg {new}', 'is not a checkpoint of train_vit.py'),
-    ('--init_from=resume --patch_size=2', 'was made with patch_size=4, now it is 2'),
-    ('--randaugment=9 {new}', 'randaugment=9.0 only works with JPEGs'),
-    ('--randaugment=11 {new}', 'Set --randaugment to a number from 0 to 10.'),
-    ('--interpolation=random {new}', 'interpolation=random only works with JPEGs'),
-    ('--interpolation=bilinear {new}', 'Set --interpolation to one of bicubic, random.'),
-    ('--aug_repeats=0 {new}', 'aug_repeats=0 is out of range'),
-    ('--schedule=linear {new}', 'Set --schedule to one of cosine, timm.'),
-    ('--nesterov=True --momentum=0 {new}', 'Use --momentum=0.9 or --nesterov=False.'),
-    ('--global_batch_size=24 {new}', 'has 23 training images, fewer than global_batch_size=24'),
-    ('--global_batch_size=3 {new}',
-     'does not divide over 1 processes in pairs, which mixup and cutmix need. Set --global_batch_size to a'),
-    ('--micro_batch_size=1 {new}', 'Set --micro_batch_size to at least 2.'),
-    ('--agc=0.1 {new}', 'agc=0.1 and grad_clip=1.0 both clip the gradient. Use --grad_clip=0 or --agc=0.'),
-    ('--arch=resnet {new}', 'arch=resnet is unknown. Set --arch to one of vit, nfnet.'),
-    ('--n_head=3 {new}', 'does not divide into n_head=3 heads'),
-    ('--init_from=resume --epochs=1', 'is at iteration 15, past the 5 of this run'),
-    ('--eval_only=True {new}', 'eval_only needs weights'),
-    ('--predict=a.jpg {new}', 'predict needs weights'),
-    ('--init_from=resume --predict=a.jpg', 'a.jpg cannot be read as a picture'),
-    ('--init_from=resume --eval_only=True --eval_split=train2',
-     'has no train2 split, only train, val, test. Choose another one with --eval_split.'),
-    ('--learning_rate=1e30 --grad_clip=0 {new}', 'Try a lower learning_rate')]
+
+
+def write_or_remove(path, content):
+    path.unlink() if content is None else path.write_bytes(content)
 
 
 def write_bad_images(folder, layout='arrays', meta={}, **files):
@@ -226,26 +156,67 @@ def write_bad_images(folder, layout='arrays', meta={}, **files):
     (folder / 'meta.json').write_text(json.dumps({k: v for k, v in meta.items() if v is not None}))
 
 
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+class Mistakes:
+    """What each of the lines ended with; the finished run, and its files before."""
+
+    def __init__(self, lines, make_line, run):
+        self.run, self.before, self.make_line = run, contents(run), make_line
+        ended = one_after_the_other([self.command(line) for line in lines])
+        self.codes = {line: str(code) for line, (code, _) in zip(lines, ended, strict=True)}
+
+    def command(self, line):
+        return self.make_line(line.partition('| ')[0])
+
+
 @pytest.fixture(scope='module')
-def vision_mistakes(seen, arrays, tokens, straight, tmp_path_factory):
-    """-> as above"""
-    tmp, before = tmp_path_factory.mktemp('vision_mistakes'), contents(seen)
+def mistakes(straight, tokens, seen, arrays, tmp_path_factory):
+    text, vision = tmp_path_factory.mktemp('text'), tmp_path_factory.mktemp('vision')
+    for name, files in BAD_TOKENS.items():
+        folder = write_tokens(text / name)
+        for file, content in files.items():
+            write_or_remove(folder / file, content)
     for name, change in BAD_IMAGES.items():
-        write_bad_images(tmp / name, **change)
+        write_bad_images(vision / name, **change)
+    whole = final(straight)
+    positions = {k: v for k, v in whole['model'].items() if 'wpe' in k}
+    torch.save({**whole, 'model': positions}, text / 'lacking.pt')
+    torch.save({'state_dict': {}}, text / 'foreign.pt')
+    (text / 'garbage.pt').write_bytes((straight / 'ckpt.pt').read_bytes()[:5000])
+    (text / 'file').write_text('')
 
-    def line(arguments):
-        new = f'--out_dir={tmp}/new'
-        arguments = arguments.format(tmp=tmp, run=seen, text=straight, tokens=tokens, new=new)
-        return vit_line(arrays, seen, *arguments.split())
+    def words(arguments, tmp, run):
+        return arguments.format(tmp=tmp, run=run, text=straight, tokens=tokens,
+                                new=f'--out_dir={tmp}/new').split()
 
-    return line, said_by([line(arguments) for arguments, _ in VISION_MISTAKES]), seen, before
+    def text_line(arguments):
+        return ['train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={straight}', '--dropout=0.1',
+                *words(arguments, text, straight)]
+
+    def vision_line(arguments):
+        return vit_line(arrays, seen, *words(arguments, vision, seen))
+
+    return {'text': Mistakes(TEXT_MISTAKES, text_line, straight),
+            'vision': Mistakes(VISION_MISTAKES, vision_line, seen)}
 
 
-@pytest.mark.parametrize('arguments,words', VISION_MISTAKES)
-def test_vision_mistakes_get_one_sentence(vision_mistakes, arguments, words):
-    assert_one_sentence(vision_mistakes, arguments, words)
+@pytest.mark.parametrize('kind,line', [('text', line) for line in TEXT_MISTAKES]
+                         + [('vision', line) for line in VISION_MISTAKES])
+def test_mistakes_get_one_sentence(mistakes, kind, line):
+    message = mistakes[kind].codes[line]
+    assert line.partition('| ')[2] in message
+    assert '\n' not in message
 
 
-def test_vision_mistakes_lose_nothing(vision_mistakes):
-    _, _, run, before = vision_mistakes
-    assert contents(run) == before
+@pytest.mark.parametrize('kind', ['text', 'vision'])
+def test_a_mistake_loses_nothing(mistakes, kind):
+    assert contents(mistakes[kind].run) == mistakes[kind].before
+
+
+def test_a_mistake_as_people_meet_it(mistakes):
+    _, err = finish(python(*mistakes['text'].command(TEXT_MISTAKES[0])), 1)
+    assert TEXT_MISTAKES[0].partition('| ')[2] in err
+    assert len(err.strip().splitlines()) == 1, err
