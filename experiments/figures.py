@@ -264,7 +264,7 @@ def forest():
     """Every claim of the pages: its difference, 95 % interval, and the margin within which two arms match."""
     studies = ('evidence', *evidence.STUDIES)
     claims = evidence.judged({name: read(f'results/{name}.jsonl') for name in studies})
-    colors = {'holds': '#009E73', 'better': '#009E73', 'matches': '#009E73', 'fails': '#D55E00'}
+    colors = {'holds': '#009E73', 'better': '#0072B2', 'matches': '#009E73', 'fails': '#D55E00'}
     fig, ax = plt.subplots(figsize=(19, 2 + 0.42 * len(claims)), layout='constrained')
     ax.axvspan(-LEVEL, LEVEL, color='0.88', zorder=0)
     ax.axvline(0, color='0.5', linewidth=1.5, zorder=0)

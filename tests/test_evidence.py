@@ -275,9 +275,9 @@ def text(tmp_path):
     return str(tmp_path)
 
 
-def of_text(network, optimizer, text, **more):
-    size = {'n_layer': 1, 'block_size': 16, 'global_batch_size': 3}
-    return evidence.Arm(**arms.arm(network, optimizer, arms.point(6, 32, text, **size, **more), ()))
+def of_text(network, optimizer, text, seeds=(), **more):
+    at = arms.point(6, 32, text, n_layer=1, block_size=16, global_batch_size=3)
+    return evidence.Arm(**arms.arm(network, optimizer, at, seeds, **more))
 
 
 @pytest.mark.parametrize('network', ['L-DNT', 'GPT-2'])
@@ -319,6 +319,16 @@ def train_alone(run, text):
     with torch.no_grad():
         losses = torch.nn.functional.cross_entropy(model(x, y)[0].transpose(1, 2), y, reduction='none')
     return losses.double().numpy(), y.numpy()
+
+
+def test_stacks_are_run_until_a_question_is_scored(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, 'RESULTS', str(tmp_path / 'log.jsonl'))
+    monkeypatch.setattr(evidence, 'BY_FREQUENCY', text)
+    ours = of_text('L-DNT', 'mSGDW', text, seeds=(1, 2), searched=('learning_rate',))
+    evidence.run_stacks([ours], {})
+    done = evidence.read(evidence.RESULTS)
+    assert evidence.needed([ours], done) == []
+    assert [len(row['by_frequency']) for row in ours.scored(done).values()] == [10, 10]
 
 
 def test_parts_by_frequency_cover_the_text(tmp_path):
