@@ -217,6 +217,7 @@ def test_a_mistake_loses_nothing(mistakes, kind):
 
 
 def test_a_mistake_as_people_meet_it(mistakes):
-    _, err = finish(python(*mistakes['text'].command(TEXT_MISTAKES[0])), 1)
-    assert TEXT_MISTAKES[0].partition('| ')[2] in err
+    line = TEXT_MISTAKES[1]
+    _, err = finish(python(*mistakes['text'].command(line)), 1)
+    assert line.partition('| ')[2] in err
     assert len(err.strip().splitlines()) == 1, err
