@@ -8,7 +8,7 @@ Text in, token ids out: data/NAME/{train,val}.bin and meta.json, which is what t
 
 It takes a text file or a folder of them, json lines, parquet, a set on the Hub (ID or ID:CONFIG), and
 OpenWebText. Text is UTF-8; text and json lines may be packed by gzip, bz2, xz or zstd. A text file, a line of
-json or a row of a table is one document, and end-of-text closes it. For all else, one sentence says what to do.
+json or a row of a table is one document, and end-of-text closes it. All else ends with one sentence.
 
 The last tenth of a single text is validation. Other documents are shuffled and split as nanoGPT does it. With
 --max_docs, a set on the Hub is a stream: its rows keep their order, and every 2000th is validation. All other
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from configurator import configure
 from support.console import fail
-from support.hub import OPENWEBTEXT_ROWS, hub_reason, load_json, load_openwebtext, load_parquet, load_tables
+from support.hub import hub_reason, load_json, load_openwebtext, load_parquet, load_tables
 from support.splits import RULE as _RULE  # no key
 from support.splits import data_stem, prepared_name
 from support.textfiles import BadFile, fail_together, find_cut, find_texts, read_text, read_texts
@@ -252,8 +252,6 @@ def main(config):
     for split in ('train', 'val'):
         documents, tokens = counts[f'{split}_documents'], counts[f'{split}_tokens']
         print(f'  {split}.bin: {documents:,} documents, {tokens:,} tokens')
-    if source['meta'].get('rows') == OPENWEBTEXT_ROWS:
-        print('  nanoGPT has 9,035,582,198 and 4,434,897 tokens')
     if counts['val_tokens'] < 10_000:
         print('  There are few tokens to validate on. A higher --val_fraction cuts more from train.')
 
