@@ -73,7 +73,7 @@ def test_quotes_are_verbatim():
             assert line in lines[at:], f'{name} has no such line after line {at}: {line}'
             at = lines.index(line, at) + 1
     quotes = ''.join(body for tag, body in fenced(WALK) if tag == 'py')
-    for part in ('self.mid_norm(self.attn(', 'def sgdw(', 'groups = [', 'def get_lr(', 'default_rng((seed'):
+    for part in ('self.mid_norm(self.attn(', 'def sgdw(', 'opt = SGDW(', 'def get_lr(', 'default_rng((seed'):
         assert part in quotes
 
 # -----------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_commands_name_scripts_configs_and_keys_that_exist():
 def test_no_exercise_is_refused_because_another_left_its_files():
     exercises = [words for words in commands(WALK) if 'config/dnt_tiny_plain.py' in words]
     folders = [word for words in exercises for word in words if word.startswith('--out_dir=')]
-    assert len(set(folders)) == len(folders) - 1 >= 20  # one of them resumes
+    assert len(set(folders)) == len(folders) - 1 >= 15  # one of them resumes
 
 
 @each_page
