@@ -32,7 +32,7 @@ def load_openwebtext(column, stream):
         if stream:
             return tables, label
         if len(tables['train']) == OPENWEBTEXT_ROWS:
-            print(f'{label} is complete. nanoGPT has 9,035,582,198 tokens of it in train, 4,434,897 in val.')
+            print(f'{label} is complete. nanoGPT has 9,035,582,198 and 4,434,897 tokens.')
             return tables, label
         print(f'{label} has {len(tables["train"]):,} rows, OpenWebText has {OPENWEBTEXT_ROWS:,}. Trying the '
               'next copy.')

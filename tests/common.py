@@ -212,8 +212,9 @@ def smooth_picture(w, h, seed=0):
     return noise_picture(4, 4, seed).resize((w, h), Image.Resampling.BICUBIC)
 
 
-IMAGE_DEFAULTS = dict(dataset='', out_dir='', val_from_train=0, val_fraction=0.0, seed=0, resize_short=256,
-                      quality=95, image_column='', label_column='', num_proc=1, overwrite=False)
+IMAGE_DEFAULTS = dict(dataset='', val='', val_labels='', out_dir='', val_from_train=0, val_fraction=0.0,
+                      seed=0, resize_short=256, quality=95, image_column='', label_column='', num_proc=1,
+                      overwrite=False)
 
 
 def prepare_images(out, dataset, code=0, env=None, **keys):

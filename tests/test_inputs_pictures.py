@@ -23,8 +23,6 @@ from support import augment, pictures
 from support.images import Images, predict_files
 from tests.common import IMAGE_DEFAULTS, load_images, noise_picture, smooth_picture
 
-DEFAULTS = IMAGE_DEFAULTS | {'val': '', 'val_labels': ''}
-
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
@@ -32,7 +30,7 @@ def here(tmp_path, monkeypatch):
 
 
 def prepare(dataset, out='out', **keys):
-    prepare_imagenet.main(DEFAULTS | {'dataset': dataset, 'out_dir': out, **keys})
+    prepare_imagenet.main(IMAGE_DEFAULTS | {'dataset': dataset, 'out_dir': out, **keys})
 
 
 def refused(dataset, **keys):

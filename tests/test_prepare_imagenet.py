@@ -161,7 +161,7 @@ def test_the_three_ways_to_get_val_and_test(tmp_path):
 def test_synthetic(tmp_path, monkeypatch):
     """Deterministic; balanced; and no linear function of the pixels tells the classes."""
     monkeypatch.setattr(prepare_imagenet, 'SYNTHETIC', {'train': 2000, 'val': 500, 'test': 100})
-    keys = {'dataset': 'synthetic', 'out_dir': str(tmp_path / 'out'), 'val': '', 'val_labels': ''}
+    keys = {'dataset': 'synthetic', 'out_dir': str(tmp_path / 'out')}
     prepare_imagenet.main(IMAGE_DEFAULTS | keys)
     images, labels, meta = load_images(tmp_path / 'out', 'train')
     assert images.shape == (2000, 32, 32, 3)
@@ -266,4 +266,4 @@ def test_help_states_the_contract():
     assert 'CLASS/** or SPLIT/CLASS/**' in said
     lines = said.partition('keys, as')[2].splitlines()
     keys = {line.split(' = ')[0].strip() for line in lines if ' = ' in line}
-    assert keys == set(IMAGE_DEFAULTS) | {'val', 'val_labels'}
+    assert keys == set(IMAGE_DEFAULTS)
