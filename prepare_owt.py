@@ -8,16 +8,13 @@ Text in, token ids out: data/NAME/{train,val}.bin and meta.json, which is what t
 
 It takes a text file or a folder of them, json lines, parquet, a set on the Hub (ID or ID:CONFIG), and
 OpenWebText. Text is UTF-8; text and json lines may be packed by gzip, bz2, xz or zstd. A text file, a line of
-json or a row of a table is one document, and end-of-text closes it. For everything else, one sentence says
-what it is and how to convert it.
+json or a row of a table is one document, and end-of-text closes it. All else ends with one sentence.
 
-The last tenth of a single text is validation. Other documents are shuffled and split as nanoGPT does it, so
-the same rows give nanoGPT's bins. With --max_docs, a set on the Hub is a stream instead: its rows keep their
-order, and every 2000th is validation. All other tables go through the cache of `datasets` (HF_HOME moves it;
-you can delete it). If you stop the script, the same command starts again and gives the same bytes.
+The last tenth of a single text is validation. Other documents are shuffled and split as nanoGPT does it. With
+--max_docs, a set on the Hub is a stream: its rows keep their order, and every 2000th is validation. All other
+tables go through the cache of `datasets` (HF_HOME moves it). After a stop, the same command starts again.
 """
 
-import glob
 import hashlib
 import json
 import math
@@ -26,6 +23,7 @@ import re
 import sys
 import sysconfig
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +31,10 @@ from tqdm import tqdm
 
 from configurator import configure
 from support.console import fail
-from support.hub import hub_reason, load_tables
+from support.hub import hub_reason, load_json, load_openwebtext, load_parquet, load_tables
 from support.splits import RULE as _RULE  # no key
 from support.splits import data_stem, prepared_name
-from support.textfiles import BadFile, count_rows, fail_together, find_texts, not_utf8, read_json, read_text
+from support.textfiles import BadFile, fail_together, find_cut, find_texts, read_text, read_texts
 from support.tokenizers import VOCAB, open_tokenizer
 from support.writing import count_cores, in_order, put_in_place, run, workplace
 
@@ -63,14 +61,6 @@ SKIP = set('test tests idlelib encodings site-packages dist-packages __pycache__
 GENERATED = re.compile(r'_sysconfigdata.*|config-.*|(_opcode_metadata|keyword|stringprep|token|html/entities|'
                        r're/_casefix)\.py')
 
-# in this order: the Hub's own export (cut for some sets), all of it in the owner's pull request, a full copy
-OPENWEBTEXT = [
-    dict(path='Skylion007/openwebtext', revision='refs/convert/parquet'),
-    dict(path='parquet', data_files='hf://datasets/Skylion007/openwebtext@refs%2Fpr%2F18/data/*.parquet'),
-    dict(path='dylanebert/openwebtext'),
-]
-OPENWEBTEXT_ROWS = 8_013_769
-
 
 # ---- sources: dict(read, train, val, meta). A document is a number, first those of train, then those of val,
 # and read makes texts of numbers, in a worker. A stream has its rows instead: dict(rows, meta)
@@ -78,27 +68,25 @@ OPENWEBTEXT_ROWS = 8_013_769
 
 def open_stdlib():
     root = Path(sysconfig.get_path('stdlib'))
-    names = []
-    for path in root.rglob('*.py'):
-        name = path.relative_to(root).as_posix()
-        if not SKIP & set(name.split('/')) and not GENERATED.fullmatch(name):
-            names.append(name)
-    digest, train, val = hashlib.sha256(), [], []
-    for i, name in enumerate(sorted(names)):
+    digest, parts, n = hashlib.sha256(), {'train': [], 'val': []}, 0
+    for name in sorted(path.relative_to(root).as_posix() for path in root.rglob('*.py')):
+        if SKIP & set(name.split('/')) or GENERATED.fullmatch(name):
+            continue
         digest.update(name.encode() + b'\0' + hashlib.sha256((root / name).read_bytes()).digest())
-        held_out = i % 20 == 19
-        (val if held_out else train).append((root / name, 0, None))
+        n += 1
+        parts['train' if n % 20 else 'val'].append((root / name, 0, None))
     meta = dict(source='stdlib', python=sys.version.split()[0], sha256=digest.hexdigest())
-    return source_of_texts(train, val, meta)
+    return source_of_texts(parts['train'], parts['val'], meta)
 
 
 def open_local(config, tmp):
     """A file or folder. The rows of json lines go through the folder tmp."""
     root, kind, splits = find_texts(config)
+    column = config['text_column']
     if kind == 'parquet':
-        return open_tables(splits, root, config)
+        return source_of_tables(load_parquet(splits, root, column), root, column)
     if kind == 'json lines':
-        return open_json(splits, root, config['text_column'], tmp)
+        return source_of_tables(load_json(splits, column, tmp), root, column)
     train = [(path, 0, None) for path in splits['train']]
     val = [(path, 0, None) for path in splits['val']]
     if len(train) == 1 and not val:  # a book, nanoGPT's input.txt
@@ -116,67 +104,18 @@ def source_of_texts(train, val, meta):
     return dict(read=partial(read_texts, train + val), train=len(train), val=len(val), meta=meta)
 
 
-def find_cut(raw, share):
-    """Where the last share of a text begins: behind a line or, without lines, behind a character"""
-    at = int(len(raw) * (1 - share))
-    cut = raw.find(b'\n', at) + 1
-    if cut in (0, len(raw)):
-        cut = at
-        while cut < len(raw) and raw[cut] & 0xC0 == 0x80:
-            cut += 1
-    return cut
-
-
-def open_tables(splits, root, config):
-    import datasets
-    column = config['text_column']
-    way = dict(path='parquet', columns=[column], data_files={})
-    way['features'] = datasets.Features({column: datasets.Value('large_string')})
-    for split, paths in splits.items():
-        full = [glob.escape(path) for path in paths if count_rows(path)]  # it fails at a file without rows
-        if full:
-            way['data_files'][split] = full
-    if 'train' not in way['data_files']:
-        fail(f'{root} holds no text to train on: its files of parquet have no rows.')
-    return source_of_tables(load_tables(way, root, column), root, column)
-
-
-def open_json(splits, root, column, tmp):
-    """We read the lines: `datasets` takes one without the key for an empty text, and names no line."""
-    import datasets
-    tables, text = {}, datasets.Features({column: datasets.Value('large_string')})
-    for split, paths in splits.items():
-        if paths:
-            given = dict(paths=tuple(paths), column=column)  # a list would be shared out
-            tables[split] = datasets.Dataset.from_generator(read_json, text, str(tmp), gen_kwargs=given)
-    return source_of_tables(tables, root, column)
-
-
 def open_hub(config):
     name, _, subset = config['dataset'].partition(':')
     column, stream = config['text_column'], config['max_docs'] > 0
-    ways = {config['dataset']: dict(path=name, name=subset or None, revision=config['revision'] or None)}
     if name in ('openwebtext', 'Skylion007/openwebtext'):
-        ways = {way.get('data_files') or way['path']: way for way in OPENWEBTEXT}
-    found = []
-    for label, way in ways.items():
-        try:
-            tables = load_tables(way, label, column, stream)
-        except SystemExit as reason:
-            if len(ways) == 1 or 'cannot be reached' in str(reason):
-                raise
-            print(f'{reason} Trying the next copy of OpenWebText.')
-            continue
-        if stream:
-            return dict(rows=tables, meta=dict(source=label))
-        found.append(source_of_tables(tables, label, column))
-        rows = found[-1]['meta']['rows']
-        if len(ways) == 1 or rows == OPENWEBTEXT_ROWS:
-            return found[-1]
-        print(f'{label} has {rows:,} rows, OpenWebText has {OPENWEBTEXT_ROWS:,}. Trying the next copy.')
-    if not found:
-        fail('No copy of OpenWebText could be loaded, for the reasons above. Choose another --dataset.')
-    return max(found, key=lambda source: source['meta']['rows'])
+        tables, label = load_openwebtext(column, stream)
+    else:
+        label = config['dataset']
+        way = dict(path=name, name=subset or None, revision=config['revision'] or None)
+        tables = load_tables(way, label, column, stream)
+    if stream:
+        return dict(rows=tables, meta=dict(source=label))
+    return source_of_tables(tables, label, column)
 
 
 def source_of_tables(tables, label, column):
@@ -188,17 +127,6 @@ def source_of_tables(tables, label, column):
 
 
 # ---- workers
-
-
-def read_texts(pieces, keys):
-    for key in keys:
-        path, start, end = pieces[key]
-        try:
-            yield read_text(path)[start:end].decode()
-        except UnicodeDecodeError as error:
-            yield not_utf8(f'{path} (byte {start + error.start})')
-        except BadFile as fault:
-            yield fault
 
 
 def read_rows(table, column, keys):
@@ -266,17 +194,11 @@ def write_bins(tmp, jobs, workers, given):
     counts = dict(train_tokens=0, val_tokens=0, train_documents=0, val_documents=0)
     digests = {split: hashlib.blake2b(digest_size=16) for split in ('train', 'val')}
     empty, faults = 0, []
-
-    def until_a_fault():
-        for job in jobs:
-            if faults:
-                return
-            yield job
-
+    jobs = takewhile(lambda job: not faults, jobs)
     with (open(tmp / 'train.bin', 'wb') as train, open(tmp / 'val.bin', 'wb') as val,
           tqdm(unit=' documents', mininterval=1) as bar):
-        results = in_order(until_a_fault(), run_job, workers, start_worker, given)
-        for (split, keys), (ids, n_empty, bad) in results:
+        for (split, keys), result in in_order(jobs, run_job, workers, start_worker, given):
+            ids, n_empty, bad = result
             faults += bad
             file = train if split == 'train' else val
             file.write(ids)
@@ -330,8 +252,6 @@ def main(config):
     for split in ('train', 'val'):
         documents, tokens = counts[f'{split}_documents'], counts[f'{split}_tokens']
         print(f'  {split}.bin: {documents:,} documents, {tokens:,} tokens')
-    if source['meta'].get('rows') == OPENWEBTEXT_ROWS:
-        print('  nanoGPT has 9,035,582,198 and 4,434,897 tokens')
     if counts['val_tokens'] < 10_000:
         print('  There are few tokens to validate on. A higher --val_fraction cuts more from train.')
 

@@ -21,6 +21,7 @@ from support.checks import check_range
 from support.console import fail
 from support.distributed import catch_signals, start
 from support.resume import Checkpoint, find_checkpoint, load_checkpoint, load_weights, make_network
+from support.textfiles import read_prompt
 
 # -----------------------------------------------------------------------------
 out_dir = 'out/gpt'  # a run (its best.pt is used, or ckpt.pt where there is none) or a checkpoint file
@@ -75,11 +76,7 @@ else:
     eot, encode, to_bytes = 50256, gpt2.encode_ordinary, gpt2.decode_single_token_bytes
 
 if prompt.startswith('FILE:'):
-    try:
-        with open(os.path.expanduser(prompt[5:]), encoding='utf-8', errors='surrogateescape') as f:
-            prompt = f.read()
-    except OSError as e:
-        fail(f'Cannot read the prompt file {prompt[5:]} ({e.strerror}).')
+    prompt = read_prompt(os.path.expanduser(prompt[5:]))
 # every document begins behind an end-of-text
 context = torch.tensor([[eot] + encode(prompt)], device=env.device)
 

@@ -146,6 +146,11 @@ def eval_crop(image: Image.Image, size: int = 224) -> Image.Image:
     """The short side resized to size * 8 / 7 (small pictures are enlarged), then the center (size, size)."""
     short = size * 8 // 7
     W, H = image.size
+    if max(W, H) > 8 * min(W, H):  # of a very long picture, its middle: all of it may not fit into memory
+        w, h = min(W, 8 * H), min(H, 8 * W)
+        left, top = (W - w) // 2, (H - h) // 2
+        image = image.crop((left, top, left + w, top + h))
+        W, H = w, h
     if W <= H:
         w, h = short, short * H // W
     else:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from support import augment
 from support.console import fail
-from support.pictures import pictures_in
+from support.pictures import pictures_in, silence
 from support.tokens import data_folder
 
 AGAIN = 'Prepare the data set again with python prepare_imagenet.py --overwrite=True.'
@@ -47,6 +47,16 @@ class Images:
                 fail(f'{self.folder} has no {name} split, only {", ".join(found)}. Choose another one with '
                      '--eval_split.')
             self.splits[name] = self.read_split(name)
+        self.tell_resolution()
+
+    def tell_resolution(self):
+        """JPEGs may hold fewer pixels than the network looks at."""
+        size, short = self.config['image_size'], self.meta.get('resize_short', 0)
+        needed = size * 8 // 7
+        if not self.arrays and 0 < short < needed:
+            self.env.say(f'The JPEGs were stored with a short side of at most {short} pixels, but '
+                         f'image_size={size} looks at {needed}. For sharper pictures, prepare them again: '
+                         f'python prepare_imagenet.py --resize_short={needed} --overwrite=True.')
 
     def size(self, split):
         """Pictures in a split, 0 where it is not open."""
@@ -104,11 +114,11 @@ class Images:
             fail(f'The pictures of {self.folder} are {shape}, but image_size={size} requires square RGB '
                  f'pictures of at most {size} x {size} x 3. Use a larger --image_size and a --patch_size '
                  'that divides it, or prepare other pictures.')
-        if stored == size:
-            return
         if self.config['shift'] >= stored:
             fail(f'shift={self.config["shift"]} is too large for pictures of {stored} x {stored}. '
                  f'Set --shift to less than {stored}.')
+        if stored == size:
+            return
         if 'stored_size' not in self.meta:
             self.env.say(f'the pictures of {self.folder}, {stored} x {stored}, are resized to '
                          f'image_size={size}')
@@ -161,6 +171,8 @@ class Images:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
             share = max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
             workers = share if sys.platform == 'linux' else 0
+        if workers:
+            check_shared_memory(self.config, self.env, workers)
         # Each worker has its own process group, because a signal to our group (from torchrun or Ctrl-C) would
         # end the workers before the run is saved.
         loader = DataLoader(Jpegs(self, split), batch_sampler=samples, num_workers=workers,
@@ -171,6 +183,25 @@ class Images:
             yield from loader
         except ValueError as e:  # from a worker, the sentence comes behind its traceback
             fail(str(e).strip().splitlines()[-1].removeprefix('ValueError: '), any_rank=True)
+        except RuntimeError as e:
+            if 'DataLoader worker' not in str(e):
+                raise
+            fail('A process that reads pictures was killed, probably for lack of memory or of room in '
+                 '/dev/shm. Use a lower --num_workers; 0 needs none.', any_rank=True)
+
+
+def check_shared_memory(config, env, workers):
+    """The workers hand over their batches in /dev/shm, two each, and a container may have little of it."""
+    if not os.path.isdir('/dev/shm'):
+        return
+    disk = os.statvfs('/dev/shm')
+    free = disk.f_bavail * disk.f_frsize
+    images = min(config['micro_batch_size'], config['global_batch_size'] // env.world_size)
+    needed = 2 * workers * images * 3 * config['image_size']**2
+    if free < needed:
+        fail(f'/dev/shm has {free / 1e6:,.1f} MB free, but {workers} processes that read pictures need '
+             f'{needed / 1e6:,.1f} MB. Use a lower --num_workers (0 needs none), or give the container more '
+             '(docker run --shm-size=2g).', any_rank=True)
 
 
 class Jpegs(Dataset):
@@ -192,7 +223,8 @@ class Jpegs(Dataset):
         self.file.seek(self.offsets[picture])
         blob = self.file.read(self.offsets[picture + 1] - self.offsets[picture])
         try:
-            image = Image.open(io.BytesIO(blob)).convert('RGB')
+            with silence():
+                image = Image.open(io.BytesIO(blob)).convert('RGB')
         except Exception as e:  # Pillow raises nearly everything on broken files
             raise ValueError(f'Picture {picture} (counted from 0) in {self.path} is damaged. {AGAIN}') from e
         if epoch is None:
@@ -232,6 +264,7 @@ def predict_files(path, model, data):
     """Print the five likeliest classes, with probabilities, of a picture or of each picture in a folder."""
     size, classes, env, read = data.config['image_size'], data.meta['classes'], data.env, 0
     model.eval()
+    data.tell_resolution()
     for file, image, reason in pictures_in(path, data.meta, data.meta.get('stored_size', size)):
         if reason and not os.path.isdir(path):
             fail(f'{file} cannot be read as a picture ({reason}). Use another file with --predict.')

@@ -187,21 +187,3 @@ class NFNet(nn.Module):
             x = stage(x)  # (B, C, H / 4, W / 4), then 8, 16 and 32
         x = self.gelu(self.final_conv(x)).mean((2, 3))  # (B, 2C)
         return self.head(self.dropout(x))  # (B, n_classes)
-
-
-class BatchNormStatistics:
-    """
-    The running statistics of batch normalization, which every forward pass in training changes. A checkpoint
-    holds the weights before an update, so it needs the statistics before that update too: keep() copies them.
-    """
-
-    def __init__(self, model: nn.Module):
-        self.buffers = {k: v for k, v in model.named_buffers() if 'running_' in k or 'num_batches' in k}
-        self.keep()
-
-    def keep(self) -> None:
-        self.saved = {k: v.clone() for k, v in self.buffers.items()}
-
-    def restore(self) -> None:
-        for k, v in self.saved.items():
-            self.buffers[k].copy_(v)

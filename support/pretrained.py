@@ -93,8 +93,8 @@ def load(path: str) -> dict:
         if INDEX in there and file not in there:
             parts = set(read_json(folder, INDEX)['weight_map'].values())
         if folder == path and ('config.json' not in there or parts == [SINGLE] and SINGLE not in there):
-            fail(f'{path} has neither a checkpoint (*.pt) nor the weights of a GPT-2 or a ViT, which are a '
-                 f'config.json and a {SINGLE} (or {INDEX} and its parts), not a pickle.')
+            fail(f'{path} has neither a checkpoint (*.pt) nor weights of GPT-2 or a ViT. Use a folder with '
+                 f'config.json and {SINGLE} (or {INDEX} and its parts), not a pickle.')
         if 'config.json' in there:
             about = read_json(folder, 'config.json')
         for part in parts:

@@ -117,6 +117,9 @@ def refuse_used_folder(out_dir, init_from, overwrite):
     if our_files(out_dir) and init_from != 'resume' and not overwrite:
         fail(f'{out_dir} has a run already. Continue it with --init_from=resume, replace it with '
              '--overwrite=True, or choose another --out_dir.')
+    if os.path.exists(os.path.join(out_dir, 'model.safetensors')):
+        fail(f'{out_dir} holds exported weights, and a run would replace their config.json. Choose another '
+             '--out_dir.')
     if os.path.exists(os.path.join(out_dir, 'run.lock')):  # Run takes it, after the first pass
         lock(out_dir).close()
 
@@ -169,7 +172,8 @@ def check(checkpoint: Checkpoint, config: dict, model_args: dict, meta: dict, ma
     if not checkpoint.state:
         return
     path, state = checkpoint.path, checkpoint.state
-    refuse_changes(path, state['data'], meta, ['tokenizer'])
+    refuse_changes(path, state['data'], meta, ['tokenizer', 'vocab_size'],  # a part of gpt2's has other ids
+                   'Use a data set with the ids of the original run.')
     refuse_changes(path, state['config'], config, ['arch'])
     free = set(FREE)
     if not checkpoint.resumes:

@@ -120,8 +120,44 @@ def read_text(path):
         return f.read().removeprefix(BOM)
 
 
+def read_prompt(path):
+    """A text as prepare_owt.py reads it."""
+    try:
+        check_text(path, 'text')
+        return read_text(path).decode()
+    except UnicodeDecodeError as error:
+        fail_together([not_utf8(f'{path} (byte {error.start})')])
+    except BadFile as fault:
+        fail_together([fault])
+    except OSError as error:
+        fail(f'Cannot read the prompt file {path} ({error.strerror}).')
+
+
 def not_utf8(where):
     return BadFile(where, 'not UTF-8', 'iconv -f ENCODING -t UTF-8 FILE > NEW')
+
+
+def find_cut(raw, share):
+    """Where the last share of a text begins: behind a line or, without lines, behind a character"""
+    at = int(len(raw) * (1 - share))
+    cut = raw.find(b'\n', at) + 1
+    if cut in (0, len(raw)):
+        cut = at
+        while cut < len(raw) and raw[cut] & 0xC0 == 0x80:
+            cut += 1
+    return cut
+
+
+def read_texts(pieces, keys):
+    """The texts, or faults, of some pieces of files, which are (path, first byte, end)."""
+    for key in keys:
+        path, start, end = pieces[key]
+        try:
+            yield read_text(path)[start:end].decode()
+        except UnicodeDecodeError as error:
+            yield not_utf8(f'{path} (byte {start + error.start})')
+        except BadFile as fault:
+            yield fault
 
 
 def check_text(path, kind):

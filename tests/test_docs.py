@@ -11,24 +11,23 @@ from torch.distributed.run import get_args_parser
 
 from tests.common import ROOT, finish, in_parallel, python
 
-
-def read(name):
-    return (ROOT / name).read_text(encoding='utf-8')
-
-
-DOCS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8')
-        for path in (ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md')))}
+PAGES = ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))
+DOCS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8') for path in PAGES}
 WALK = DOCS['docs/walkthrough.md']
 each_page = pytest.mark.parametrize('page', DOCS)
 
 
 def fenced(text):
-    """(tag, what it holds) of each fenced block."""
+    """(tag, content) of each fenced block."""
     return re.findall(r'(?ms)^```(\w*)\n(.*?)^```$', text)
 
 
 def prose(text):
     return re.sub(r'(?ms)^```.*?^```$', '', text)
+
+
+def sections(text):
+    return re.split(r'(?m)^(?=## )', text)
 
 # -----------------------------------------------------------------------------
 # code
@@ -45,12 +44,8 @@ def clean_torch(monkeypatch):
     torch.set_rng_state(state)
 
 
-def sections(text):
-    return re.split(r'(?m)^(?=## )', text)
-
-
 @each_page
-def test_code_runs_and_prints_what_stands_below_it(page, clean_torch):
+def test_code_runs_and_prints_the_text_below_it(page, clean_torch):
     shown = 0
     for section in sections(DOCS[page]):  # the blocks of a section continue each other
         names, printed = {'__name__': '__main__'}, io.StringIO()
@@ -66,23 +61,19 @@ def test_code_runs_and_prints_what_stands_below_it(page, clean_torch):
                 printed, shown = io.StringIO(), shown + 1
         assert not printed.getvalue(), 'nothing below the last block'
     assert shown == sum(tag == 'text' for tag, _ in fenced(DOCS[page]))
+    assert shown >= 10 or page != 'docs/walkthrough.md'
 
 
-@each_page
-def test_quotes_are_verbatim(page):
+def test_quotes_are_verbatim():
     """A block with the tag py quotes the file that was named last, in the file's order."""
-    for match in re.finditer(r'(?ms)^```py\n(.*?)^```$', DOCS[page]):
-        name = re.findall(r'`(\w+\.py)`', DOCS[page][:match.start()])[-1]
-        lines, at = [line.strip() for line in read(name).splitlines()], 0
+    for match in re.finditer(r'(?ms)^```py\n(.*?)^```$', WALK):
+        name = re.findall(r'`(\w+\.py)`', WALK[:match.start()])[-1]
+        lines, at = [line.strip() for line in (ROOT / name).read_text().splitlines()], 0
         for line in filter(None, map(str.strip, match[1].splitlines())):
             assert line in lines[at:], f'{name} has no such line after line {at}: {line}'
             at = lines.index(line, at) + 1
-
-
-def test_walkthrough_has_its_snippets_and_quotes_the_lines_that_it_explains():
-    assert sum(tag == 'text' for tag, _ in fenced(WALK)) >= 10
     quotes = ''.join(body for tag, body in fenced(WALK) if tag == 'py')
-    for part in ('self.mid_norm(self.attn(', 'def sgdw(', 'def get_lr(', 'default_rng((seed', 'opt = SGDW('):
+    for part in ('self.mid_norm(self.attn(', 'def sgdw(', 'opt = SGDW(', 'def get_lr(', 'default_rng((seed'):
         assert part in quotes
 
 # -----------------------------------------------------------------------------
@@ -90,22 +81,21 @@ def test_walkthrough_has_its_snippets_and_quotes_the_lines_that_it_explains():
 
 def keys(script):
     """The names that a script assigns at its top level before it calls configure(globals())."""
-    return set(re.findall(r'(?m)^([a-z]\w*) = ', read(script).partition('configure(globals()')[0])) | {'help'}
+    source = (ROOT / script).read_text(encoding='utf-8')
+    return set(re.findall(r'(?m)^([a-z]\w*) = ', source.partition('configure(globals()')[0])) | {'help'}
 
 
 def commands(text):
     """The commands of a page, each as its words, without comments. Shell functions are written out."""
-    shell = '\n'.join(body for tag, body in fenced(text) if tag in ('sh', 'bash'))
-    shell += '\n' + '\n'.join(re.findall(r'(?m)^    (python .*)$', prose(text)))
-    shell += '\n' + '\n'.join(re.findall(r'`((?:python3?|torchrun) [^`]+)`', prose(text)))
-    shell = shell.replace('\\\n', ' ')
-    functions = re.findall(r'(?m)^(\w+)\(\) \{ (.*) "\$@"; \}$', shell)
-    for name, meaning in functions:
+    shell = [body for tag, body in fenced(text) if tag in ('sh', 'bash')]
+    shell += re.findall(r'(?m)^    (python .*)$', prose(text))
+    shell += re.findall(r'`((?:python3?|torchrun) [^`]+)`', prose(text))
+    shell = '\n'.join(shell).replace('\\\n', ' ')
+    for name, meaning in re.findall(r'(?m)^(\w+)\(\) \{ (.*) "\$@"; \}$', shell):
         shell = re.sub(rf'(?m)^{name}\(\).*$', '', shell)
         shell = re.sub(rf'(?m)^{name}\b', meaning, shell)
-    lines = (shlex.split(part, comments=True) for line in shell.splitlines()
-             for part in re.split(r'&&|;|\|', re.sub(r'(^|\s)#.*', '', line)))
-    return [words for words in lines if words]
+    parts = re.split(r'&&|;|\||\n', re.sub(r'(?m)(^|\s)#.*', '', shell))
+    return [words for words in map(shlex.split, parts) if words]
 
 
 def script_of(words):
@@ -123,30 +113,23 @@ def example(name):
     return name.startswith('path/to') or bool(re.search(r'[A-Z]{4}|[$*<]', name))
 
 
-@each_page
-def test_commands_name_scripts_configs_and_keys_that_exist(page):
-    for words in commands(DOCS[page]):
-        script, rest = script_of(words)
-        if script is None:
-            continue
-        assert (ROOT / script).is_file(), words
+def test_commands_name_scripts_configs_and_keys_that_exist():
+    found = [script_of(words) for text in DOCS.values() for words in commands(text)]
+    found = [(script, rest) for script, rest in found if script]
+    for script, rest in found:
+        assert (ROOT / script).is_file(), script
         for word in rest:
             if word.startswith('--'):
                 assert word[2:].partition('=')[0] in keys(script), f'{script} has no {word}'
             elif word.endswith('.py'):
-                assert example(word) or (ROOT / word).is_file(), f'{word} in {words}'
-
-
-def test_commands_are_found():
-    """A test that finds no commands would find no faults."""
-    found = [script_of(words) for text in DOCS.values() for words in commands(text)]
+                assert example(word) or (ROOT / word).is_file(), f'{word} of {script}'
     assert {'train_gpt.py', 'train_vit.py', 'prepare_owt.py', 'sample.py'} <= {script for script, _ in found}
-    short = [rest for script, rest in map(script_of, commands(WALK))
-             if rest[:1] == ['config/dnt_tiny_plain.py']]
-    assert len(short) >= 20
-    runs = [word for rest in short for word in rest if word.startswith('--out_dir=')
-            and '--init_from=resume' not in rest]
-    assert len(set(runs)) == len(runs) == len(short) - 1  # no run is refused because another left its files
+
+
+def test_no_exercise_is_refused_because_another_left_its_files():
+    exercises = [words for words in commands(WALK) if 'config/dnt_tiny_plain.py' in words]
+    folders = [word for words in exercises for word in words if word.startswith('--out_dir=')]
+    assert len(set(folders)) == len(folders) - 1 >= 15  # one of them resumes
 
 
 @each_page
@@ -171,10 +154,11 @@ def test_names_and_links_exist(page):
 @each_page
 def test_numbers_are_in_the_results(page):
     """Three decimals or more: a number of results/, of the page's own blocks, of a config or of model.py."""
-    sources = [*(ROOT / 'results').glob('*.md'), *(ROOT / 'config').glob('*.py'), ROOT / 'model.py']
-    known = '\n'.join([path.read_text(encoding='utf-8') for path in sources] +
-                      [body for _, body in fenced(DOCS[page])])
-    known = [float(x) for x in re.findall(r'\d+\.\d+', known)]
+    if page == 'docs/paper.md':
+        return  # its numbers are choices, of the paper, of its sources and ours, and no results
+    sources = [*ROOT.glob('results/*.md'), *ROOT.glob('config/*.py'), ROOT / 'model.py']
+    known = [path.read_text(encoding='utf-8') for path in sources] + [body for _, body in fenced(DOCS[page])]
+    known = [float(x) for x in re.findall(r'\d+\.\d+', '\n'.join(known))]
     for number in re.findall(r'(?<![\w.:/])\d\.\d{3,}(?![\d.])', prose(DOCS[page])):
         digits = len(number) - 2
         assert any(f'{x:.{digits}f}' == number for x in known), number
@@ -183,9 +167,9 @@ def test_numbers_are_in_the_results(page):
 # form
 
 def test_pages_are_short_and_the_walkthrough_fits_a_projector():
-    for page, text in DOCS.items():  # words as `wc -w` counts them. The lecture may be long
-        longest = 1100 if page == 'README.md' else 1200
-        assert page == 'docs/walkthrough.md' or len(text.split()) <= longest, page
+    longest = {'README.md': 900, 'docs/paper.md': 1000, 'docs/walkthrough.md': 3500}
+    for page, text in DOCS.items():  # words as `wc -w` counts them, code and tables too
+        assert len(text.split()) <= longest.get(page, 1200), page
     assert max(map(len, WALK.splitlines())) <= 110
     assert all(len(body.splitlines()) <= 15 for _, body in fenced(WALK))
     assert all(section.count('![') <= 1 for section in sections(WALK))
@@ -198,20 +182,15 @@ def test_exercises_run_as_printed(tokens, tmp_path):
     tiny = ['--max_iters=4', '--warmup_iters=2', '--n_layer=1', '--n_embd=16', '--block_size=8',
             '--keep_interval=2', f'--dataset={tokens}']
     lines = {}
-    for words in commands(WALK):
-        script, rest = script_of(words)
+    for script, rest in map(script_of, commands(WALK)):
         if script == 'train_gpt.py':
             rest = [word.replace('=out/', f'={tmp_path}/') for word in rest]
             run = next(word for word in rest if word.startswith('--out_dir='))
             lines.setdefault(run, []).append([script, *rest, *tiny])
     in_parallel([lambda turns=turns: [finish(python(*line)) for line in turns] for turns in lines.values()])
     names = {}
-    exec(next(body for tag, body in fenced(WALK) if 'def angles' in body), names)
-    files = 'ckpt_000002.pt', 'ckpt.pt'
+    exec(next(body for _, body in fenced(WALK) if 'def weights' in body), names)
     for name in ('attn.c_proj.weight', 'ffn.c_fc.weight', 'ffn.c_proj.weight'):
-        for file in files:
-            w, = names['weights'](tmp_path / 'e9', name, file)
-            assert names['lengths'](tmp_path / 'e9', name, file) == [round(w.norm().item(), 2)] != [0]
-        angle, = names['angles'](tmp_path / 'e9', name, *files)
-        assert 0 < angle < 3.2
-    assert names['angles'](tmp_path / 'e9', name, files[1], files[1]) == [pytest.approx(0, abs=2e-3)]
+        before, after = (names['weights'](tmp_path / 'e9', name, f) for f in ('ckpt_000002.pt', 'ckpt.pt'))
+        assert before.size(0) == 1
+        assert 0 < torch.cosine_similarity(before, after).acos() < 3.2

@@ -50,7 +50,7 @@ config/vdnt_cifar10.py {new} | Or is this the config of another script?
 | has a run already. Continue it with --init_from=resume, replace it with --overwrite=True
 --init_from={run}/ckpt.pt --n_embd=32 {new} | was made with n_embd=16, now it is 32
 --init_from={run}/ckpt.pt --block_size=9 {new} | was trained with block_size=8. Use --block_size=8
---init_from={tmp}/no_train {new} | has neither a checkpoint (*.pt) nor the weights of a GPT-2 or a ViT
+--init_from={tmp}/no_train {new} | has neither a checkpoint (*.pt) nor weights of GPT-2
 --eval_only=True {new} | eval_only needs weights. Use --init_from
 --vocab_size=1000000000000000000000000000000 {new} | Set --vocab_size to a number from 0 to 4294967295.
 --dataset={tmp}/half_an_id {new} | is not a valid meta.json for text data
@@ -217,6 +217,7 @@ def test_a_mistake_loses_nothing(mistakes, kind):
 
 
 def test_a_mistake_as_people_meet_it(mistakes):
-    _, err = finish(python(*mistakes['text'].command(TEXT_MISTAKES[0])), 1)
-    assert TEXT_MISTAKES[0].partition('| ')[2] in err
+    line = TEXT_MISTAKES[1]
+    _, err = finish(python(*mistakes['text'].command(line)), 1)
+    assert line.partition('| ')[2] in err
     assert len(err.strip().splitlines()) == 1, err

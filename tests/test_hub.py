@@ -15,6 +15,7 @@ from tests.common import (
     TEXTS,
     end_prepare,
     image_table,
+    in_parallel,
     load_images,
     nanogpt_split,
     noise_picture,
@@ -111,7 +112,6 @@ def hub():
 
 @pytest.mark.slow
 def test_prepare_from_the_hub(tmp_path, hub):
-    pytest.importorskip('datasets')
     card = b"""---
 configs:
 - {config_name: one, data_files: a/*.parquet}
@@ -158,23 +158,24 @@ configs:
 - {config_name: two, data_files: b.parquet}
 ---
 """
+LOG_IN = 'log in with `hf auth login`'
+COLUMN = "me/column has no column 'text'. Set --text_column to one of content, id."
+REFUSED = {  # the dataset: what its sentence begins with, and what it says besides
+    'me/a401': ('me/a401 is ', LOG_IN),  # the Hub says no more
+    'me/a403': ('me/a403 is gated or private. Accept its terms on its page on the Hub', LOG_IN),
+    'me/a404': ('me/a404 is not on the Hub, and no file or folder here has that name. Check', LOG_IN),
+    'me/script': ('me/script cannot be read (', 'Try --revision=refs/convert/parquet'),
+    'me/column': (COLUMN, ''),
+    'me/column --max_docs=10': (COLUMN, ''),
+    'me/two': ('me/two cannot be read (', 'Name one as ID:CONFIG.'),
+    'me/two:three': ('me/two:three cannot be read (', 'Name one as ID:CONFIG.'),
+    'me/test': ('me/test has no split train but test. Download it and use --dataset=FOLDER.', ''),
+    'me/half': ('The download of me/half broke off (', 'Run the same command again.')}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('plain', [False, True], ids=['', 'plain'])
-@pytest.mark.parametrize('dataset,words', [
-    ('me/a401', ['me/a401', 'hf auth login']),
-    ('me/a403', ['me/a403', 'gated', 'terms', 'hf auth login']),
-    ('me/a404', ['me/a404 is not on the Hub', 'spelling']),
-    ('me/script', ['--revision=refs/convert/parquet']),
-    ('me/column', ["no column 'text'", 'content']),
-    ('me/column --max_docs=10', ["no column 'text'", 'content']),
-    ('me/two', ['one', 'two', 'ID:CONFIG']),
-    ('me/two:three', ['one', 'two', 'ID:CONFIG']),
-    ('me/test', ['no split train but test']),
-    ('me/half', ['download of me/half broke off', 'same command'])])
-def test_prepare_says_why_the_hub_refuses(tmp_path, hub, plain, dataset, words):
-    pytest.importorskip('datasets')
+def test_prepare_says_why_the_hub_refuses(tmp_path, hub, plain):
     hub.plain = plain
     hub.sets |= {'me/a401': 401, 'me/a403': 403, 'me/a404': 404,
                  'me/script': {'script.py': b'', 'README.md': b'hello'},
@@ -183,20 +184,27 @@ def test_prepare_says_why_the_hub_refuses(tmp_path, hub, plain, dataset, words):
                  'me/test': {'data/test.parquet': parquet(TEXTS)},
                  'me/half': {'data/train-half.parquet': parquet(TEXTS * 99)}}
     hub.broken.add('data/train-half.parquet')
-    sentence = prepare(tmp_path, *f'--dataset={dataset}'.split(), code=1, hub=hub.url)
-    for word in words:
-        assert word in sentence
+    jobs = []
+    for i, dataset in enumerate(REFUSED):
+        flags = f'--dataset={dataset} --out_dir=data/{i}'.split()
+        jobs.append(lambda flags=flags: prepare(tmp_path, *flags, code=1, hub=hub.url))
+    for dataset, sentence in zip(REFUSED, in_parallel(jobs)):
+        begin, besides = REFUSED[dataset]
+        assert sentence.startswith(begin)
+        assert besides in sentence
     assert not (tmp_path / 'data').exists() or not list((tmp_path / 'data').iterdir())
 
 
 @pytest.mark.slow
 def test_prepare_says_that_there_is_no_network(tmp_path):
-    pytest.importorskip('datasets')
     for process in [start_prepare(tmp_path, *flags) for flags in (['--dataset=me/any'], [])]:
         sentence = end_prepare(process, code=1)
-        assert 'cannot be reached' in sentence
-        assert 'Check the network' in sentence
-    assert not (tmp_path / 'data').exists()
+        assert 'The Hub cannot be reached for ' in sentence
+        assert 'Check the network, or give a file or folder as --dataset.' in sentence
+    said = prepare_images(tmp_path / 'no', 'cifar100', code=1,
+                          env={'HF_ENDPOINT': NOBODY, 'HF_HOME': str(tmp_path / 'home')})
+    assert 'The Hub cannot be reached for uoft-cs/cifar100 (' in said
+    assert 'Traceback' not in said
 
 
 @pytest.mark.slow
@@ -213,12 +221,9 @@ def test_sets_on_the_hub(tmp_path, hub):
     assert load_images(tmp_path / 'out', 'train')[1].tolist() == [0, 1, 0, 1, 0, 1]
     assert len(load_images(tmp_path / 'out', 'val')[1]) == 2
     said = prepare_images(tmp_path / 'no', 'imagenet-1k', code=1, env=env)
-    assert 'ILSVRC/imagenet-1k is gated. Accept its terms' in said
+    assert 'ILSVRC/imagenet-1k is gated or private. Accept its terms' in said
     said = prepare_images(tmp_path / 'no', 'nobody/nothing', code=1, env=env)
     assert 'nobody/nothing is not on the Hub' in said
-    said = prepare_images(tmp_path / 'no', 'cifar100', code=1, env=env | {'HF_ENDPOINT': NOBODY})
-    assert 'could not be downloaded from the Hub' in said
-    assert 'Traceback' not in said
 
 
 # -----------------------------------------------------------------------------
@@ -276,7 +281,7 @@ def test_the_hub_refuses_weights_in_one_sentence(tmp_path, hub, monkeypatch):
             ('me/a403', 'me/a403 is gated', 'Accept its terms', 'hf auth login'),
             ('me/a404', 'me/a404 is not a file or folder here', 'not on the Hugging Face Hub', 'spelling'),
             ('me/a500', 'me/a500', 'the Hugging Face Hub answers HTTP 500'),
-            ('me/pickle', 'me--pickle', 'nor a model.safetensors', 'not a pickle'),
+            ('me/pickle', 'me--pickle', 'nor weights of GPT-2 or a ViT', 'not a pickle'),
             ('me/lost', 'me--lost', 'cannot be read (', 'model-00002-of-00002.safetensors'),
             ('me/own', 'me--own', "has its own tokenizer (vocab.json differs from GPT-2's)"),
             ('me/absent.pt', 'Cannot read the checkpoint me/absent.pt')):

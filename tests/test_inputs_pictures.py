@@ -1,9 +1,12 @@
 """Pictures as people have them become exactly the right data, or one sentence says what to do."""
 
+import contextlib
 import io
 import json
 import os
 import struct
+import types
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import prepare_imagenet
-from support import pictures
-from tests.common import IMAGE_DEFAULTS, load_images, smooth_picture
+from support import augment, pictures
+from support.images import Images, predict_files
+from tests.common import IMAGE_DEFAULTS, load_images, noise_picture, smooth_picture
 
 DEFAULTS = IMAGE_DEFAULTS | {'val': '', 'val_labels': ''}
 
@@ -530,3 +535,110 @@ def test_prediction_goes_on_after_a_broken_picture():
     assert 'hidden' in seen[0][2] and 'truncated' in seen[3][2].lower()
     assert list(pictures.pictures_in('absent.jpg', {}, 8)) == [('absent.jpg', None,
                                                                 'No such file or directory')]
+
+# -----------------------------------------------------------------------------
+# what a run does with them
+
+
+class OneProcess:
+    """As much of support.distributed.start() as Images needs."""
+    device, device_type, world_size = torch.device('cpu'), 'cpu', 1
+    autocast = contextlib.nullcontext()
+
+    def __init__(self):
+        self.told = []
+        self.say = self.told.append
+
+
+RUN = dict(image_size=8, shift=2, eval_only=False, seed=1, num_workers=0, micro_batch_size=64,
+           crop_scale=0.08,
+           global_batch_size=64, randaugment=0.0, interpolation='bicubic')
+
+
+def test_a_run_says_when_jpegs_are_smaller_than_it_looks_at():
+    write({path: encoded(smooth_picture(20, 30), 'JPEG') for path in BOTH})
+    prepare('in', resize_short=16)
+    for size, said in ((14, []), (15, [
+            'The JPEGs were stored with a short side of at most 16 pixels, but image_size=15 looks at 17. '
+            'For sharper '
+            'pictures, prepare them again: python prepare_imagenet.py --resize_short=17 --overwrite=True.'])):
+        env = OneProcess()
+        Images('out', RUN | {'image_size': size}, env).open('train')
+        assert env.told == said
+    prepare('in', 'all', resize_short=0)
+    env = OneProcess()
+    Images('all', RUN | {'image_size': 384}, env).open('train')
+    assert env.told == []
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 4, 5])
+def test_shifts_of_tiny_pictures_are_right_or_refused(size):
+    """The reflected picture of NumPy's pad, cut out, for every shift."""
+    write({path: encoded(noise_picture(size, size, i)) for path, i in BOTH.items()})
+    prepare('in')
+    with pytest.raises(SystemExit) as stop:
+        Images('out', RUN | {'image_size': size, 'shift': size}, OneProcess()).open('train')
+    assert stop.value.code == (f'shift={size} is too large for pictures of {size} x {size}. Set --shift to '
+                               f'less '
+                               f'than {size}.')
+    pad = size - 1
+    data = Images('out', RUN | {'image_size': size, 'shift': pad}, OneProcess())
+    data.open('train')
+    picture = data.splits['train'][0][0].numpy()
+    padded = np.pad(picture, [(pad, pad), (pad, pad), (0, 0)], 'reflect') if pad else picture
+    shifts = [(dy, dx, flip) for dy in range(-pad, pad + 1) for dx in range(-pad, pad + 1) for flip in (0, 1)]
+    images = torch.from_numpy(picture).permute(2, 0, 1).expand(len(shifts), -1, -1, -1)
+    for view, (dy, dx, flip) in zip(augment.pad_crop_flip(images, torch.tensor(shifts)), shifts):
+        want = padded[pad + dy:pad + dy + size, pad + dx:pad + dx + size]
+        assert (view.permute(1, 2, 0).numpy() == (want[:, ::-1] if flip else want)).all()
+
+
+def test_a_photo_is_seen_at_its_own_size():
+    """As timm crops it: the short side at image_size * 8 / 7 of the photo itself, not of 256 pixels."""
+    photo = noise_picture(700, 600)
+    write({'in/photo.png': encoded(photo), 'in/thin.png': encoded(Image.new('L', (1, 20_000)))})
+    seen = []
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return torch.zeros(1, 2)
+    meta = dict(layout='jpeg', classes=['a', 'b'], mean=[0.5] * 3, std=[0.5] * 3, resize_short=256)
+    env = OneProcess()
+    data = Images('none', RUN | {'image_size': 384}, env, meta)
+    predict_files('in', Model(), data)
+    box = Image.fromarray(np.asarray(photo)).resize((438 * 700 // 600, 438), Image.Resampling.BICUBIC)
+    left = round((box.width - 384) / 2)
+    want = np.asarray(box.crop((left, 27, left + 384, 27 + 384)))
+    assert (((seen[0][0].permute(1, 2, 0) + 1) * 127.5).round().numpy() == want).all()
+    assert env.told == [env.told[0], 'in/photo.png: a 50.0%, b 50.0%', 'in/thin.png: a 50.0%, b 50.0%']
+    assert 'python prepare_imagenet.py --resize_short=438' in env.told[0]
+
+
+def test_the_loader_does_not_warn():
+    """About EXIF that was cut: such a file keeps its bytes."""
+    exif = Image.Exif()
+    exif[0x010f] = 'maker'
+    cut = encoded(smooth_picture(20, 10), 'JPEG', exif=exif.tobytes()[:-8])
+    write(dict.fromkeys(BOTH, cut))
+    prepare('in')
+    data = Images('out', RUN, OneProcess())
+    data.open('train')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        assert len(list(data.jpegs('train', [[(None, 0), (0, 1)]]))) == 1
+
+
+def test_too_little_shared_memory_gets_a_sentence(monkeypatch):
+    write({path: encoded(smooth_picture(20, 30), 'JPEG') for path in BOTH})
+    prepare('in')
+    data = Images('out', RUN | {'num_workers': 3}, OneProcess())
+    data.open('train')
+    monkeypatch.setattr(os.path, 'isdir', lambda path: True)
+    monkeypatch.setattr(os, 'statvfs', lambda path: types.SimpleNamespace(f_bavail=16, f_frsize=4096))
+    with pytest.raises(SystemExit) as stop:
+        list(data.jpegs('train', [[(None, 0)]]))
+    assert stop.value.code == (
+        '/dev/shm has 0.1 MB free, but 3 processes that read pictures need 0.1 MB. Use a lower '
+        '--num_workers (0 needs '
+        'none), or give the container more (docker run --shm-size=2g).')

@@ -197,8 +197,8 @@ NOT_PLAIN_GPT2 = [
     ({'files': {'vocab.json': own(50257)}}, "has its own tokenizer (vocab.json differs from GPT-2's)"),
     ({'files': {'tokenizer.json': {'model': {'vocab': own(50257)}}}}, 'tokenizer (tokenizer.json differs'),
     ({'files': {'tokenizer.json': {'model': {'vocab': [['a', -1.5], ['b', -2.0]]}}}}, '(tokenizer.json diff'),
-    ({'shards': 3, 'without': ['config.json']}, 'nor the weights of a GPT-2 or a ViT'),
-    ({'shards': 3, 'without': ['model.safetensors.index.json']}, 'nor the weights of a GPT-2 or a ViT'),
+    ({'shards': 3, 'without': ['config.json']}, 'nor weights of GPT-2 or a ViT'),
+    ({'shards': 3, 'without': ['model.safetensors.index.json']}, 'nor weights of GPT-2 or a ViT'),
     ({'shards': 3, 'without': ['model-00002-of-00003.safetensors']}, 'model-00002-of-00003.safetensors'),
     ({'shards': 3, 'cut': 'model-00001-of-00003.safetensors'}, 'cannot be read (Safetensor')]
 
@@ -214,7 +214,7 @@ def test_a_typo_in_a_folder_here_is_not_taken_for_a_name_on_the_hub(tmp_path, mo
 
 @pytest.fixture(scope='module')
 def text(tmp_path_factory):
-    return write_tokens(tmp_path_factory.mktemp('text'), tokenizer='gpt2', vocab=64)
+    return write_tokens(tmp_path_factory.mktemp('text'), tokenizer='gpt2', vocab=64, vocab_size=50257)
 
 
 def finetune(text, out, *extra, code=0):
@@ -263,7 +263,7 @@ def test_resume_without_a_checkpoint_starts_from_the_weights_of_the_config(text,
     assert f'The weights come from {tmp_path}/gpt2' in said
     assert final(tmp_path / 'run')['model']['wpe.weight'].shape == (8, 16)
     _, said = train(tokens, tmp_path / 'no', f'--init_from={tmp_path}/gpt2', code=1)
-    assert 'was made with tokenizer=gpt2, now it is byte' in said
+    assert 'was made with tokenizer=gpt2, now it is byte; vocab_size=50257, now it is 257. Use a data' in said
 
 
 @gpt2_is_here
