@@ -275,7 +275,7 @@ class GPT(nn.Module):
 
     paper: Xavier for all. here: W_q, W_k and W_v are three matrices to Xavier, though they are stored as one
     (that would give 0.0255). Embeddings are lookup tables without a fan-in: Xavier would give wte 0.0063 and
-    wpe 0.033, and after InputNorm the network would see 97 % position. GPT-2's 0.02 gives both one share.
+    wpe 0.033, and after InputNorm the network would see 97 % position. With GPT-2's 0.02, each has half.
     """
 
     def __init__(self, config: GPTConfig):

@@ -56,14 +56,14 @@ dataset = 'imagenet-1k'  # 'synthetic', a folder, a short name as above, or OWNE
 val = ''                 # a folder of validation data: CLASS/**, or any with --val_labels, or parquet
 val_labels = ''          # a file with a name and a class in each line, for pictures without folders
 val_fraction = 0.0       # share of each class held out as val_*; of CLASS/** alone, 0 is 0.1
-val_from_train = 0       # random training pictures held out as val_*
+val_from_train = 0       # number of random training pictures held out as val_*
 out_dir = ''             # where the arrays go; '' is data/NAME
 seed = 0                 # chooses which pictures are held out
-resize_short = 256       # JPEGs: most pixels of the short side; 0 keeps all sizes
+resize_short = 256       # JPEGs: a longer short side is reduced to this many pixels; 0: keep all sizes
 quality = 95             # quality of the JPEGs that this script encodes
 image_column = ''        # column of pictures in parquet; '' is image or img
 label_column = ''        # column of labels in parquet; '' is label or fine_label
-num_proc = 0             # processes that decode; 0 is one on every core
+num_proc = 0             # processes that decode; 0: one per core
 overwrite = False        # replace what out_dir holds; it stays until the new one is complete
 if __name__ == '__main__':  # a spawned worker imports this file too
     __doc__ += f'\n{_RULE}\n'  # --help prints it

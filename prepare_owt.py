@@ -40,13 +40,13 @@ from support.writing import count_cores, in_order, put_in_place, run, workplace
 
 dataset = 'openwebtext'  # 'stdlib', 'openwebtext', a file or folder, or a set on the Hub as ID or ID:CONFIG
 val = ''                 # a file or folder of validation data, of the same kind as the dataset
-val_fraction = 0.0       # share of validation, cut from train; 0 is 0.0005 (nanoGPT's), 0.1 of one text
+val_fraction = 0.0       # share of train for validation; 0: 0.0005 as in nanoGPT, 0.1 of a single text
 out_dir = ''             # where the bins go; '' is data/NAME
 tokenizer = 'auto'       # 'gpt2' or 'byte'; 'auto' is byte for stdlib, gpt2 for the rest
 text_column = 'text'     # the column of a table, or the key in json lines, that holds the text
-max_docs = 0             # at most so many documents of each split; 0 is all
+max_docs = 0             # read at most this many documents of each split; 0: all
 revision = ''            # branch, tag or commit of a set on the Hub; '' is its main branch
-num_proc = 0             # processes that tokenize; 0 is one on every core
+num_proc = 0             # processes that tokenize; 0: one per core
 overwrite = False        # replace what out_dir holds; it stays until the new one is complete
 if __name__ == '__main__':  # a spawned worker imports this file too
     __doc__ += f'\n{_RULE}\n'  # --help prints it

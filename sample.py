@@ -27,13 +27,13 @@ from support.textfiles import read_prompt
 out_dir = 'out/gpt'  # a run (its best.pt is used, or ckpt.pt where there is none) or a checkpoint file
 init_from = 'resume'  # 'resume' (the run in out_dir), or weights: a file, a folder, gpt2, a Hub id
 checkpoint = ''  # a checkpoint file instead of out_dir
-export = ''  # a new folder: write the weights there as model.safetensors and config.json, and leave
-prompt = ''  # what the text begins with, FILE:name reads a file; empty: the start of a document
+export = ''  # write the weights to this new folder, as model.safetensors and config.json, and stop
+prompt = ''  # how the text begins; FILE:name reads it from a file; empty: the start of a document
 num_samples = 1  # texts to write
 max_new_tokens = 500  # length of each, in tokens
 temperature = 0.8  # below 1.0 more predictable, above it wilder, 0: always the likeliest token
-top_k = 0  # sample among that many likeliest tokens, 0: among all
-seed = 1337  # another seed, another text
+top_k = 0  # sample from this many likeliest tokens; 0: from all
+seed = 1337  # of the random generator: another seed gives another text
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
 dtype = 'auto'  # bfloat16 (autocast) or float32
 config = configure(globals())

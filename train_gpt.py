@@ -31,13 +31,13 @@ from support.tokens import Tokens
 # -----------------------------------------------------------------------------
 # config: the paper's L-DNT-Small with mSGDW (tables 3 and 5)
 out_dir = 'out/gpt'  # config.json, log.jsonl and the checkpoints of this run
-init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: file, folder, Hub id
+init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: a file, a folder, a Hub id
 overwrite = False  # True: throw away the run that out_dir holds
 eval_only = False  # True: print the validation loss and leave; nothing is written
 eval_interval = 1000  # iterations between evaluations, 0: only at the end
-eval_tokens = 0  # validation tokens per evaluation, in windows spread evenly; 0: all of them
+eval_tokens = 0  # validation tokens per evaluation, spread evenly over the split; 0: all
 ckpt_interval = 1000  # iterations between saves of ckpt.pt, 0: only at the end or when stopped
-keep_interval = 0  # iterations between checkpoints that stay (ckpt_000500.pt), 0: none
+keep_interval = 0  # iterations between checkpoints that are kept (ckpt_000500.pt); 0: none
 log_interval = 10  # iterations between lines on the console and in log.jsonl
 # data
 dataset = 'openwebtext'  # a folder under data/, or a path
@@ -47,7 +47,7 @@ block_size = 1024  # context length in tokens
 # model
 setting = 'S5'  # which norms: S1 (pre-norm GPT-2), S2, S3, S4, S5 (DNT), PostLN, PeriLN, OLMo2, NoNorm
 norm = 'rms'  # 'rms', 'layer' or 'dyt'
-input_norm = 'auto'  # True or False; auto: as the setting says. this and the next six override single norms
+input_norm = 'auto'  # auto: as the setting says; True or False switches this norm. The next six alike
 pre_norm = 'auto'  # before attention
 ffn_pre_norm = 'auto'  # before the FFN
 mid_norm = 'auto'  # after W_o and after W_2, before the residual sum
@@ -58,39 +58,39 @@ n_layer = 12  # depth
 n_head = 12  # attention heads
 n_embd = 768  # width
 bias = False  # biases in linear layers and LayerNorm
-qkv_bias = True  # False: none on q, k and v, whatever bias says
-dropout = 0.0  # 0 is good for pretraining
+qkv_bias = True  # False: no bias on q, k and v, even where bias is True
+dropout = 0.0  # 0.0 for pretraining; try 0.1 for fine-tuning
 tied = True  # the head is the token embedding
-flash = True  # False: attention written out, to read
-recompute_blocks = False  # True: saves memory, backward runs each block again: a third more work
-weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report)
-weight_gain = True  # a gain for each standardized unit of W_o, W_1, W_2
-init = 'xavier'  # or 'torch' (PyTorch's default), or 'tfixup' (second report)
+flash = True  # False: attention written out in matrix products, slower, for reading
+recompute_blocks = False  # True: backward runs each block again. Saves memory, costs a third more work
+weight_standardization = 'none'  # 'none', 'ffn' (W_1, W_2) or 'all' (attention too): docs/normalizer-free.md
+weight_gain = True  # True: each standardized row of W_o, W_1 and W_2 has a gain
+init = 'xavier'  # 'xavier', 'torch' (PyTorch's default) or 'tfixup' (docs/normalizer-free.md)
 vocab_size = 0  # 0: the data set's, rounded up to a multiple of 64
-loss_chunk = 0  # tokens whose logits are held at once, 0: all. Saves memory; the head runs forward twice
+loss_chunk = 0  # logits for this many tokens at a time, 0: all. Saves memory; the head runs forward twice
 # optimizer
 optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay), 'muon'
 learning_rate = 1.0  # peak
 min_lr = 6e-5  # where the cosine ends
-embed_lr = 0.0  # peak for wte, wpe and an untied head, min_lr in the same ratio; 0: learning_rate
-embed_optimizer = 'auto'  # for these: 'auto' (as optimizer), 'adamw', 'rownorm' (mSGDW, each row scaled)
-embed_weight_decay = -1.0  # for these; -1: weight_decay
+embed_lr = 0.0  # peak rate of wte, wpe and an untied head (min_lr is scaled alike); 0: learning_rate
+embed_optimizer = 'auto'  # theirs: 'auto' (as optimizer), 'adamw', 'rownorm' (mSGDW, each row scaled)
+embed_weight_decay = -1.0  # theirs; -1: weight_decay
 warmup_iters = 0  # linear warmup
-schedule = 'cosine'  # from the peak, behind the warmup; or 'timm': from update 0, under the warmup
+schedule = 'cosine'  # 'cosine' starts after the warmup; 'timm' at update 0, so the warmup hides its beginning
 max_iters = 200000  # updates
 weight_decay = 1e-4  # on matrices and embeddings; not on biases and gains
-momentum = 0.9  # sgdw, sgd
+momentum = 0.9  # of sgdw, sgd and muon
 nesterov = False  # sgdw, sgd: the paper's heavy ball; True: Nesterov's step, as timm makes 'sgdw'
-beta1 = 0.9  # adamw
-beta2 = 0.95  # adamw
+beta1 = 0.9  # of adamw
+beta2 = 0.95  # of adamw
 grad_clip = 1.0  # upper bound of the gradient's norm, 0: none
-agc = 0.0  # adaptive gradient clipping in place of grad_clip: its lambda (NFNet: 0.01), 0: none
+agc = 0.0  # lambda of adaptive gradient clipping (NFNet: 0.01), which needs grad_clip=0; 0: off
 # system
 seed = 1337  # initial weights and data order
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
-dtype = 'auto'  # bfloat16 (autocast) or float32; auto: by device and width (support/distributed.py)
+dtype = 'auto'  # bfloat16 (autocast), float32, auto: bfloat16 if the hardware has it (CPU: n_embd >= 256)
 compile = 'auto'  # torch.compile; auto: on CUDA, where Triton works
-deterministic = False  # True: the same bits in every run on CUDA too, slower
+deterministic = False  # True: identical results on CUDA too, but slower
 config = configure(globals())
 
 # -----------------------------------------------------------------------------
@@ -100,7 +100,7 @@ env = start(device, dtype, compile, seed, deterministic, n_embd)
 signals = catch_signals(env)
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size)
 checkpoint = resume.find(config, env)  # empty where init_from is 'scratch'
-config |= resume.network_of(checkpoint, config)  # it brings its network along: n_layer, block_size, ...
+config |= resume.network_of(checkpoint, config)  # its network overrides config: n_layer, block_size, ...
 globals().update(config)
 
 # -----------------------------------------------------------------------------
@@ -109,8 +109,8 @@ data = Tokens(dataset, block_size, env, vocab_size)
 
 
 def train_batches(first_iter):
-    """Micro batches of this process. The windows of an update depend on (seed, iter_num) alone."""
-    for iter_num in range(first_iter, max_iters + 2):  # one more than the loop, which reads ahead
+    """Micro batches of this process. All processes draw the same offsets, from (seed, iter_num)."""
+    for iter_num in range(first_iter, max_iters + 2):  # the loop ends at max_iters but reads ahead
         rng = np.random.default_rng((seed, iter_num))
         offsets = rng.integers(0, data.train_tokens - block_size, size=global_batch_size)
         for step in range(accum):
@@ -154,7 +154,7 @@ for name, p in raw_model.named_parameters():  # a tied head is listed once, as w
         no_decay.append(p)
 groups = [{'params': decay, 'weight_decay': weight_decay, 'lr_scale': 1.0},
           {'params': no_decay, 'weight_decay': 0.0, 'lr_scale': 1.0}]
-if embed_lr:  # the loop sets the rate of a group to lr_scale times that of the schedule
+if embed_lr:  # the loop sets group['lr'] = get_lr(iter_num) * group['lr_scale']
     groups.append({'params': embeddings, 'lr_scale': embed_lr / learning_rate,
                    'weight_decay': weight_decay if embed_weight_decay < 0 else embed_weight_decay,
                    'rownorm': embed_optimizer == 'rownorm'})
@@ -238,7 +238,7 @@ for iter_num in range(first_iter, max_iters + 1):  # the last turn evaluates and
                 save('best.pt')
 
     # forward and backward over the micro batches of this process; DDP averages the gradients in the last one
-    seed_masks(seed, iter_num, env.rank)  # of dropout, so that a run repeats and resumes
+    seed_masks(seed, iter_num, env.rank)  # dropout: a rerun or resumed run has the same masks
     loss_sum = torch.zeros((), device=env.device)
     for micro_step in range(accum):
         ddp.require_backward_grad_sync = micro_step == accum - 1  # DDP reads it in forward too
@@ -250,14 +250,14 @@ for iter_num in range(first_iter, max_iters + 1):  # the last turn evaluates and
             break
         X, Y = report.wait_for(batches)  # read while the device works
 
-    # the processes agree on loss, norm and whether to stop. The loss is finite, so these weights are good
+    # share loss, norm and stops. Behind the finite check, the weights of this loss may be saved
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     mean_loss, mean_norm, stops = agree(loss_sum, grad_norm, signals, env)
     run.stop_if_not_finite(iter_num, lr, loss=mean_loss, gradient_norm=mean_norm)
     if iter_num > first_iter and (last or stops or due(ckpt_interval) or due(keep_interval)):
         if due(keep_interval):
             save(f'ckpt_{iter_num:06d}.pt')
-        save('ckpt.pt')  # before the step: a run that resumes makes this update again
+        save('ckpt.pt')  # the state before the step: a resumed run repeats this update
     if stops:
         run.leave_stopped(iter_num)
     if last:

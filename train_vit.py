@@ -34,35 +34,35 @@ from support.run import Run
 # -----------------------------------------------------------------------------
 # config: the paper's V-DNT-Large with mSGDW. 'here:' marks a choice on which the paper is silent
 out_dir = 'out/vit'  # config.json, log.jsonl and the checkpoints of this run
-init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: file, folder, Hub id
+init_from = 'scratch'  # 'scratch', 'resume' (the run in out_dir), or weights: a file, a folder, a Hub id
 overwrite = False  # True: throw away the run that out_dir holds
 eval_only = False  # True: print loss, top-1 and top-5 of eval_split and leave; nothing is written
 eval_split = 'val'  # what eval_only reads: val, or test where the data set has one
 predict = ''  # a picture file or a folder of them: print their five likeliest classes and leave
 eval_interval = 1251  # iterations between evaluations (1251: an epoch of ImageNet), 0: only at the end
 ckpt_interval = 1251  # iterations between saves of ckpt.pt, 0: only at the end or when stopped
-keep_interval = 0  # iterations between checkpoints that stay (ckpt_000500.pt), 0: none
+keep_interval = 0  # iterations between checkpoints that are kept (ckpt_000500.pt); 0: none
 log_interval = 10  # iterations between lines on the console and in log.jsonl
 # data and augmentation
 dataset = 'imagenet'  # a folder under data/, or a path
 global_batch_size = 1024  # images per update, over all processes (table 4)
 micro_batch_size = 64  # most images per forward pass; gradients accumulate up to global_batch_size
-num_workers = -1  # processes that read JPEGs for each training process; -1: its share of the cores
+num_workers = -1  # processes that decode JPEGs, per training process; -1: its share of the cores
 image_size = 224  # table 4. JPEGs are cropped to it, smaller arrays are resized to it
 crop_scale = 0.08  # here: least area of the random crop of a JPEG, timm's; its shape 3/4 to 4/3
 interpolation = 'bicubic'  # here: of a JPEG's crop and RandAugment; 'random': bilinear half of the time
-aug_repeats = 1  # here: views of an image in a batch; an epoch then reads a 1/aug_repeats of the images
+aug_repeats = 1  # here: views of an image in a batch; an epoch then reads 1/aug_repeats of the images
 shift = 4  # small pictures: random shift of up to this many pixels, the border reflected
-randaugment = 9.0  # magnitude (table 4: 9, 0.5), 0: none; only for JPEGs
+randaugment = 9.0  # magnitude (table 4: 9, deviation 0.5), 0: none. JPEGs only
 mixup = 0.8  # parameter of its Beta distribution (table 4), 0: none
-cutmix = 1.0  # parameter of its Beta distribution (table 4), 0: none. here: with both, each half of the time
+cutmix = 1.0  # parameter of its Beta distribution (table 4), 0: none. here: an update has this or mixup
 label_smoothing = 0.1  # table 4; it turns random erasing and EMA off, so we have neither
 # model
-arch = 'vit'  # 'vit' (ViT, V-DNT) or 'nfnet' (NFNet-F0; of the keys below it takes dropout and drop_path)
-batch_norm = False  # nfnet: with batch normalization put back
+arch = 'vit'  # 'vit' (ViT, V-DNT) or 'nfnet' (NFNet-F0: only batch_norm, dropout, drop_path apply)
+batch_norm = False  # nfnet only: True puts batch normalization back
 setting = 'S5'  # which norms: S1 (ViT, pre-norm), S2, S3, S4, S5 (DNT), PostLN, PeriLN, OLMo2, NoNorm
 norm = 'rms'  # 'rms', 'layer' or 'dyt'
-input_norm = 'auto'  # True or False; auto: as the setting says. this and the next six override single norms
+input_norm = 'auto'  # auto: as the setting says; True or False switches this norm. The next six alike
 pre_norm = 'auto'  # before attention
 ffn_pre_norm = 'auto'  # before the FFN
 mid_norm = 'auto'  # after W_o and after W_2, before the residual sum
@@ -74,38 +74,38 @@ n_layer = 24  # depth
 n_head = 16  # attention heads
 n_embd = 1024  # width
 bias = True  # biases in linear layers and LayerNorm
-qkv_bias = True  # False: none on q, k and v, whatever bias says
+qkv_bias = True  # False: no bias on q, k and v, even where bias is True
 dropout = 0.0  # here: none
-drop_path = 0.1  # table 4: 0.1 for Large, 0.5 for Huge. here: of the last block, linear from 0 (as in timm)
-flash = True  # False: attention written out, to read
-recompute_blocks = False  # True: saves memory, backward runs each block again: a third more work
-weight_standardization = 'none'  # 'ffn': W_1 and W_2, 'all': W_q, W_k, W_v and W_o too (second report)
-weight_gain = True  # a gain for each standardized unit of W_o, W_1, W_2
-init = 'xavier'  # truncated (table 4), or 'torch' (PyTorch's default), or 'tfixup' (second report)
+drop_path = 0.1  # table 4: 0.1 for Large, 0.5 for Huge. here: of the last block; it grows linearly from 0
+flash = True  # False: attention written out in matrix products, slower, for reading
+recompute_blocks = False  # True: backward runs each block again. Saves memory, costs a third more work
+weight_standardization = 'none'  # 'none', 'ffn' (W_1, W_2) or 'all' (attention too): docs/normalizer-free.md
+weight_gain = True  # True: each standardized row of W_o, W_1 and W_2 has a gain
+init = 'xavier'  # 'xavier' (truncated, table 4), 'torch' (PyTorch's) or 'tfixup' (docs/normalizer-free.md)
 # optimizer
 optimizer = 'sgdw'  # 'sgdw' (momentum SGD, decoupled decay), 'adamw', 'sgd' (torch's, coupled decay), 'muon'
 learning_rate = 0.5  # peak (table 4)
 min_lr = 1e-8  # where the cosine ends (table 4)
-embed_lr = 0.0  # peak for patch embedding, class token, positions, min_lr in the same ratio; 0: learning_rate
-embed_optimizer = 'auto'  # for these: 'auto' (as optimizer), 'adamw', 'rownorm' (mSGDW, each row scaled)
-embed_weight_decay = -1.0  # for these; -1: weight_decay
-epochs = 150.0  # table 4. Each image once per epoch; images left over when the batches are full are skipped
-max_iters = 0  # updates, in place of epochs; 0: all epochs
-warmup_epochs = 60.0  # table 4. here: linear
-schedule = 'cosine'  # here: from the peak, behind the warmup; 'timm': from update 0, under the warmup
+embed_lr = 0.0  # peak rate of patch embedding, class token, positions (min_lr scaled alike); 0: learning_rate
+embed_optimizer = 'auto'  # theirs: 'auto' (as optimizer), 'adamw', 'rownorm' (mSGDW, each row scaled)
+embed_weight_decay = -1.0  # theirs; -1: weight_decay
+epochs = 150.0  # table 4. An epoch reads each image once and skips those that do not fill a batch
+max_iters = 0  # updates; 0: as many as epochs says
+warmup_epochs = 60.0  # epochs of linear warmup (table 4)
+schedule = 'cosine'  # 'cosine' starts after the warmup; 'timm' at update 0, so the warmup hides its beginning
 weight_decay = 2e-4  # on matrices (table 4); not on biases, gains, class token and positions
-momentum = 0.9  # sgdw, sgd (table 4)
+momentum = 0.9  # of sgdw, sgd and muon (table 4)
 nesterov = False  # sgdw, sgd: the paper's heavy ball; True: Nesterov's step, as timm makes 'sgdw'
-beta1 = 0.9  # adamw (table 4)
-beta2 = 0.99  # adamw (table 4; the paper's prose says 0.95)
+beta1 = 0.9  # of adamw (table 4)
+beta2 = 0.99  # of adamw (table 4; the paper's prose says 0.95)
 grad_clip = 0.0  # upper bound of the gradient's norm, 0: none (table 4)
-agc = 0.0  # adaptive gradient clipping in place of grad_clip: its lambda (NFNet: 0.01), 0: none
+agc = 0.0  # lambda of adaptive gradient clipping (NFNet: 0.01), which needs grad_clip=0; 0: off
 # system
 seed = 1337  # initial weights, order of the images and their augmentation
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
-dtype = 'auto'  # bfloat16 (autocast) or float32; auto: by device and width (support/distributed.py)
+dtype = 'auto'  # bfloat16 (autocast), float32, auto: bfloat16 if the hardware has it (CPU: n_embd >= 256)
 compile = 'auto'  # torch.compile; auto: on CUDA, where Triton works
-deterministic = False  # True: the same bits in every run on CUDA too, slower
+deterministic = False  # True: identical results on CUDA too, but slower
 config = configure(globals())
 
 # -----------------------------------------------------------------------------
@@ -116,7 +116,7 @@ signals = catch_signals(env)
 mixing = mixup > 0 or cutmix > 0
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size, 2 if mixing else 1)
 checkpoint = resume.find(config, env)  # empty where init_from is 'scratch'
-config |= resume.network_of(checkpoint, config)  # it brings its network along: n_layer, patch_size, ...
+config |= resume.network_of(checkpoint, config)  # its network overrides config: n_layer, patch_size, ...
 globals().update(config)
 
 # -----------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def train_samples(first_iter):
     (seed, epoch) alone, the crop or shift of an image on (seed, epoch, index). More views have more indices.
     """
     shuffled = None
-    for iter_num in range(first_iter, max_iters + 2):  # one more than the loop, which reads ahead
+    for iter_num in range(first_iter, max_iters + 2):  # the loop ends at max_iters but reads ahead
         epoch, place = divmod(iter_num, iters_per_epoch)
         if epoch != shuffled:
             order, shuffled = np.random.default_rng((seed, 0, epoch)).permutation(data.size('train')), epoch
@@ -198,7 +198,7 @@ for name, p in raw_model.named_parameters():
         no_decay.append(p)
 groups = [{'params': decay, 'weight_decay': weight_decay, 'lr_scale': 1.0},
           {'params': no_decay, 'weight_decay': 0.0, 'lr_scale': 1.0}]
-if embed_lr:  # the loop sets the rate of a group to lr_scale times that of the schedule
+if embed_lr:  # the loop sets group['lr'] = get_lr(iter_num) * group['lr_scale']
     groups.append({'params': embed_decay, 'lr_scale': embed_lr / learning_rate,
                    'weight_decay': weight_decay if embed_weight_decay < 0 else embed_weight_decay,
                    'rownorm': embed_optimizer == 'rownorm'})
@@ -292,7 +292,7 @@ for iter_num in range(first_iter, max_iters + 1):  # the last turn evaluates and
                 save('best.pt')
 
     # forward and backward over the micro batches of this process; DDP averages the gradients in the last one
-    seed_masks(seed, iter_num, env.rank)  # of dropout, so that a run repeats and resumes
+    seed_masks(seed, iter_num, env.rank)  # dropout: a rerun or resumed run has the same masks
     loss_sum = torch.zeros((), device=env.device)
     for micro_step in range(accum):
         ddp.require_backward_grad_sync = micro_step == accum - 1  # DDP reads it in forward too
@@ -304,14 +304,14 @@ for iter_num in range(first_iter, max_iters + 1):  # the last turn evaluates and
             break
         X, Y = report.wait_for(batches)  # read while the device works
 
-    # the processes agree on loss, norm and whether to stop. The loss is finite, so these weights are good
+    # share loss, norm and stops. Behind the finite check, the weights of this loss may be saved
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     mean_loss, mean_norm, stops = agree(loss_sum, grad_norm, signals, env)
     run.stop_if_not_finite(iter_num, lr, loss=mean_loss, gradient_norm=mean_norm)
     if iter_num > first_iter and (last or stops or due(ckpt_interval) or due(keep_interval)):
         if due(keep_interval):
             save(f'ckpt_{iter_num:06d}.pt')
-        save('ckpt.pt')  # before the step: a run that resumes makes this update again
+        save('ckpt.pt')  # the state before the step: a resumed run repeats this update
     if stops:
         run.leave_stopped(iter_num)
     if last:
