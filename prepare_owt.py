@@ -8,11 +8,14 @@ Text in, token ids out: data/NAME/{train,val}.bin and meta.json, which is what t
 
 It takes a text file or a folder of them, json lines, parquet, a set on the Hub (ID or ID:CONFIG), and
 OpenWebText. Text is UTF-8; text and json lines may be packed by gzip, bz2, xz or zstd. A text file, a line of
-json or a row of a table is one document, and end-of-text closes it. All else ends with one sentence.
+json or a row of a table is one document, and end-of-text closes it. For everything else, one sentence says
+what it is and how to convert it.
 
-The last tenth of a single text is validation. Other documents are shuffled and split as nanoGPT does it. With
---max_docs, a set on the Hub is a stream: its rows keep their order, and every 2000th is validation. All other
-tables go through the cache of `datasets` (HF_HOME moves it). After a stop, the same command starts again.
+The last tenth of a single text is validation. Other documents are shuffled and split as nanoGPT does it, so
+the same rows give nanoGPT's bins. With --max_docs, a set on the Hub is a stream instead: its rows keep their
+order, and every 2000th is validation. All documents go through Arrow files: those of a table lie in the cache
+of `datasets` (HF_HOME moves it; you can delete it), all others in out_dir until the end. If you stop the
+script, the same command starts again and gives the same bytes.
 """
 
 import hashlib
@@ -22,8 +25,6 @@ import os
 import re
 import sys
 import sysconfig
-from functools import partial
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,10 @@ from tqdm import tqdm
 
 from configurator import configure
 from support.console import fail
-from support.hub import hub_reason, load_json, load_openwebtext, load_parquet, load_tables
+from support.hub import load_openwebtext, load_parquet, load_tables, store_tables
+from support.splits import DATA, prepared_name, split_ending
 from support.splits import RULE as _RULE  # no key
-from support.splits import data_stem, prepared_name
-from support.textfiles import BadFile, fail_together, find_cut, find_texts, read_text, read_texts
+from support.textfiles import find_texts, read_bytes, read_json, read_texts
 from support.tokenizers import VOCAB, open_tokenizer
 from support.writing import count_cores, in_order, put_in_place, run, workplace
 
@@ -62,49 +63,56 @@ GENERATED = re.compile(r'_sysconfigdata.*|config-.*|(_opcode_metadata|keyword|st
                        r're/_casefix)\.py')
 
 
-# ---- sources: dict(read, train, val, meta). A document is a number, first those of train, then those of val,
-# and read makes texts of numbers, in a worker. A stream has its rows instead: dict(rows, meta)
+# ---- sources: ({'train': table, maybe 'val': table}, what meta.json says of them). A table has one column
 
 
-def open_stdlib():
+def open_stdlib(tmp):
     root = Path(sysconfig.get_path('stdlib'))
-    digest, parts, n = hashlib.sha256(), {'train': [], 'val': []}, 0
-    for name in sorted(path.relative_to(root).as_posix() for path in root.rglob('*.py')):
-        if SKIP & set(name.split('/')) or GENERATED.fullmatch(name):
-            continue
+    names = []
+    for path in root.rglob('*.py'):
+        name = path.relative_to(root).as_posix()
+        if not SKIP & set(name.split('/')) and not GENERATED.fullmatch(name):
+            names.append(name)
+    digest, splits = hashlib.sha256(), {'train': [], 'val': []}
+    for i, name in enumerate(sorted(names)):
         digest.update(name.encode() + b'\0' + hashlib.sha256((root / name).read_bytes()).digest())
-        n += 1
-        parts['train' if n % 20 else 'val'].append((root / name, 0, None))
+        split = 'val' if i % 20 == 19 else 'train'
+        splits[split].append((root / name,))
     meta = dict(source='stdlib', python=sys.version.split()[0], sha256=digest.hexdigest())
-    return source_of_texts(parts['train'], parts['val'], meta)
+    return store_tables(tmp, 'stdlib', read_texts, splits), meta
 
 
 def open_local(config, tmp):
-    """A file or folder. The rows of json lines go through the folder tmp."""
     root, kind, splits = find_texts(config)
-    column = config['text_column']
     if kind == 'parquet':
-        return source_of_tables(load_parquet(splits, root, column), root, column)
-    if kind == 'json lines':
-        return source_of_tables(load_json(splits, column, tmp), root, column)
-    train = [(path, 0, None) for path in splits['train']]
-    val = [(path, 0, None) for path in splits['val']]
-    if len(train) == 1 and not val:  # a book, nanoGPT's input.txt
-        path, raw = splits['train'][0], read_text(splits['train'][0])
-        if not raw:
-            fail(f'{path} is an empty file.')
-        cut = find_cut(raw, config['val_fraction'] or 0.1)
-        if 0 < cut < len(raw):
-            train, val = [(path, 0, cut)], [(path, cut, None)]
-    return source_of_texts(train, val, dict(source=root))
+        tables = load_parquet(splits, root, config['text_column'])
+    elif kind == 'json lines':
+        tables = store_tables(tmp, root, read_json, splits, column=config['text_column'])
+    else:
+        pieces = {split: [(path,) for path in splits[split]] for split in splits}
+        if len(splits['train']) == 1 and not splits['val']:  # a book, nanoGPT's input.txt
+            pieces = cut(splits['train'][0], config['val_fraction'] or 0.1)
+        tables = store_tables(tmp, root, read_texts, pieces)
+    return tables, dict(source=root)
 
 
-def source_of_texts(train, val, meta):
-    """Of pieces of files, each as (path, first byte, end)"""
-    return dict(read=partial(read_texts, train + val), train=len(train), val=len(val), meta=meta)
+def cut(path, share):
+    """The pieces of a text, whose last share begins behind a line or, without lines, behind a character"""
+    raw = read_bytes(path)
+    if not raw:
+        fail(f'{path} is an empty file.')
+    at = int(len(raw) * (1 - share))
+    line = raw.find(b'\n', at) + 1
+    if 0 < line < len(raw):
+        at = line
+    while at < len(raw) and raw[at] & 0xC0 == 0x80:
+        at += 1
+    if not 0 < at < len(raw):
+        return {'train': [(path,)]}
+    return {'train': [(path, 0, at)], 'val': [(path, at)]}
 
 
-def open_hub(config):
+def open_hub(config, tmp):
     name, _, subset = config['dataset'].partition(':')
     column, stream = config['text_column'], config['max_docs'] > 0
     if name in ('openwebtext', 'Skylion007/openwebtext'):
@@ -114,114 +122,104 @@ def open_hub(config):
         way = dict(path=name, name=subset or None, revision=config['revision'] or None)
         tables = load_tables(way, label, column, stream)
     if stream:
-        return dict(rows=tables, meta=dict(source=label))
-    return source_of_tables(tables, label, column)
+        tables = store_stream(tmp, label, tables, config)
+    return tables, dict(source=label)
 
 
-def source_of_tables(tables, label, column):
-    from datasets import concatenate_datasets
-    train, val = tables['train'], tables.get('val', [])
-    table = concatenate_datasets([train, val] if len(val) else [train])
-    return dict(read=partial(read_rows, table, column), train=len(train), val=len(val),
-                meta=dict(source=label, rows=len(table)))
+def store_stream(tmp, label, streams, config):
+    """The first rows. Without a split of its own, validation is the first of every so many of them."""
+    splits = {split: [rows.take(config['max_docs'])] for split, rows in streams.items()}
+    tables = store_tables(tmp, label, read_stream, splits, column=config['text_column'])
+    if 'val' not in tables:
+        train = tables['train']
+        every = max(2, round(1 / (config['val_fraction'] or NANOGPT)))
+        held_out = np.arange(0, len(train), every)
+        rest = np.delete(np.arange(len(train)), held_out)
+        tables = {'train': train.select(rest), 'val': train.select(held_out)}
+    return tables
 
 
-# ---- workers
+def read_stream(pieces, column):
+    for row in pieces[0]:
+        yield {'text': row[column]}
 
 
-def read_rows(table, column, keys):
-    return table[keys][column]
+# ---- tokens
 
 
 def start_worker(*given):
     """What all jobs need reaches a worker once."""
-    global read, encode, end_of_text
-    read, encode, end_of_text = given
+    global table, encode, end_of_text
+    table, encode, end_of_text = given
 
 
-def run_job(keys):
-    """-> the ids of the documents, the number of empty documents, the faults"""
-    pieces, empty, faults = [end_of_text[:0]], 0, []
-    try:
-        for text in read(keys):
-            if isinstance(text, BadFile):
-                faults.append(text)
-                continue
+def run_job(rows):
+    """-> the ids of the documents in these rows of the table, the number of empty documents"""
+    [texts] = table[rows].values()
+    pieces, empty = [], 0
+    for row, text in zip(rows, texts):
+        try:
             if isinstance(text, bytes):  # as some writers of parquet leave it
                 text = text.decode()
-            pieces += [encode(text or ''), end_of_text]
-            empty += not text
-    except (UnicodeDecodeError, AttributeError, TypeError):
-        faults.append(BadFile('A row', 'not text', 'set --text_column to a column of text'))
-    return np.concatenate(pieces).astype(end_of_text.dtype), empty, faults
+        except UnicodeDecodeError:
+            fail(f'Row {row} of the table is not UTF-8. Convert it, or choose another --text_column.')
+        pieces += [encode(text or ''), end_of_text]
+        empty += not text
+    return np.concatenate(pieces).astype(end_of_text.dtype), empty
 
 
-# ---- the bins
+# ---- files
 
 
-def jobs_of(source, config):
-    """(split, keys of documents). Without a split, nanoGPT's: train_test_split(test_size=..., seed=2357)."""
+def choose_rows(tables, config):
+    """{split: rows}, with those of val behind those of train. Without val, nanoGPT's train_test_split."""
     limit = config['max_docs'] or None
-    train = np.arange(source['train'])[:limit]
-    val = np.arange(source['val'])[:limit] + source['train']
-    if not len(val):
-        order = train[np.random.default_rng(2357).permutation(len(train))]
-        cut = math.ceil((config['val_fraction'] or NANOGPT) * len(order))
-        train, val = order[cut:], order[:cut]
-    if not len(train):
-        fail(f'{config["dataset"]} has too few documents ({len(val)}) to train and validate. A file of text, '
-             'a line of json or a row of a table is one document: cut the text into more.')
-    for split, keys in (('train', train), ('val', val)):
-        for i in range(0, len(keys), BATCH):
-            yield split, keys[i:i + BATCH]
+    train = np.arange(len(tables['train']))[:limit]
+    if len(tables.get('val', [])):
+        return {'train': train, 'val': len(tables['train']) + np.arange(len(tables['val']))[:limit]}
+    order = train[np.random.default_rng(2357).permutation(len(train))]
+    n_val = math.ceil((config['val_fraction'] or NANOGPT) * len(order))
+    if n_val >= len(order):
+        fail(f'{config["dataset"]} has too few documents ({len(order)}) to train and validate. A file of '
+             'text, a line of json or a row of a table is one document: cut the text into more.')
+    return {'train': order[n_val:], 'val': order[:n_val]}
 
 
-def jobs_of_stream(source, config):
-    """(split, texts). Without rows for it, the first of every so many rows of train goes to validation."""
-    every = max(2, round(1 / (config['val_fraction'] or NANOGPT)))
-    rows = source['rows']
-    try:
-        for split in sorted(rows, reverse=True):
-            for i, row in enumerate(rows[split].take(config['max_docs'])):
-                held_out = 'val' not in rows and i % every == 0
-                yield 'val' if held_out else split, [row[config['text_column']]]
-    except Exception as error:
-        fail(hub_reason(config['dataset'], error, 'download'))
-
-
-def write_bins(tmp, jobs, workers, given):
-    """The ids of the jobs, in their order, into {train,val}.bin -> counts and content for meta.json"""
-    counts = dict(train_tokens=0, val_tokens=0, train_documents=0, val_documents=0)
-    digests = {split: hashlib.blake2b(digest_size=16) for split in ('train', 'val')}
-    empty, faults = 0, []
-    jobs = takewhile(lambda job: not faults, jobs)
-    with (open(tmp / 'train.bin', 'wb') as train, open(tmp / 'val.bin', 'wb') as val,
-          tqdm(unit=' documents', mininterval=1) as bar):
-        for (split, keys), result in in_order(jobs, run_job, workers, start_worker, given):
-            ids, n_empty, bad = result
-            faults += bad
-            file = train if split == 'train' else val
-            file.write(ids)
+def write_bins(tmp, tables, encode, end_of_text, config):
+    """Writes {train,val}.bin into tmp -> counts and content for meta.json"""
+    from datasets import concatenate_datasets
+    chosen = choose_rows(tables, config)
+    jobs = []
+    for split, rows in chosen.items():
+        jobs += [(split, rows[i:i + BATCH]) for i in range(0, len(rows), BATCH)]
+    workers = config['num_proc'] or count_cores()
+    given = concatenate_datasets(list(tables.values())), encode, end_of_text
+    tokens, empty = {'train': 0, 'val': 0}, 0
+    files = {split: open(tmp / f'{split}.bin', 'wb') for split in tokens}
+    digests = {split: hashlib.blake2b(digest_size=16) for split in tokens}
+    with files['train'], files['val'], tqdm(unit=' documents', mininterval=1) as bar:
+        for (split, rows), (ids, n_empty) in in_order(jobs, run_job, workers, start_worker, given):
+            files[split].write(ids)
             digests[split].update(ids)
-            counts[f'{split}_tokens'] += len(ids)
-            counts[f'{split}_documents'] += len(keys)
+            tokens[split] += len(ids)
             empty += n_empty
-            bar.update(len(keys))
-    if faults:
-        fail_together(faults)
-    if empty == counts['train_documents'] + counts['val_documents'] or not counts['train_documents']:
+            bar.update(len(rows))
+    documents = {split: len(rows) for split, rows in chosen.items()}
+    if empty == documents['train'] + documents['val']:
         fail('There is no text to train on: all documents are empty. See --text_column.')
     if empty:
         print(f'{empty:,} documents are empty. Each becomes a single end-of-text, as in nanoGPT.')
     # what a run compares when it resumes: the same tokens may come from another path
     both = digests['train'].digest() + digests['val'].digest()
-    return counts | {'content': hashlib.blake2b(both, digest_size=16).hexdigest()}
+    return dict(train_tokens=tokens['train'], val_tokens=tokens['val'], train_documents=documents['train'],
+                val_documents=documents['val'], content=hashlib.blake2b(both, digest_size=16).hexdigest())
 
 
 def main(config):
     name = config['dataset']
     local = name not in ('stdlib', 'openwebtext') and os.path.exists(os.path.expanduser(name))
-    if not local and (data_stem(name)[1] or not re.fullmatch(r'(\w[\w.-]*/)?\w[\w.-]*(:[\w.-]+)?', name)):
+    is_id = re.fullmatch(r'(\w[\w.-]*/)?\w[\w.-]*(:[\w.-]+)?', name) and split_ending(name)[1] not in DATA
+    if not local and not is_id:
         fail(f'There is no file or folder {name}. Check the path.')
     if config['max_docs'] < 0 or config['num_proc'] < 0 or not 0 <= config['val_fraction'] < 1:
         fail('max_docs and num_proc must be 0 or more, val_fraction 0 or more and below 1.')
@@ -236,19 +234,17 @@ def main(config):
     out = Path(config['out_dir'] or Path('data', prepared_name(name)))
     with workplace(out, FILES, config['overwrite']) as tmp:
         if name == 'stdlib':
-            source = open_stdlib()
+            tables, meta = open_stdlib(tmp)
         elif local:
-            source = open_local(config, tmp)
+            tables, meta = open_local(config, tmp)
         else:
-            source = open_hub(config)
-        jobs = jobs_of_stream(source, config) if 'rows' in source else jobs_of(source, config)
-        given = source.get('read', list), encode, end_of_text
-        counts = write_bins(tmp, jobs, config['num_proc'] or count_cores(), given)
-        meta = dict(tokenizer=tokenizer, vocab_size=vocab_size, dtype=end_of_text.dtype.name)
-        (tmp / 'meta.json').write_text(json.dumps(meta | counts | source['meta'], indent=2))
+            tables, meta = open_hub(config, tmp)
+        counts = write_bins(tmp, tables, encode, end_of_text, config)
+        about = dict(tokenizer=tokenizer, vocab_size=vocab_size, dtype=end_of_text.dtype.name)
+        (tmp / 'meta.json').write_text(json.dumps(about | counts | meta, indent=2))
         put_in_place(tmp, out, FILES)
 
-    print(f'{out} is finished, from {source["meta"]["source"]}')
+    print(f'{out} is finished, from {meta["source"]}')
     for split in ('train', 'val'):
         documents, tokens = counts[f'{split}_documents'], counts[f'{split}_tokens']
         print(f'  {split}.bin: {documents:,} documents, {tokens:,} tokens')

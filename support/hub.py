@@ -5,8 +5,7 @@ import re
 
 from support.console import fail
 from support.splits import WORDS, examples
-from support.textfiles import count_rows, read_json
-from support.writing import disk_is_full, said
+from support.writing import said
 
 # in this order: the Hub's own export (cut for some sets), all of it in the owner's pull request, a full copy
 OPENWEBTEXT = [
@@ -18,8 +17,8 @@ OPENWEBTEXT_ROWS = 8_013_769
 
 
 def load_openwebtext(column, stream):
-    """The tables of the first copy that has all rows, or of the best one; and where it lies"""
-    found = []
+    """The tables of the first copy that has all rows, or of the one with most; and where it lies"""
+    best, most = None, 0
     for way in OPENWEBTEXT:
         label = way.get('data_files') or '@'.join(way.values())
         try:
@@ -31,38 +30,40 @@ def load_openwebtext(column, stream):
             continue
         if stream:
             return tables, label
-        if len(tables['train']) == OPENWEBTEXT_ROWS:
+        rows = len(tables['train'])
+        if rows == OPENWEBTEXT_ROWS:
             print(f'{label} is complete. nanoGPT has 9,035,582,198 and 4,434,897 tokens.')
             return tables, label
-        print(f'{label} has {len(tables["train"]):,} rows, OpenWebText has {OPENWEBTEXT_ROWS:,}. Trying the '
-              'next copy.')
-        found.append((tables, label))
-    if not found:
+        print(f'{label} has {rows:,} rows, OpenWebText has {OPENWEBTEXT_ROWS:,}. Trying the next copy.')
+        if rows > most:
+            best, most = (tables, label), rows
+    if not best:
         fail('No copy of OpenWebText could be loaded, for the reasons above. Choose another --dataset.')
-    return max(found, key=lambda pair: len(pair[0]['train']))
+    return best
 
 
-def load_parquet(splits, root, column):
+def load_parquet(splits, label, column):
     import datasets
-    way = dict(path='parquet', columns=[column], data_files={})
-    way['features'] = datasets.Features({column: datasets.Value('large_string')})
-    for split, paths in splits.items():
-        full = [glob.escape(path) for path in paths if count_rows(path)]  # it fails at a file without rows
-        if full:
-            way['data_files'][split] = full
-    if 'train' not in way['data_files']:
-        fail(f'{root} holds no text to train on: its files of parquet have no rows.')
-    return load_tables(way, root, column)
+    if not splits['train']:
+        fail(f'{label} holds no text to train on: its files of parquet have no rows.')
+    files = {split: list(map(glob.escape, paths)) for split, paths in splits.items() if paths}
+    text = datasets.Features({column: datasets.Value('large_string')})
+    way = dict(path='parquet', data_files=files, columns=[column], features=text)
+    return load_tables(way, label, column)
 
 
-def load_json(splits, column, folder):
-    """We read the lines: `datasets` takes one without the key for an empty text, and names no line."""
+def store_tables(tmp, label, read, splits, **given):
+    """Tables of what read(pieces, ...) finds in the pieces of each split. They lie in the folder tmp."""
     import datasets
-    tables, text = {}, datasets.Features({column: datasets.Value('large_string')})
-    for split, paths in splits.items():
-        if paths:
-            given = dict(paths=tuple(paths), column=column)  # a list would be shared out
-            tables[split] = datasets.Dataset.from_generator(read_json, text, str(folder), gen_kwargs=given)
+    text = datasets.Features({'text': datasets.Value('large_string')})
+    tables = {}
+    for split, pieces in splits.items():
+        given['pieces'] = tuple(pieces)  # a list would be shared out
+        try:
+            if pieces:
+                tables[split] = datasets.Dataset.from_generator(read, text, str(tmp), gen_kwargs=given)
+        except Exception as error:
+            fail(hub_reason(label, error, 'download'))
     return tables
 
 
@@ -74,13 +75,13 @@ def load_tables(way, label, column, stream=False):
     stage = 'open'
     try:
         builder = load_dataset_builder(**way)
-        check_column(label, builder.info.features, column)
         stage = 'download'
         if stream:
             tables = builder.as_streaming_dataset()
         elif '/partial-' in str(builder.config.data_files):
             fail(f'{label} is an export that the Hub cut short. --max_docs=N takes the first N of its rows.')
         else:
+            check_column(label, builder.info.features, column)
             print(f'{label}: the Arrow copy is in {hf.HF_DATASETS_CACHE} (HF_HOME moves it)', flush=True)
             builder.download_and_prepare()
             tables = builder.as_dataset()
@@ -88,7 +89,7 @@ def load_tables(way, label, column, stream=False):
         fail(hub_reason(label, error, stage))
     if 'train' not in tables:
         fail(f'{label} has no split train but {", ".join(tables)}. Download it and use --dataset=FOLDER.')
-    check_column(label, tables['train'].column_names, column)
+    check_column(label, tables['train'].features, column)
     parts = {}
     for split in tables:
         if WORDS.get(split) in ('train', 'val'):
@@ -99,21 +100,22 @@ def load_tables(way, label, column, stream=False):
 
 
 def check_column(label, columns, column):
+    """columns: {name: its feature}, or None where the Hub does not say"""
     if columns and column not in columns:
         fail(f'{label} has no column {column!r}. Set --text_column to one of {examples(columns, 20)}.')
+    kind = getattr((columns or {}).get(column), 'dtype', 'string')
+    if kind not in ('string', 'large_string', 'binary', 'large_binary', 'null'):
+        fail(f'The column {column!r} of {label} is not text but {kind}. Set --text_column to one of '
+             f'{examples(columns, 20)}.')
 
 
 def hub_reason(label, error, stage):
     """What went wrong and how to fix it; the first telling error in the chain decides."""
-    errors = [error]
-    while (cause := errors[-1].__cause__ or errors[-1].__context__) and cause not in errors:
-        errors.append(cause)
-    for e in errors:
-        kinds = ' '.join(kind.__name__ for kind in type(e).__mro__)
-        status = getattr(getattr(e, 'response', None), 'status_code', None)
-        if disk_is_full(e):
-            return disk_is_full(e)
-        if status == 403 or 'GatedRepo' in kinds or 'is a gated dataset' in str(e):
+    cause, seen = error, []
+    while cause and cause not in seen:
+        kinds = ' '.join(kind.__name__ for kind in type(cause).__mro__)
+        status = getattr(getattr(cause, 'response', None), 'status_code', None)
+        if status == 403 or 'GatedRepo' in kinds or 'is a gated dataset' in str(cause):
             return (f'{label} is gated or private. Accept its terms on its page on the Hub, then log in with '
                     '`hf auth login` or set HF_TOKEN.')
         if status in (401, 404) or 'DatasetNotFound' in kinds:
@@ -121,11 +123,13 @@ def hub_reason(label, error, stage):
                     'spelling; if it is private or gated, log in with `hf auth login`.')
         if status or re.search('Connect|Timeout|Protocol|Network|Offline|ReadError|Incomplete', kinds):
             if stage == 'download':
-                return f'The download of {label} broke off ({said(e)}). Run the same command again.'
-            return (f'The Hub cannot be reached for {label} ({said(e)}). Check the network, or give a file '
-                    'or folder as --dataset.')
+                return f'The download of {label} broke off ({said(cause)}). Run the same command again.'
+            return (f'The Hub cannot be reached for {label} ({said(cause)}). Check the network, or give a '
+                    'file or folder as --dataset.')
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
     reason = said(error.__cause__ or error)
-    advice = 'Fix that and run the command again.'
+    advice = 'Fix that and run the same command again. --out_dir and HF_HOME choose another disk.'
     if 'scripts' in reason:
         advice = 'Try --revision=refs/convert/parquet, which may have its rows.'
     elif 'onfig' in reason:

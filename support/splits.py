@@ -2,7 +2,6 @@
 
 import os
 import re
-from pathlib import Path
 
 from support.console import fail
 
@@ -17,8 +16,8 @@ WORDS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'd
 NEAR = re.compile('(train|val|valid|validation|dev|test|eval|evaluation)(set|sets|ing|data|split)?')
 # the endings of files that hold data, and what may follow them; names of other files (train.py) say nothing
 DATA = {'.txt', '.text', '.tokens', '.raw', '.jsonl', '.ndjson', '.json', '.parquet'}
-ABOUT = re.compile(r'(README|LICENSE|NOTICE|CITATION)(\..*)?', re.IGNORECASE)
 PACKED = {'.gz', '.bz2', '.xz', '.zst', '.zstd'}
+ABOUT = re.compile('(README|LICENSE|NOTICE|CITATION)([.].*)?', re.IGNORECASE)
 
 
 def split_of(name):
@@ -36,8 +35,8 @@ def split_of(name):
 def split_of_path(path):
     """What the first part of a relative path that says something says. Source files say nothing."""
     *names, file = path.split('/')
-    stem, is_data = data_stem(file)
-    if is_data:
+    stem, ending = split_ending(file)
+    if ending in DATA:
         names.append(stem)
     return next(filter(None, map(split_of, names)), '')
 
@@ -50,32 +49,26 @@ def choose_splits(root, said, config):
     if any(said.values()):
         said = {name: split for name, split in said.items() if split or not is_about(name)}
     told = set(said.values())
-    if config['val_fraction'] and 'val' in told and '' not in told:
+    clear = told <= {'train', 'val', 'test'}
+    if told == {''} or config['val_fraction'] and not clear:
+        return dict.fromkeys(said, 'train')
+    if config['val_fraction'] and 'val' in told:
         fail(f'{root} has validation data by its names. Leave --val_fraction out, or give the training data '
              'alone as --dataset.')
-    if told == {''} or config['val_fraction'] and not told <= {'train', 'test'}:  # so it says
-        return dict.fromkeys(said, 'train')
     if config['val'] and told <= {'', 'val', 'test'}:
         return {name: '' if split else 'train' for name, split in said.items()}
-    if told <= {'train', 'val', 'test'}:
+    if clear:
         return {name: '' if split == 'val' and config['val'] else split for name, split in said.items()}
 
-    tops = {}  # a name at the top -> what it says
+    tops = {}  # {split: the names at the top that say it}
     for name, split in said.items():
-        top = name.split('/')[0]
-        tops[top] = tops.get(top) or split.rstrip('?')
-    perhaps = []
-    for split in dict.fromkeys(tops.values()):
-        names = [top for top in tops if tops[top] == split]
-        perhaps.append(f'{split or "neither"}: {examples(names)}')
-    first = {split: top for top, split in reversed(tops.items())}
-    rest = [top for top in tops if not tops[top]]
-    if len(rest) == 1:
-        first.setdefault('train', rest[0])
-    train = os.path.join(root, first['train']) if 'train' in first else root
-    val = os.path.join(root, first.get('val') or first.get('test') or 'VAL')
-    fail(f'The names in {root} do not tell train from val ({"; ".join(perhaps)}). State it with '
-         f'--dataset={train} --val={val} or, if all of it is training data, with --val_fraction=0.1.')
+        tops.setdefault(split.rstrip('?'), {})[name.split('/')[0]] = None
+    perhaps = '; '.join(f'{split or "neither"}: {examples(names)}' for split, names in tops.items())
+    train = list(tops.get('train', []))[:1] or list(tops.get('', []))
+    train = os.path.join(root, train[0]) if len(train) == 1 else root
+    val = os.path.join(root, list(tops.get('val') or tops.get('test') or ['VAL'])[0])
+    fail(f'The names in {root} do not tell train from val ({perhaps}). State it with --dataset={train} '
+         f'--val={val} or, if all of it is training data, with --val_fraction=0.1.')
 
 
 def split_files(root, chosen, held_out, config):
@@ -97,17 +90,19 @@ def tell_splits(root, files, others):
     told, shards = [], {}
     for split, paths in {**files, 'left out': others}.items():
         names = [os.path.relpath(path, root) if os.path.isdir(root) else path for path in paths]
-        if names or split != 'test':
-            count = f'{len(names):,} file' if len(names) == 1 else f'{len(names):,} files'
-            told.append(f'{split}: {count} ({examples(names)})' if names else f'{split}: {count}')
+        noun = 'file' if len(names) == 1 else 'files'
+        found = f' ({examples(names)})' if names else ''
+        told.append(f'{split}: {len(names):,} {noun}{found}')
         for name in names:
-            if match := re.match(r'(.*?)(\d+)-of-(\d+)', name):
-                shards.setdefault((match[1], int(match[3])), []).append(int(match[2]))
+            match = re.match(r'(.*?)(\d+)-of-(\d+)', name)
+            if match:
+                start, number, total = match.groups()
+                shards.setdefault((start, int(total)), set()).add(number)
     print(', '.join(told), flush=True)
-    for (name, total), there in shards.items():
-        if len(set(there)) < total:
-            print(f'{name}*: only {len(set(there))} of {total} shards are here. Download the others if you '
-                  'want their rows.', flush=True)
+    for (start, total), there in shards.items():
+        if len(there) < total:
+            print(f'{start}*: only {len(there)} of {total} shards are here. Download the others if you want '
+                  'their rows.', flush=True)
 
 
 def is_about(path):
@@ -119,18 +114,18 @@ def examples(names, n=3):
     return ', '.join(names[:n]) + (' ...' if len(names) > n else '')
 
 
-def data_stem(name):
-    """A file's name without the endings of data, and whether it had one: 'a.txt.gz' -> ('a', True)"""
-    path = Path(name)
-    if path.suffix.lower() in PACKED:
-        path = Path(path.stem)
-    is_data = path.suffix.lower() in DATA
-    return (path.stem, True) if is_data else (name, False)
+def split_ending(path):
+    """'a.TXT.gz' -> ('a', '.txt')"""
+    stem, ending = os.path.splitext(path)
+    if ending.lower() in PACKED:
+        stem, ending = os.path.splitext(stem)
+    return stem, ending.lower()
 
 
 def prepared_name(dataset):
     """The NAME of data/NAME, where prepare_owt.py puts --dataset: a file, a folder or a set on the Hub."""
-    path = Path(dataset).expanduser()
-    if path.is_dir() or not path.is_file() and not data_stem(path.name)[1]:
-        return path.resolve().name.replace(':', '-')  # ID:CONFIG
-    return Path(path.stem).stem if path.suffix.lower() in PACKED else path.stem
+    path = os.path.abspath(os.path.expanduser(dataset))
+    stem, ending = split_ending(os.path.basename(path))
+    if os.path.isfile(path) or ending in DATA and not os.path.isdir(path):
+        return stem
+    return os.path.basename(path).replace(':', '-')  # ID:CONFIG

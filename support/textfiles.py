@@ -11,7 +11,7 @@ import zlib
 from contextlib import contextmanager
 
 from support.console import fail
-from support.splits import PACKED, examples, is_about, split_files, tell_splits
+from support.splits import examples, is_about, split_ending, split_files, tell_splits
 from support.writing import said
 
 UTF16 = 'UTF-16 text', 'iconv -f UTF-16 -t UTF-8 FILE > NEW'
@@ -48,41 +48,42 @@ def is_hidden(name):
 
 def find_files(root):
     """
-    (all files below root, sorted; what is skipped). Skipped are hidden names, pipes, and links that lead
-    nowhere, to a folder around them or to what is found anyway. Another link is followed, once.
+    (all files below root, sorted; what is skipped). Skipped are hidden names, what is no file, and links to
+    what is found anyway or to a folder around root. Another link is followed, once.
     """
     if os.path.isfile(root):
         return [str(root)], []
     if not os.path.exists(root):
         fail(f'There is no file or folder {root}. Check the path.')
     top = os.path.realpath(root)
-    files, links, skipped, seen = [], [], [], {top}
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders.sort()
-        for name in list(folders):
-            path = os.path.join(folder, name)
-            real = os.path.realpath(path)
-            around = top.startswith(os.path.join(real, ''))
-            inside = real.startswith(os.path.join(top, '')) and os.path.islink(path)
-            if is_hidden(name) or around or inside or real in seen:
-                skipped.append(path)
-                folders.remove(name)
+    files, skipped, seen = {}, [], set()  # {path without links: path}
+    folders, links, linked_files = [root], [], []
+    while folders or links:
+        if not folders:  # what links lead to may be found anyway, so they come last
+            links.sort(reverse=True)
+            folders.append(links.pop())
+        folder = folders.pop()
+        real = os.path.realpath(folder)
+        if real in seen or top.startswith(os.path.join(real, '')):
+            skipped.append(folder)
+            continue
+        seen.add(real)
+        for entry in os.scandir(folder):
+            leads_nowhere = entry.is_symlink() and not os.path.exists(entry.path)
+            if is_hidden(entry.name) or leads_nowhere or not (entry.is_dir() or entry.is_file()):
+                skipped.append(entry.path)
+            elif entry.is_dir():
+                (links if entry.is_symlink() else folders).append(entry.path)
+            elif entry.is_symlink():
+                linked_files.append(entry.path)
             else:
-                seen.add(real)
-        for name in names:
-            path = os.path.join(folder, name)
-            if is_hidden(name) or not os.path.isfile(path):
-                skipped.append(path)
-            elif os.path.islink(path):
-                links.append(path)
-            else:
-                files.append(path)
-    found = {os.path.realpath(path) for path in files} if links else ()
-    for path in links:  # the files of a store have no endings, or are hidden
+                files[os.path.join(real, entry.name)] = entry.path
+    found = list(files.values())
+    for path in linked_files:
         real = os.path.realpath(path)
-        again = real in found and os.path.splitext(real)[1] == os.path.splitext(path)[1]
-        (skipped if again else files).append(path)
-    return sorted(files), sorted(skipped)
+        again = real in files and os.path.splitext(real)[1] == os.path.splitext(path)[1]  # a store has none
+        (skipped if again else found).append(path)
+    return sorted(found), sorted(skipped)
 
 
 def first_bytes(path, n=4096):
@@ -114,50 +115,30 @@ def open_text(path):
         raise BadFile(path, *(LONG_WINDOW if 'too much memory' in str(error) else CUT)) from None
 
 
-def read_text(path):
-    """The bytes of a text, unpacked and without the mark of UTF-8."""
+def read_bytes(path):
+    """The bytes of a text, unpacked and without the mark of UTF-8"""
     with open_text(path) as f:
         return f.read().removeprefix(BOM)
+
+
+def read_text(path, start=0, end=None):
+    """A text, or its bytes from start to end"""
+    try:
+        return read_bytes(path)[start:end].decode()
+    except UnicodeDecodeError as error:
+        raise BadFile(f'{path} (byte {start + error.start})', 'not UTF-8',
+                      'iconv -f ENCODING -t UTF-8 FILE > NEW') from None
 
 
 def read_prompt(path):
     """A text as prepare_owt.py reads it."""
     try:
         check_text(path, 'text')
-        return read_text(path).decode()
-    except UnicodeDecodeError as error:
-        fail_together([not_utf8(f'{path} (byte {error.start})')])
+        return read_text(path)
     except BadFile as fault:
         fail_together([fault])
     except OSError as error:
         fail(f'Cannot read the prompt file {path} ({error.strerror}).')
-
-
-def not_utf8(where):
-    return BadFile(where, 'not UTF-8', 'iconv -f ENCODING -t UTF-8 FILE > NEW')
-
-
-def find_cut(raw, share):
-    """Where the last share of a text begins: behind a line or, without lines, behind a character"""
-    at = int(len(raw) * (1 - share))
-    cut = raw.find(b'\n', at) + 1
-    if cut in (0, len(raw)):
-        cut = at
-        while cut < len(raw) and raw[cut] & 0xC0 == 0x80:
-            cut += 1
-    return cut
-
-
-def read_texts(pieces, keys):
-    """The texts, or faults, of some pieces of files, which are (path, first byte, end)."""
-    for key in keys:
-        path, start, end = pieces[key]
-        try:
-            yield read_text(path)[start:end].decode()
-        except UnicodeDecodeError as error:
-            yield not_utf8(f'{path} (byte {start + error.start})')
-        except BadFile as fault:
-            yield fault
 
 
 def check_text(path, kind):
@@ -186,12 +167,22 @@ def fail_together(faults):
     fail(f'{", ".join(files[:3])}{more} {are} {what}. Fix: {remedy}')
 
 
+def each(paths, function, *given):
+    """function(path, *given) of each path, in their order. It ends with all that have the first fault."""
+    faults = []
+    for path in paths:
+        try:
+            yield function(path, *given)
+        except BadFile as fault:
+            faults.append(fault)
+    if faults:
+        fail_together(faults)
+
+
 def kind_of(path):
-    path = path.lower()
-    for ending in PACKED:
-        path = path.removesuffix(ending)
+    ending = split_ending(path)[1]
     for kind, endings in ENDINGS.items():
-        if os.path.splitext(path)[1] in endings and not METADATA.fullmatch(os.path.basename(path)):
+        if ending in endings and not METADATA.fullmatch(os.path.basename(path)):
             return kind
 
 
@@ -199,31 +190,31 @@ def choose_kind(root, files):
     """'parquet', 'json lines' or 'text', and the files of that kind. Two kinds in one folder stop."""
     if os.path.isfile(root):
         return kind_of(root) or ('parquet' if first_bytes(root).startswith(b'PAR1') else 'text'), files
-    found = {kind: [path for path in files if kind_of(path) == kind] for kind in ENDINGS}
-    texts = [path for path in found['text'] if not is_about(path)]
-    if found['parquet'] or texts:  # these have a package.json or the like beside them
-        found['json lines'] = [path for path in found['json lines'] if not path.endswith('.json')]
-    if found['parquet'] or found['json lines']:  # and these a README
-        found['text'] = texts
-    found = {kind: paths for kind, paths in found.items() if paths}
-    if len(found) == 1:
-        return found.popitem()
-    if found:
-        kinds = ' and '.join(f'{kind} ({examples(map(os.path.basename, found[kind]), 2)})' for kind in found)
-        fail(f'{root} holds {kinds}. Move all but one kind out of it, or give a single file.')
+    kinds = {}
+    for path in files:
+        kinds.setdefault(kind_of(path), []).append(path)
+    others = kinds.pop(None, [])
+    for kind in list(kinds):  # a README or a package.json may lie beside the data
+        if len(kinds) > 1 and all(is_about(path) or path.endswith('.json') for path in kinds[kind]):
+            del kinds[kind]
+    if len(kinds) == 1:
+        return kinds.popitem()
+    if kinds:
+        there = [f'{kind} ({examples(map(os.path.basename, kinds[kind]), 2)})' for kind in kinds]
+        fail(f'{root} holds {" and ".join(there)}. Move all but one kind out of it, or give a single file.')
     if os.path.exists(f'{root}/train.bin'):
         fail(f'{root} is prepared already. Use it with train_gpt.py --dataset={root}.')
-    if any(path.endswith('.arrow') for path in files):
+    if any(path.endswith('.arrow') for path in others):
         fail(f'{root} was written by save_to_disk. Convert each of its splits to parquet: python -c "import '
              "datasets; datasets.load_from_disk('SPLIT').to_parquet('NEW/train.parquet')\"")
-    there = sorted({os.path.splitext(path)[1] or os.path.basename(path) for path in files})
-    what = f'holds no text, only files that end in {examples(there, 5)}' if files else 'is an empty folder'
+    there = sorted({os.path.splitext(path)[1] or os.path.basename(path) for path in others})
+    what = f'holds no text, only files that end in {examples(there, 5)}' if there else 'is an empty folder'
     fail(f'{root} {what}. It needs files that end in {" ".join(sum(ENDINGS.values(), []))}.')
 
 
 def find_texts(config):
     """The path of the dataset, the kind of its files, {'train', 'val': paths}; all checked and told."""
-    root = os.path.expanduser(config['dataset'])
+    root, column = os.path.expanduser(config['dataset']), config['text_column']
     files, skipped = find_files(root)
     kind, chosen = choose_kind(root, files)
     held_out = []
@@ -234,75 +225,77 @@ def find_texts(config):
             fail(f'--val={folder} is {val_kind}, but {root} is {kind}. Give the same kind.')
     splits = split_files(root, chosen, held_out, config)
     del splits['test']
-    others = {*files, *skipped}.difference(splits['train'], splits['val'])
+    used = splits['train'] + splits['val']
     print(f'{root}: {kind}, ', end='')
-    tell_splits(root, splits, sorted(others))
+    tell_splits(root, splits, sorted({*files, *skipped}.difference(used)))
     if not splits['train']:
         fail(f'{root} has no training data: by their names, all files are for validation or test. Rename one '
              'of them, or give it as --dataset.')
-    faults = []
-    for path in splits['train'] + splits['val']:
-        try:
-            check_text(path, kind)
-            if kind == 'parquet':
-                check_table(path, config['text_column'])
-        except BadFile as fault:
-            faults.append(fault)
-    if faults:
-        fail_together(faults)
+    rows = list(each(used, check_file, kind, column))
+    if kind == 'parquet':
+        empty = {path for path, n in zip(used, rows) if not n}  # `datasets` fails at a file without rows
+        splits = {split: [path for path in splits[split] if path not in empty] for split in splits}
     return root, kind, splits
 
 
-def check_table(path, column):
+def check_file(path, kind, column):
+    """-> the number of rows of a table"""
+    check_text(path, kind)
+    if kind != 'parquet':
+        return None
     import pyarrow.parquet
     try:
         with open(path, 'rb') as f:  # of a path, pyarrow takes what is before '::' for a protocol
-            schema = pyarrow.parquet.read_schema(f)
+            metadata = pyarrow.parquet.read_metadata(f)
     except (ValueError, OSError) as error:
         raise BadFile(path, f'not readable as parquet ({said(error)})', 'fetch it again') from None
+    schema = metadata.schema.to_arrow_schema()
     kinds = dict(zip(schema.names, map(str, schema.types)))
-    if column not in kinds:
-        raise BadFile(path, f'without a column {column!r}',
-                      f'set --text_column to one of {examples(kinds, 20)}')
-    if not re.match('(dictionary<values=)?(large_)?(string|binary)|null', kinds[column]):
-        raise BadFile(path, f'without text: {column!r} has {kinds[column]}', 'see --text_column')
+    if not re.match('(dictionary<values=)?(large_)?(string|binary)|null', kinds.get(column, '')):
+        there = examples([f'{name}: {kind}' for name, kind in kinds.items()], 20)
+        raise BadFile(path, f'without text under {column!r} (its columns are {there})',
+                      'set --text_column to a column of text')
+    return metadata.num_rows
 
 
-def count_rows(path):
-    import pyarrow.parquet
-    with open(path, 'rb') as f:
-        return pyarrow.parquet.read_metadata(f).num_rows
+def read_texts(pieces):
+    """The texts of pieces of files, each as (path, first byte, end)"""
+    for text in each(pieces, lambda piece: read_text(*piece)):
+        yield {'text': text}
 
 
-def read_json(paths, column):
+def read_json(pieces, column):
+    """The texts of files of json lines"""
     rows = 0
     try:
-        for path in paths:
+        for path in pieces:
             with open_text(path) as f:
                 for number, line in enumerate(f, 1):
                     line = line.removeprefix(BOM)
                     if line.strip():
-                        yield {column: read_line(line, f'{path}, line {number}', column)}
+                        yield {'text': read_line(line, f'{path}, line {number}', column)}
                         rows += 1
     except BadFile as fault:
         fail_together([fault])
     if not rows:
-        fail(f'There is no text in {examples(paths)}.')
+        fail(f'There is no text in {examples(pieces)}.')
 
 
 def read_line(line, where, column):
     """The text of one line of json."""
     try:
         row = json.loads(line.decode(), parse_int=float)  # Python converts no int of more than 4300 digits
+        text = row[column]
+        if text is None:
+            return None
+        # half of a surrogate pair, which JSON can escape and UTF-8 cannot hold
+        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    except KeyError:
+        why = f'its keys are {examples(row, 20)}'
+    except TypeError:
         why = f'it has {type(row).__name__}'
-        if isinstance(row, dict):
-            why = f'its keys are {examples(row, 20)}'
-            text = row.get(column, row)
-            if isinstance(text, (str, type(None))):
-                # half of a surrogate pair, which JSON can escape and UTF-8 cannot hold
-                return text and text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
-            if column in row:
-                why = f'it has {type(text).__name__} there'
+    except AttributeError:
+        why = f'it has {type(text).__name__} there'
     except (ValueError, RecursionError) as error:
         why = said(error)
     raise BadFile(where, f'no JSON object with text under {column!r} ({why})',

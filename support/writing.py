@@ -1,6 +1,6 @@
 """Writing a data set: a folder for one run alone, processes that work in order, files put in place last."""
 
-import errno
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -20,28 +20,20 @@ from support.console import fail
 
 @contextmanager
 def workplace(out, files, overwrite):
-    """
-    A new folder in out, for this run alone. Refused are a second run into out, and a data set that is there:
-    its files, of which the last completes it.
-    """
+    """A new folder in out, for this run alone. Refused are a second run into out, and a data set in it."""
     new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     lock = os.open(out, os.O_RDONLY)
     try:
         wait_for(lock, out)
-        left = list(out.glob('.prepare_tmp_????????'))  # of a run that was killed
         there = [file for file in files if (out / file).exists()]
-        killed_at_the_end = files[-1] not in there and any((folder / files[-1]).exists() for folder in left)
-        if there and not overwrite and not killed_at_the_end:
+        if there and not overwrite:
             fail(f'{out} already holds a data set ({", ".join(there)}). Use --overwrite=True to replace it, '
                  'or --out_dir=... to write elsewhere.')
-        for folder in left:
-            shutil.rmtree(folder)
-        tmp = Path(tempfile.mkdtemp(prefix='.prepare_tmp_', dir=out))
-        try:
-            yield tmp
-        finally:
-            shutil.rmtree(tmp)
+        for left in out.glob('.prepare_tmp_????????'):  # of a run that was killed
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix='.prepare_tmp_', dir=out) as tmp:
+            yield Path(tmp)
     finally:
         os.close(lock)
         if new and not any(out.iterdir()):
@@ -49,11 +41,8 @@ def workplace(out, files, overwrite):
 
 
 def wait_for(lock, out):
-    """The lock ends with its process, also when that is killed."""
-    if os.name != 'posix':
-        return
-    import fcntl
-    for _ in range(20):  # the workers of a killed run hold it a moment longer
+    """The lock ends with its process. The workers of a run that was killed hold it a moment longer."""
+    for _ in range(20):
         try:
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -63,13 +52,14 @@ def wait_for(lock, out):
 
 def put_in_place(tmp, out, files):
     """Replaces the files of out by those of tmp. The last one completes the set."""
+    made = [file for file in files if (tmp / file).exists()]
+    for file in made:
+        with open(tmp / file, 'rb') as f:
+            os.fsync(f.fileno())
     for file in reversed(files):
         (out / file).unlink(missing_ok=True)
-    for file in files:
-        if (tmp / file).exists():
-            with open(tmp / file, 'rb') as f:
-                os.fsync(f.fileno())
-            os.replace(tmp / file, out / file)
+    for file in made:
+        os.replace(tmp / file, out / file)
 
 
 def count_cores():
@@ -103,13 +93,6 @@ def said(error):
     return ' '.join(str(getattr(error, 'strerror', None) or error).split())[:200] or type(error).__name__
 
 
-def disk_is_full(error):
-    """A sentence if the disk is full, else None."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (f'There is no space left on the disk ({said(error)}). Free some, or write to another disk: '
-                '--out_dir moves the data set, HF_HOME the downloads and Arrow copies. Then run it again.')
-
-
 def run(main, config):
     """main(config), with one sentence for what ends it."""
     try:
@@ -118,6 +101,7 @@ def run(main, config):
         fail('A worker process was killed, probably for lack of memory. Use a lower --num_proc.')
     except OSError as error:
         where = f' ({error.filename})' if error.filename else ''
-        fail(disk_is_full(error) or f'{said(error)}{where}. Fix that and run the same command again.')
+        fail(f'{said(error)}{where}. Fix that and run the same command again. --out_dir and HF_HOME choose '
+             'another disk.')
     except KeyboardInterrupt:
         sys.exit('Stopped. Nothing half-written is left; the same command starts again.')

@@ -95,7 +95,8 @@ MISTAKES = {
     '--dataset=stdlib --val=good.jsonl': '--val only works if --dataset is a file or folder, and without '
                                          '--val_fraction. '
                                          'Leave it out.',
-    '--dataset=good.jsonl --out_dir=file': 'File exists (file). Fix that and run the same command again.',
+    '--dataset=good.jsonl --out_dir=file': 'File exists (file). Fix that and run the same command again. '
+                                             '--out_dir and HF_HOME choose another disk.',
     '--dataset=good.jsonl --out_dir=images': 'images already holds a data set (meta.json). Use '
                                              '--overwrite=True to replace '
                                              'it, or --out_dir=... to write elsewhere.',
@@ -126,17 +127,16 @@ def test_the_old_set_and_other_files_stay(tmp_path):
         f.write('broken\n')
     assert 'line 201' in prepare(tmp_path, '--dataset=good.jsonl', '--overwrite=True', code=1)
     assert digests(out) == before
-    # killed between two renames: no pair of bins without meta.json, and the next call is not refused
     write_lines(tmp_path / 'good.jsonl', TEXTS)
-    left = out / '.prepare_tmp_abcd1234'
-    left.mkdir()
-    (out / 'val.bin').rename(left / 'val.bin')
-    for name in ('unfinished', '.copies.tmp', '.prepare_tmp_mine'):  # folders of the user's
-        (out / name).mkdir()
-        (out / name / 'notes').write_text('mine')
-    prepare(tmp_path, '--dataset=good.jsonl')
+    left = out / '.prepare_tmp_abcd1234'  # of a run that was killed
+    for folder in (left, out / 'unfinished', out / '.prepare_tmp_mine'):  # the others are the user's
+        folder.mkdir()
+        (folder / 'notes').write_text('mine')
+    assert 'already holds a data set (train.bin, meta.json, val.bin)' in prepare(
+        tmp_path, '--dataset=good.jsonl', code=1)
+    prepare(tmp_path, '--dataset=good.jsonl', '--overwrite=True')
     assert not left.exists()
-    for name in ('unfinished', '.copies.tmp', '.prepare_tmp_mine'):
+    for name in ('unfinished', '.prepare_tmp_mine'):
         assert (out / name / 'notes').read_text() == 'mine'
         (out / name / 'notes').unlink()
         (out / name).rmdir()
@@ -166,11 +166,12 @@ def test_a_full_disk(tmp_path):
             'runpy.run_path(sys.argv[0], run_name="__main__")')
     _, err = finish(python('-c', code, '--dataset=good.jsonl', '--tokenizer=byte', cwd=tmp_path), 1)
     assert 'Traceback' not in err
-    assert 'There is no space left on the disk (No space left on device). Free some' in err
+    assert 'No space left on device. Fix that and run the same command again. --out_dir and' in err
     assert not (tmp_path / 'data/good').exists()
     below = RuntimeError('An error occurred while generating the dataset')
     below.__cause__ = OSError(28, 'No space left on device')
-    assert hub_reason('me/set', below, 'download').startswith('There is no space left on the disk')
+    said = hub_reason('me/set', below, 'download')
+    assert said.startswith('me/set cannot be read (No space left on device). Fix that')
 
 
 def test_names_that_the_terminal_cannot_show_and_nobody_who_reads(tmp_path):
@@ -209,8 +210,8 @@ GPT2 = ['--dataset=good.jsonl', '--tokenizer=gpt2', '--val_fraction=0.1']
 def test_prepare_says_where_the_file_of_gpt2_goes(tmp_path):
     write_lines(tmp_path / 'good.jsonl', TEXTS)
     sentence = prepare(tmp_path, *GPT2, code=1, TIKTOKEN_CACHE_DIR=str(tmp_path / 'none'), HTTPS_PROXY=NOBODY)
-    assert 'Use --tokenizer=byte, or put r50k_base.tiktoken into a folder as 0ea1e91bbb3a60' in sentence
-    assert 'set TIKTOKEN_CACHE_DIR to it.' in sentence
+    assert 'Put r50k_base.tiktoken into a folder as 0ea1e91bbb3a60' in sentence
+    assert 'set TIKTOKEN_CACHE_DIR to it, or prepare the text with --tokenizer=byte.' in sentence
 
 
 @gpt2_is_here
@@ -241,8 +242,7 @@ def encoding():
 
 def test_long_white_space_has_the_ids_of_tiktoken(encoding, monkeypatch):
     rng = np.random.default_rng(1)
-    monkeypatch.setattr(tokenizers, 'SPACES', tokenizers.SPACES.replace(str(tokenizers.LONG), '2'))
-    monkeypatch.setattr(tokenizers, 'LONG', 1)
+    monkeypatch.setattr(tokenizers, 'LONG', 2)
     parts = [' ', '  ', '\n', '\t', '\r\n', '\x0b', '\x1c', '\x1f', '\x85', '\xa0', '\u2028', '\u3000',
              '\u200b',
              '\ufeff', ' ' * 33, '\n' * 64, 'a', 'ab', '\u4e2d', '1', "'s", "'", '.', '<|endoftext|>']
