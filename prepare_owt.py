@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from configurator import configure
 from support.console import fail
-from support.hub import load_openwebtext, load_parquet, load_tables, store_tables
+from support.hub import hub_reason, load_openwebtext, load_parquet, load_tables, store_tables
 from support.splits import DATA, prepared_name, split_ending
 from support.splits import RULE as _RULE  # no key
 from support.textfiles import find_texts, read_bytes, read_json, read_texts
@@ -79,7 +79,7 @@ def open_stdlib(tmp):
         split = 'val' if i % 20 == 19 else 'train'
         splits[split].append((root / name,))
     meta = dict(source='stdlib', python=sys.version.split()[0], sha256=digest.hexdigest())
-    return store_tables(tmp, 'stdlib', read_texts, splits), meta
+    return store_tables(tmp, read_texts, splits), meta
 
 
 def open_local(config, tmp):
@@ -87,12 +87,12 @@ def open_local(config, tmp):
     if kind == 'parquet':
         tables = load_parquet(splits, root, config['text_column'])
     elif kind == 'json lines':
-        tables = store_tables(tmp, root, read_json, splits, column=config['text_column'])
+        tables = store_tables(tmp, read_json, splits, config['text_column'])
     else:
         pieces = {split: [(path,) for path in splits[split]] for split in splits}
         if len(splits['train']) == 1 and not splits['val']:  # a book, nanoGPT's input.txt
             pieces = cut(splits['train'][0], config['val_fraction'] or 0.1)
-        tables = store_tables(tmp, root, read_texts, pieces)
+        tables = store_tables(tmp, read_texts, pieces)
     return tables, dict(source=root)
 
 
@@ -129,7 +129,10 @@ def open_hub(config, tmp):
 def store_stream(tmp, label, streams, config):
     """The first rows. Without a split of its own, validation is the first of every so many of them."""
     splits = {split: [rows.take(config['max_docs'])] for split, rows in streams.items()}
-    tables = store_tables(tmp, label, read_stream, splits, column=config['text_column'])
+    try:
+        tables = store_tables(tmp, read_stream, splits, config['text_column'])
+    except Exception as error:
+        fail(hub_reason(label, error, 'download'))
     if 'val' not in tables:
         train = tables['train']
         every = max(2, round(1 / (config['val_fraction'] or NANOGPT)))
@@ -141,7 +144,7 @@ def store_stream(tmp, label, streams, config):
 
 def read_stream(pieces, column):
     for row in pieces[0]:
-        yield {'text': row[column]}
+        yield row[column]
 
 
 # ---- tokens

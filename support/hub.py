@@ -2,6 +2,9 @@
 
 import glob
 import re
+from itertools import islice
+
+from tqdm import tqdm
 
 from support.console import fail
 from support.splits import WORDS, examples
@@ -52,18 +55,20 @@ def load_parquet(splits, label, column):
     return load_tables(way, label, column)
 
 
-def store_tables(tmp, label, read, splits, **given):
-    """Tables of what read(pieces, ...) finds in the pieces of each split. They lie in the folder tmp."""
+def store_tables(tmp, read, splits, *given):
+    """Tables of the texts that read(pieces, ...) finds in the pieces of each split. They lie in tmp."""
     import datasets
-    text = datasets.Features({'text': datasets.Value('large_string')})
+    import pyarrow as pa
+    text = pa.large_string()  # `datasets` itself writes no text of more than 2 GB
     tables = {}
     for split, pieces in splits.items():
-        given['pieces'] = tuple(pieces)  # a list would be shared out
-        try:
-            if pieces:
-                tables[split] = datasets.Dataset.from_generator(read, text, str(tmp), gen_kwargs=given)
-        except Exception as error:
-            fail(hub_reason(label, error, 'download'))
+        if pieces:
+            path = str(tmp / f'{split}.arrow')
+            texts = iter(tqdm(read(pieces, *given), f'reading {split}', unit=' documents', mininterval=1))
+            with pa.OSFile(path, 'wb') as f, pa.ipc.new_stream(f, pa.schema({'text': text})) as writer:
+                for batch in iter(lambda: list(islice(texts, 64)), []):
+                    writer.write(pa.table({'text': pa.array(batch, text)}))
+            tables[split] = datasets.Dataset.from_file(path)
     return tables
 
 

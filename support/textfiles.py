@@ -260,8 +260,7 @@ def check_file(path, kind, column):
 
 def read_texts(pieces):
     """The texts of pieces of files, each as (path, first byte, end)"""
-    for text in each(pieces, lambda piece: read_text(*piece)):
-        yield {'text': text}
+    return each(pieces, lambda piece: read_text(*piece))
 
 
 def read_json(pieces, column):
@@ -273,7 +272,7 @@ def read_json(pieces, column):
                 for number, line in enumerate(f, 1):
                     line = line.removeprefix(BOM)
                     if line.strip():
-                        yield {'text': read_line(line, f'{path}, line {number}', column)}
+                        yield read_line(line, f'{path}, line {number}', column)
                         rows += 1
     except BadFile as fault:
         fail_together([fault])

@@ -26,12 +26,14 @@ def workplace(out, files, overwrite):
     lock = os.open(out, os.O_RDONLY)
     try:
         wait_for(lock, out)
+        left = list(out.glob('.prepare_tmp_????????'))  # of a run that was killed
         there = [file for file in files if (out / file).exists()]
-        if there and not overwrite:
+        killed_at_the_end = files[-1] not in there and any((folder / files[-1]).exists() for folder in left)
+        if there and not overwrite and not killed_at_the_end:
             fail(f'{out} already holds a data set ({", ".join(there)}). Use --overwrite=True to replace it, '
                  'or --out_dir=... to write elsewhere.')
-        for left in out.glob('.prepare_tmp_????????'):  # of a run that was killed
-            shutil.rmtree(left)
+        for folder in left:
+            shutil.rmtree(folder)
         with tempfile.TemporaryDirectory(prefix='.prepare_tmp_', dir=out) as tmp:
             yield Path(tmp)
     finally:

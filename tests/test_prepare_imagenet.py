@@ -237,7 +237,7 @@ def test_a_full_disk(tmp_path):
     line = ['prepare_imagenet.py', f'--dataset={root}', f'--out_dir={tmp_path}/out', '--num_proc=1']
     _, err = finish(python('-c', code, *line), 1)
     assert 'Traceback' not in err
-    assert 'There is no space left on the disk (No space left on device). Free some' in err
+    assert 'No space left on device. Fix that and run the same command again. --out_dir and' in err
     assert not (tmp_path / 'out').exists()
     finish(python(*line))
 
