@@ -22,6 +22,7 @@ from support.console import fail
 from support.distributed import catch_signals, start
 from support.resume import Checkpoint, find_checkpoint, load_checkpoint, load_weights, make_network
 from support.textfiles import read_prompt
+from support.tokenizers import open_gpt2
 
 # -----------------------------------------------------------------------------
 out_dir = 'out/gpt'  # a run (its best.pt is used, or ckpt.pt where there is none) or a checkpoint file
@@ -66,13 +67,7 @@ if saved['data']['tokenizer'] == 'byte':
     eot, encode = 256, lambda text: list(text.encode('utf-8', 'surrogateescape'))
     to_bytes = lambda i: bytes([i])
 else:
-    import tiktoken
-    try:
-        gpt2 = tiktoken.get_encoding('r50k_base')  # the ids of gpt2, in one file instead of two
-    except Exception as e:
-        fail(f'The file of the gpt2 tokenizer cannot be fetched ({type(e).__name__}). Put r50k_base.tiktoken '
-             'under the name 0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4 into a folder and set '
-             'TIKTOKEN_CACHE_DIR to it.')
+    gpt2 = open_gpt2()
     eot, encode, to_bytes = 50256, gpt2.encode_ordinary, gpt2.decode_single_token_bytes
 
 if prompt.startswith('FILE:'):
