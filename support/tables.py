@@ -8,7 +8,7 @@ import numpy as np
 
 from support.console import fail
 from support.splits import examples, split_files, tell_splits
-from support.textfiles import BadFile, check_text, fail_together, find_files
+from support.textfiles import check_text, each, find_files
 from support.writing import said
 
 USUAL = {'image_column': ['image', 'img'], 'label_column': ['label', 'fine_label']}
@@ -55,16 +55,11 @@ def tables_left(tables, files):
 
 
 def check_files(root, files):
-    faults = []
-    for path in sum(files.values(), []):
-        try:
-            check_text(path, 'parquet')
-        except BadFile as fault:
-            faults.append(fault)
+    paths = sum(files.values(), [])
+    list(each(paths, check_text, 'parquet'))
+    for path in paths:
         if 'partial' in re.split('[^a-z]+', path[len(str(root)):].lower()):
             fail(f'{path} is part of an export that the Hub cut short. Download the whole data set.')
-    if faults:
-        fail_together(faults)
     if not files['train']:
         fail(f'{root} has no training files. Name them like train-00000-of-00001.parquet.')
     folders = sorted({os.path.dirname(path) for path in files['train']})

@@ -32,6 +32,7 @@ BINARY = 'binary data, or UTF-16 without a byte order mark', 'iconv -f UTF-16LE 
 CONTROL = bytes(i for i in range(32) if not 9 <= i <= 13 and i != 27)  # all but white space and escape
 BOM = b'\xef\xbb\xbf'
 
+HIDDEN = re.compile('[.]|__pycache__$|__MACOSX$')
 METADATA = re.compile('(meta|state|dataset_(info|infos|dict))[.]json')
 ENDINGS = {'parquet': ['.parquet'], 'json lines': ['.jsonl', '.ndjson', '.json'],
            'text': ('.txt .text .tokens .raw .md .rst .tex .html '
@@ -40,10 +41,6 @@ ENDINGS = {'parquet': ['.parquet'], 'json lines': ['.jsonl', '.ndjson', '.json']
 
 class BadFile(Exception):
     """(file, what it is, what to do)"""
-
-
-def is_hidden(name):
-    return name[0] == '.' or name in ('__pycache__', '__MACOSX')
 
 
 def find_files(root):
@@ -70,7 +67,7 @@ def find_files(root):
         seen.add(real)
         for entry in os.scandir(folder):
             leads_nowhere = entry.is_symlink() and not os.path.exists(entry.path)
-            if is_hidden(entry.name) or leads_nowhere or not (entry.is_dir() or entry.is_file()):
+            if HIDDEN.match(entry.name) or leads_nowhere or not (entry.is_dir() or entry.is_file()):
                 skipped.append(entry.path)
             elif entry.is_dir():
                 (links if entry.is_symlink() else folders).append(entry.path)
@@ -86,15 +83,11 @@ def find_files(root):
     return sorted(found), sorted(skipped)
 
 
-def first_bytes(path, n=4096):
-    with open(path, 'rb') as f:
-        return f.read(n)
-
-
 @contextmanager
 def open_text(path):
     """A file to read bytes from, unpacked if its first bytes say that it is packed."""
-    head = first_bytes(path, 6)
+    with open(path, 'rb') as f:
+        head = f.read(6)
     try:
         if head.startswith(b'\x1f\x8b'):
             f = gzip.open(path)
@@ -189,7 +182,9 @@ def kind_of(path):
 def choose_kind(root, files):
     """'parquet', 'json lines' or 'text', and the files of that kind. Two kinds in one folder stop."""
     if os.path.isfile(root):
-        return kind_of(root) or ('parquet' if first_bytes(root).startswith(b'PAR1') else 'text'), files
+        with open(root, 'rb') as f:
+            other = 'parquet' if f.read(4) == b'PAR1' else 'text'
+        return kind_of(root) or other, files
     kinds = {}
     for path in files:
         kinds.setdefault(kind_of(path), []).append(path)
@@ -207,9 +202,9 @@ def choose_kind(root, files):
     if any(path.endswith('.arrow') for path in others):
         fail(f'{root} was written by save_to_disk. Convert each of its splits to parquet: python -c "import '
              "datasets; datasets.load_from_disk('SPLIT').to_parquet('NEW/train.parquet')\"")
-    there = sorted({os.path.splitext(path)[1] or os.path.basename(path) for path in others})
-    what = f'holds no text, only files that end in {examples(there, 5)}' if there else 'is an empty folder'
-    fail(f'{root} {what}. It needs files that end in {" ".join(sum(ENDINGS.values(), []))}.')
+    there = examples(map(os.path.basename, others)) or 'nothing'
+    endings = ' '.join(sum(ENDINGS.values(), []))
+    fail(f'{root} holds no text but {there}. It needs files that end in {endings}.')
 
 
 def find_texts(config):

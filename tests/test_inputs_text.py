@@ -211,7 +211,7 @@ REFUSED = {  # files; dataset; keys; the sentence
                 'a.jsonl has too few documents (1) to train and validate. A file of text, a line of json or '
                 'a row of a table is one document: cut the text into more.'),
     'pictures': ({'in/a.png': b'\x89PNG'}, 'in', {},
-                 'in holds no text, only files that end in .png. It needs '
+                 'in holds no text but a.png. It needs '
                  f'files that end in {" ".join(sum(ENDINGS.values(), []))}.'),
     'save_to_disk': ({'in/data-00000-of-00001.arrow': b'ARROW1', 'in/state.json': '{}'}, 'in', {},
                      'in was written by save_to_disk. Convert each of its splits to parquet: python -c '
