@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from configurator import read_file
 from experiments import memory
 from support.optim import EMBEDDINGS
 from tests.common import ROOT, finish, gpt2_is_here, in_parallel, python, table_of, train, write_images
@@ -17,37 +18,38 @@ def test_costs_on_paper_are_the_ones_done_by_hand():
         lambda: finish(python('-m', 'experiments.costs', '--gpu=A100', '--mfu=0.25')),
         lambda: finish(python('-m', 'experiments.costs', '--gpu=H900'), code=1)])
     assert 'gpu=H900 is unknown. Use one of' in err
-    lines = [line for line in out.splitlines() if line.startswith('| `')]
-    rows = {line.split('`')[1]: [cell.strip() for cell in line.split('|')] for line in lines}
+    rows = {row[0].split('`')[1]: row[1:] for row in table_of(out)}
     assert list(rows) == ['dnt_small', 'dnt_large', 'dnt_xl', 'vdnt_large', 'vdnt_huge']
     # L-DNT-XL: 6 (1438.0M - 1024 x 1536) + 12 x 48 x 1536 x 1024 FLOPs; 12 and 16 bytes a weight; 312 TFLOP/s
     # x 0.25
     flops = 6 * (1438.0e6 - 1024 * 1536) + 12 * 48 * 1536 * 1024
-    assert rows['dnt_xl'][2:6] == ['104.9B tokens', f'{flops / 1e9:.2f}', '23.0 GB', '17.3 GB']
+    assert rows['dnt_xl'][:4] == ['104.9B tokens', f'{flops / 1e9:.2f}', '23.0 GB', '17.3 GB']
     days = 200_000 * 512 * 1024 * flops / (312e12 * 0.25) / 86400
-    assert [cell.split(', ')[-1]
-            for cell in rows['dnt_xl'][7:10]] == [f'{days / n:.2g} days' for n in (1, 8, 32)]
+    assert rows['dnt_xl'][6] == f'{days:.2g}'
     paper = 200_000 * 512 * 1024 * flops / (4 * 86400 * 32) / 1e12
     assert f'{paper:.0f} TFLOP/s a GPU, an MFU of {paper / 312:.0%} where' in out
 
 
-def test_optimizer_memory_calculated_is_measured(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(memory, 'configs', 'dnt_tiny,vit_cifar10')
-    for device in ('meta', 'cpu'):
-        monkeypatch.setattr(memory, 'device', device)
-        for name in ('dnt_tiny', 'vit_cifar10'):
-            model = memory.build(name)
-            tensors = len(list(model.parameters()))
-            of_embeddings = sum(n.split('.')[0] in EMBEDDINGS for n, _ in model.named_parameters())
-            for kind, counters in (('AdamW', tensors), ('mSGDW', 0), ('hybrid', of_embeddings)):
-                assert memory.measured(kind, model) == memory.calculated(kind, model) + 4 * counters
-    monkeypatch.setattr(memory, 'device', 'meta')
-    memory.printed()
-    by_name = {row[0].split()[0]: row for row in table_of(capsys.readouterr().out)}
-    assert by_name['all'][1] == '1,438,024,704'
-    assert by_name['all'][-1] == 'no'
-    assert by_name['without'][-1] == '10^9'
+def test_optimizer_memory_is_what_table_2_says():
+    for name in ('dnt_tiny', 'vit_cifar10'):
+        model = memory.build(read_file(f'{ROOT}/config/{name}.py'))
+        embeddings = [p for n, p in model.named_parameters() if n.split('.')[0] in EMBEDDINGS]
+        n, tensors = memory.count(model), len(list(model.parameters()))
+        n_embeddings = sum(p.numel() for p in embeddings)
+        assert memory.kept('AdamW', model) == 8 * n + 4 * tensors  # a step counter for each tensor, too
+        assert memory.kept('mSGDW', model) == 4 * n
+        assert memory.kept('hybrid', model) == 4 * n + 4 * n_embeddings + 4 * len(embeddings)
+
+
+def test_what_the_papers_table_2_counts():
+    """11.5 and 5.7 GB: 8 and 4 bytes for each parameter but the positions, in 10^9 bytes and not in 2^30."""
+    model = memory.build(read_file(f'{ROOT}/config/dnt_xl.py'))
+    fits = []
+    for n in (memory.count(model), memory.count(model) - model.wpe.weight.numel()):
+        for unit in (10**9, 2**30):
+            if (f'{8 * n / unit:.1f}', f'{4 * n / unit:.1f}') == ('11.5', '5.7'):
+                fits.append((n, unit))
+    assert fits == [(1_436_451_840, 10**9)]
 
 
 @gpt2_is_here
