@@ -1,5 +1,5 @@
 """
-How fast, and how near to what this machine can do: memory, optimizer, training step, vision, loader, nanoGPT.
+How fast, and how near to what this machine can do: optimizer, training step, vision, loader, nanoGPT.
 
     python -m experiments.bench                                   under five minutes on two quiet CPU cores
     python -m experiments.bench --only=optimizer,step --repeats=9
@@ -18,7 +18,6 @@ import json
 import math
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -38,34 +37,29 @@ from support.console import fail
 from support.distributed import explain, start
 from support.optim import param_groups
 
-only = 'memory,nanogpt,optimizer,step,vision,loader'  # sections
+only = 'nanogpt,optimizer,step,vision,loader'  # sections
 sections = only.split(',')
 repeats = 4  # turns
 size = '124M'  # 124M, 774M, 1438M (table 3) or tiny
 micro_batch_size = 0  # sequences of a step, 0: 16 on a GPU, else 2
 block_size = 0  # tokens of each, 0: 1024 on a GPU, else 256
-loss_chunk = 256  # tokens whose logits are held at once, beside all at once; 0: all
-image_batch_size = 0  # images of a step, 0: 64 on a GPU, else 8
 images = 'data/imagenet'  # JPEGs for the loader, prepared by prepare_imagenet.py
-gpu_speed = 1100  # pictures per second that one GPU trains on: V-DNT-Large on an H200; give what yours does
 nanogpt = ''  # the path of a checkout of nanoGPT
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
 dtype = 'auto'  # float32, bfloat16; auto: float32, and bfloat16 too where the device has it in hardware
 compile = 'auto'  # True: steps with torch.compile, too; auto: on a GPU, for a CPU compiles for minutes
-peak_of = ''  # AdamW, mSGDW: only print the peak of that optimizer and loss_chunk; memory starts itself so
-seed = 1337  # of weights and batches
 config = configure(globals())
 
 SIZES = {'124M': dict(n_layer=12, n_head=12, n_embd=768), '774M': dict(n_layer=36, n_head=20, n_embd=1280),
          '1438M': dict(n_layer=48, n_head=24, n_embd=1536),
          'tiny': dict(n_layer=4, n_head=2, n_embd=64, block_size=128, vocab_size=320)}  # config/dnt_tiny.py
+SEED = 1337  # of weights and batches
+GPU_SPEED = 1100  # pictures per second that one H200 trains V-DNT-Large on
 NETWORKS = {'GPT-2': ('S1', 'layer'), 'S1 rms': ('S1', 'rms'), 'L-DNT': ('S5', 'rms')}
 
 check_range(config, 1, 1000, 'repeats')
-check_range(config, 0, 2**32 - 1, 'seed')
-check_range(config, 0, 2**20, 'micro_batch_size', 'block_size', 'image_batch_size', 'loss_chunk')
+check_range(config, 0, 2**20, 'micro_batch_size', 'block_size')
 check_choice(config, SIZES, 'size')
-check_choice(config, ('', 'AdamW', 'mSGDW'), 'peak_of')
 longest, vocab = GPTConfig(**SIZES[size]).block_size, GPTConfig(**SIZES[size]).vocab_size
 if block_size > longest:
     fail(f'block_size={block_size} is more than the {longest} positions of size={size}.')
@@ -75,11 +69,10 @@ if nanogpt and not os.path.exists(os.path.join(nanogpt, 'model.py')):
     fail(f'--nanogpt={nanogpt} has no model.py. Give the path of a checkout of nanoGPT.')
 
 with contextlib.redirect_stdout(io.StringIO()):  # a word on training without compile
-    env = start(device, dtype, compile, seed, deterministic=False)
+    env = start(device, dtype, compile, SEED, deterministic=False)
 gpu = env.device_type == 'cuda'
 dtypes = ['float32', 'bfloat16'] if dtype == 'auto' and env.dtype == 'bfloat16' else [env.dtype]
 B, T = micro_batch_size or (16 if gpu else 2), block_size or min(longest, 1024 if gpu else 256)
-memory_B, image_B = 16 if gpu else 1, image_batch_size or (64 if gpu else 8)
 
 # -----------------------------------------------------------------------------
 # tools
@@ -87,24 +80,19 @@ memory_B, image_B = 16 if gpu else 1, image_batch_size or (64 if gpu else 8)
 ratios = []
 
 
-def sync():
-    if env.device_type != 'cpu':
-        getattr(torch, env.device_type).synchronize()
-
-
 def clock(run):
     """Seconds that run() takes."""
-    sync()
     begin = time.perf_counter()
     run()
-    sync()
+    if env.device_type != 'cpu':
+        getattr(torch, env.device_type).synchronize()
     return time.perf_counter() - begin
 
 
 def take_turns(arms, turns=repeats):
     """Seconds of every turn: {name: function} gives {name: list}."""
     for run in arms.values():  # the first call compiles, and makes the optimizer's state
-        run()
+        clock(run)
     seconds = {name: [] for name in arms}
     for _ in range(turns):
         for name, run in arms.items():
@@ -121,40 +109,33 @@ def times(name, seconds):
 def compare(seconds, a, b, target=None):
     """Keep a's time in units of b's for the last table. target: what it is meant to be at most."""
     r = [x / y for x, y in zip(seconds[a], seconds[b])]
-    median = statistics.median(r)
-    reached = '' if not target else 'yes' if median <= target else 'no'
-    ratios.append({'time of': a, 'in units of': b, 'ratio': median, 'from': min(r), 'to': max(r),
-                   'aim at most': target or '', 'reached': reached})
-
-
-def cell(value):
-    form = '' if not isinstance(value, float) else ',.0f' if abs(value) >= 1000 else '.3g'
-    return f'{value:{form}}'
+    ratios.append({'time of': a, 'in units of': b, 'ratio': statistics.median(r),
+                   'from': min(r), 'to': max(r), 'aim at most': target or ''})
 
 
 def table(title, rows):
     """Print rows, dicts of the same keys."""
     print(f'\n{title}\n\n| ' + ' | '.join(rows[0]) + ' |\n|' + '---|' * len(rows[0]))
     for row in rows:
-        print('| ' + ' | '.join(map(cell, row.values())) + ' |', flush=True)
+        cells = []
+        for value in row.values():
+            if isinstance(value, float):
+                value = f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
+            cells.append(str(value))
+        print('| ' + ' | '.join(cells) + ' |', flush=True)
 
 
-def make_gpt(size, setting, norm, on=env.device, **kwargs):
+def make_gpt(size, setting, norm, on=env.device):
     with torch.device(on):
-        return GPT(GPTConfig(**{**SETTINGS[setting], **SIZES[size], 'norm': norm, **kwargs}))
+        return GPT(GPTConfig(**SETTINGS[setting], **SIZES[size], norm=norm))
 
 
 def count(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def tokens(batch, length):
-    """Inputs and targets (batch, length): random ids."""
-    return torch.randint(vocab, (2, batch, length), device=env.device).unbind(0)
-
-
-def sgdw(model, **kwargs):
-    return SGDW(param_groups(model, 1e-4), lr=1e-3, momentum=0.9, **kwargs)
+def sgdw(model, foreach=None):
+    return SGDW(param_groups(model, 1e-4), lr=1e-3, momentum=0.9, foreach=foreach)
 
 
 def adamw(model, fused=True):
@@ -186,45 +167,6 @@ def update(opt, dtype, loss_of, *args):
 # -----------------------------------------------------------------------------
 # sections
 
-def peak_memory():
-    """Bytes: the most so far that torch allocated on a GPU; elsewhere that this process held."""
-    if gpu:
-        return torch.cuda.max_memory_allocated()
-    from resource import RUSAGE_SELF, getrusage  # not on Windows
-    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-
-
-def peak():
-    """Bytes at the peak of an update with accumulation, in a process of its own."""
-    before = peak_memory()
-    model = make_gpt(size, 'S5', 'rms', loss_chunk=loss_chunk)
-    opt = adamw(model) if peak_of == 'AdamW' else sgdw(model)
-    X, Y = tokens(memory_B, longest)
-    update(opt, env.dtype, gpt_loss, model, X[:1, :8], Y[:1, :8])  # from here on the optimizer has its state
-    gpt_loss(model, X[:1, :8], Y[:1, :8]).backward()  # and there are gradients, to which the next batch adds
-    update(opt, env.dtype, gpt_loss, model, X, Y)
-    return peak_memory() - before
-
-
-def memory():
-    n, rows = count(make_gpt(size, 'S5', 'rms', on='meta')), []
-    for optimizer, copies in (('AdamW', 4), ('mSGDW', 3)):  # weights, gradients, and two moments or one
-        for chunk, name in ((0, 'all logits at once'), (loss_chunk, f'loss_chunk {loss_chunk}')):
-            said = subprocess.run([sys.executable, '-m', 'experiments.bench', *sys.argv[1:],
-                                   f'--peak_of={optimizer}', f'--loss_chunk={chunk}'],
-                                  capture_output=True, text=True)
-            if said.returncode:
-                fail(f'The peak of {optimizer} was not measured ({said.stderr.splitlines()[-1:]}).')
-            most = int(said.stdout)
-            # in backward fp32 log probabilities, their gradient and that of the logits are there together
-            state, logits = 4 * copies * n, 3 * 4 * vocab * min(memory_B * longest, chunk or math.inf)
-            rows.append({'what': f'{optimizer}, {name}', 'weights, gradients, moments (GB)': state / 1e9,
-                         'logits (GB)': logits / 1e9, 'measured peak (GB)': most / 1e9,
-                         'more than both (GB)': (most - state - logits) / 1e9})
-    table(f'Peak memory: L-DNT, {n:,} parameters, {memory_B} x {longest} tokens, {env.dtype}. Weights and '
-          'logits are calculated; the rest: activations, work space and, on a CPU, holes of malloc', rows)
-
-
 def optimizer():
     model = make_gpt(size, 'S5', 'rms')
     n = count(model)
@@ -243,7 +185,7 @@ def optimizer():
     for name, k in accesses.items():
         row = times(name, seconds)
         speed = 4 * k * n / row['ms'] / 1e6
-        rows.append({**row, 'accesses': k, 'GB': 4 * k * n / 1e9, 'GB/s': speed,
+        rows.append({**row, 'accesses': k, 'GB/s': speed,
                      'of the copy': speed / rows[0]['GB/s'] if rows else 1.0})
     table(f'Optimizer step: {n:,} parameters, float32, {6 * repeats} turns. Shares above 1 are right: small '
           'tensors come from the cache, and a copy on a CPU reads what it overwrites, too', rows)
@@ -252,7 +194,8 @@ def optimizer():
 
 
 def step():
-    side, (X, Y), rows = 8192 if gpu else 2048, tokens(B, T), []
+    X, Y = torch.randint(vocab, (2, B, T), device=env.device)
+    side = 8192 if gpu else 2048
     arms, work = {}, {}  # work: tokens and FLOPs of each arm
     for d in dtypes:
         a, b = torch.randn(2, side, side, device=env.device).to(getattr(torch, d))
@@ -268,7 +211,7 @@ def step():
             for d in dtypes:
                 arms[f'{network}, {d}{way}'] = partial(update, opt, d, gpt_loss, run, X, Y)
                 work[f'{network}, {d}{way}'] = B * T, B * T * flops
-    seconds, best = take_turns(arms), {}
+    seconds, best, rows = take_turns(arms), {}, []
     for name, (n_tokens, flops) in work.items():
         row = times(name, seconds)
         speed = flops / row['ms'] / 1e9
@@ -281,8 +224,6 @@ def step():
         for d in dtypes:
             for base in ('S1 rms', 'GPT-2'):
                 compare(seconds, f'L-DNT, {d}{way}', f'{base}, {d}{way}', 1.03 if way else 1.12)
-    if not env.compile:
-        print('\nNot measured: compiled training steps (--compile=True; a CPU compiles for minutes)')
 
 
 def vision():
@@ -290,17 +231,17 @@ def vision():
     shape = dict(n_layer=24, n_head=16, n_embd=1024) if gpu else dict(n_layer=12, n_head=6, n_embd=384)
     if size == 'tiny':
         shape = dict(n_layer=4, n_head=3, n_embd=96, image_size=32, patch_size=4)  # config/vdnt_cifar10.py
-    arms = {}
-    for name, setting, norm in (('ViT', 'S1', 'layer'), ('V-DNT', 'S5', 'rms')):
+    arms, n = {}, 64 if gpu else 8
+    for name, (setting, norm) in {'ViT': NETWORKS['GPT-2'], 'V-DNT': NETWORKS['L-DNT']}.items():
         with torch.device(env.device):
             model = ViT(ViTConfig(**SETTINGS[setting], norm=norm, **shape))
-            X, Y = torch.randn(image_B, 3, *[model.config.image_size] * 2), torch.randint(1000, (image_B,))
+            X, Y = torch.randn(n, 3, *[model.config.image_size] * 2), torch.randint(1000, (n,))
         run = torch.compile(model) if env.compile else model
         arms[name] = partial(update, sgdw(model), env.dtype, vit_loss, run, X, Y)
     seconds, c = take_turns(arms), model.config
-    table(f'Vision step: {count(model):,} parameters, {image_B} images of {c.image_size}^2 pixels, patches '
+    table(f'Vision step: {count(model):,} parameters, {n} images of {c.image_size}^2 pixels, patches '
           f'of {c.patch_size}^2, {env.dtype}, mSGDW, clip 1.0, compile {env.compile}',
-          [{**times(a, seconds), 'images/s': image_B / statistics.median(seconds[a])} for a in arms])
+          [{**times(a, seconds), 'images/s': n / statistics.median(seconds[a])} for a in arms])
     compare(seconds, 'V-DNT', 'ViT')
 
 
@@ -316,30 +257,30 @@ def loader():
         jpegs = [f.read(end - begin) for begin, end in zip(offsets, offsets[1:101])]
     torch.set_num_threads(1)  # as in a worker process of a DataLoader
 
-    def decode(jpeg):
-        return Image.open(io.BytesIO(jpeg)).convert('RGB')
-
-    def limit(jpeg, rng):
-        image = decode(jpeg)
+    def limit(image, rng):
         side = min(image.size)
         return image.crop((0, 0, side, side)).resize((224, 224), BICUBIC)
-    ways = {'decode': lambda jpeg, rng: decode(jpeg), 'decode, crop, resize (the limit)': limit,
-            'our loader without RandAugment':
-                lambda jpeg, rng: to_tensor(train_view(decode(jpeg), rng, 224, magnitude=0)),
-            'our loader with RandAugment': lambda jpeg, rng: to_tensor(train_view(decode(jpeg), rng, 224))}
+
+    def plain(image, rng):
+        return to_tensor(train_view(image, rng, 224, magnitude=0))
+
+    def ours(image, rng):
+        return to_tensor(train_view(image, rng, 224))
+    ways = {'decode, crop, resize (the limit)': limit, 'our loader without RandAugment': plain,
+            'our loader with RandAugment': ours}
     speeds = {name: [] for name in ways}
     for turn in range(repeats):
-        for name, read in ways.items():
+        for name, view in ways.items():
             begin = time.process_time()
             for i, jpeg in enumerate(jpegs):
-                read(jpeg, np.random.default_rng((turn, i)))
+                view(Image.open(io.BytesIO(jpeg)).convert('RGB'), np.random.default_rng((turn, i)))
             speeds[name].append(len(jpegs) / (time.process_time() - begin))
-    rows, best = [], statistics.median(speeds['decode, crop, resize (the limit)'])
+    rows = []
     for name, of_way in speeds.items():
         middle = statistics.median(of_way)
         rows.append({'what': name, 'pictures per second and core': middle, 'from': min(of_way),
-                     'to': max(of_way), 'of the limit': middle / best,
-                     f'cores for 8 GPUs at {gpu_speed} pictures/s each': math.ceil(8 * gpu_speed / middle)})
+                     'to': max(of_way), f'cores for 8 GPUs at {GPU_SPEED} pictures/s each':
+                         math.ceil(8 * GPU_SPEED / middle)})
     table(f'Loader: {len(jpegs)} pictures', rows)
 
 
@@ -359,7 +300,7 @@ def peer():
         answer()
     with tempfile.TemporaryDirectory() as folder:
         keys = dict(path=nanogpt, shape=json.dumps(SIZES[size]), batch=B, length=T, device=env.device,
-                    seed=seed, file=os.path.join(folder, 'weights.pt'))
+                    seed=SEED, file=os.path.join(folder, 'weights.pt'))
         line = [sys.executable, '-m', 'experiments.peer', *(f'--{k}={v}' for k, v in keys.items())]
         child = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         their_loss, said = float(answer()), torch.load(keys['file'], map_location=env.device)
@@ -391,20 +332,17 @@ def peer():
 
 # -----------------------------------------------------------------------------
 
-cpu = None
-if os.path.exists('/proc/cpuinfo'):
+machine = platform.machine()
+if gpu:
+    machine = torch.cuda.get_device_name()
+elif os.path.exists('/proc/cpuinfo'):
     with open('/proc/cpuinfo', encoding='utf-8') as f:
-        cpu = re.search(r'model name\s*: (.*)', f.read())
-machine = torch.cuda.get_device_name() if gpu else cpu[1] if cpu else platform.machine()
+        machine = dict(line.split('\t: ') for line in f if '\t: ' in line).get('model name', machine).strip()
 try:
-    if peak_of:
-        print(peak())
-        raise SystemExit(0)
     print(f'{machine}, {env.device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, '
           f'{" and ".join(dtypes)}, {repeats} turns, {datetime.date.today()}', flush=True)
-    # memory goes first: on Linux a process begins with the peak of the one that starts it. then what takes
-    # two processes, for this one keeps all that it was ever given
-    for name, measure in zip(sections, (memory, peer, optimizer, step, vision, loader), strict=True):
+    # nanoGPT takes two processes, and this one keeps all the memory that it was ever given, so it goes first
+    for name, measure in zip(sections, (peer, optimizer, step, vision, loader), strict=True):
         if name in only.split(','):
             measure()
         torch.compiler.reset()  # it keeps a few programs for each function, not dozens

@@ -63,5 +63,5 @@ if __name__ == '__main__':
     rate = flops * samples / (PAPER_GPU_DAYS * 86400) / 1e12
     shares = rate / peaks['A100'], rate / peaks['H100']
     print(f'\nThe paper trained these {n / 1e6:.0f}M weights in about 4 days on 32 GPUs of an unknown kind:')
-    print(f'{rate:.0f} TFLOP/s a GPU, an MFU of {shares[0]:.0%} where they were A100 or A800, {shares[1]:.0%}')
-    print('where they were H100.')
+    print(f'{rate:.0f} TFLOP/s a GPU, an MFU of {shares[0]:.0%} if they were A100 or A800,')
+    print(f'{shares[1]:.0%} if they were H100.')

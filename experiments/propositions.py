@@ -329,7 +329,7 @@ def proposition_3(d):
     yield {'= ReLU, 30 W_1, W_2 / 100': error(relu_W(large, x), relu_W(ffn, x)),
            '= ReLU, 2 x: half': error(relu_W(ffn, 2 * x), relu_W(ffn, x) / 2),
            '!= GELU, 30 W_1, W_2 / 100': error(gelu_W(large, x), gelu_W(ffn, x)),
-           'largest |x| sigma': mean(normal), 'signs': mean(signs), '= the same': agrees(normal, signs),
+           'largest sigma': mean(normal), 'signs': mean(signs), '= the same': agrees(normal, signs),
            'spectrum 1/i': mean(falling), '!= the same': agrees(normal, falling)}
 
 

@@ -10,8 +10,7 @@ import torch
 from model import GPT, SETTINGS, GPTConfig
 from tests.common import ROOT, finish, python, table_of, write_images
 
-BENCH = ('--size=tiny', '--micro_batch_size=2', '--block_size=32', '--repeats=2', '--loss_chunk=32',
-         '--image_batch_size=2', '--device=cpu')
+BENCH = ('--size=tiny', '--micro_batch_size=2', '--block_size=32', '--repeats=2', '--device=cpu')
 
 PEER = '''
 import torch, model
@@ -35,8 +34,8 @@ def bench(monkeypatch, *args):
 
 @pytest.mark.parametrize('flag,words', [
     ('--size=125M', 'size=125M'), ('--repeats=0', 'repeats=0'), ('--sizes=tiny', 'Did you mean size'),
-    ('--only=steps', 'Use some of memory,nanogpt,optimizer'), ('--nanogpt={tmp}', 'has no model.py'),
-    ('--block_size=2048', 'the 1024 positions of size=124M'), ('--peak_of=Adam', 'peak_of=Adam is unknown')])
+    ('--only=steps', 'Use some of nanogpt,optimizer'), ('--nanogpt={tmp}', 'has no model.py'),
+    ('--block_size=2048', 'the 1024 positions of size=124M')])
 def test_bench_refuses_what_it_cannot_do(monkeypatch, capsys, tmp_path, flag, words):
     with pytest.raises(SystemExit) as end:
         bench(monkeypatch, flag.format(tmp=tmp_path))
@@ -45,34 +44,27 @@ def test_bench_refuses_what_it_cannot_do(monkeypatch, capsys, tmp_path, flag, wo
     assert not capsys.readouterr().out
 
 
-def test_bench_knows_its_sizes_and_says_what_it_left_out(monkeypatch, capsys, tmp_path):
-    made = bench(monkeypatch, '--only=loader,nanogpt', f'--images={tmp_path}', '--device=cpu')
-    out = capsys.readouterr().out
-    assert 'Not measured: the loader' in out
-    assert 'Not measured: nanoGPT' in out
-    assert torch.__version__ in out
+def test_bench_counts_pictures_and_says_what_it_left_out(tmp_path, monkeypatch, capsys):
+    write_images(tmp_path, 'jpeg', 40, train=3)
+    threads = torch.get_num_threads()
+    made = bench(monkeypatch, '--only=loader,nanogpt', '--repeats=2', f'--images={tmp_path}', '--device=cpu')
+    torch.set_num_threads(threads)
+    said = capsys.readouterr().out
+    assert 'Not measured: nanoGPT' in said and torch.__version__ in said
+    assert 'Loader: 3 pictures' in said and 'cores for 8 GPUs at 1100 pictures/s each' in said
+    rows = [[float(cell.replace(',', '')) for cell in row[1:]] for row in table_of(said)]
+    assert len(rows) == 3
+    for speed, slowest, fastest, cores in rows:
+        assert 0 < slowest <= speed <= fastest and cores >= 1
+        assert 8800 / speed == pytest.approx(cores, abs=1.01 + 0.01 * cores)
+    bench(monkeypatch, '--only=loader', f'--images={tmp_path}/none', '--device=cpu')
+    assert 'Not measured: the loader' in capsys.readouterr().out
+
     millions = {size: round(made['count'](made['make_gpt'](size, 'S5', 'rms', on='meta')) / 1e6, 1)
                 for size in made['SIZES']}
     assert millions == {'124M': 124.4, '774M': 773.6, '1438M': 1438.0, 'tiny': 0.2}
     made['compare']({'a': [1.0, 4.0, 2.0], 'b': [2.0, 2.0, 2.0]}, 'a', 'b', 0.9)  # ratios 0.5, 2 and 1
-    assert list(made['ratios'][0].values()) == ['a', 'b', 1.0, 0.5, 2.0, 0.9, 'no']
-
-
-def test_bench_counts_the_pictures_that_the_loader_reads(tmp_path, monkeypatch, capsys):
-    write_images(tmp_path, 'jpeg', 40, train=3)
-    threads = torch.get_num_threads()
-    bench(monkeypatch, '--only=loader', '--repeats=2', f'--images={tmp_path}', '--gpu_speed=1000',
-          '--device=cpu')
-    torch.set_num_threads(threads)
-    said = capsys.readouterr().out
-    assert 'Loader: 3 pictures' in said and 'cores for 8 GPUs at 1000 pictures/s each' in said
-    rows = {row[0]: [float(cell.replace(',', '')) for cell in row[1:]] for row in table_of(said)}
-    assert len(rows) == 4
-    for speed, slowest, fastest, share, cores in rows.values():
-        assert 0 < slowest <= speed <= fastest and cores >= 1
-        assert share == pytest.approx(speed / rows['decode, crop, resize (the limit)'][0], rel=0.02)
-        assert 8000 / speed == pytest.approx(cores, abs=1.01 + 0.01 * cores)
-    assert rows['decode'][0] > rows['our loader with RandAugment'][0]
+    assert list(made['ratios'][0].values()) == ['a', 'b', 1.0, 0.5, 2.0, 0.9]
 
 
 def tables_of(said):
@@ -95,20 +87,13 @@ def test_bench_prints_numbers_that_agree_with_each_other(tmp_path):
         for row in rows:
             middle = row.get('ms', row.get('ratio', 0))
             assert 'from' not in row or 0 < row['from'] <= middle <= row['to'], row
-    memory, peer, optimizer, step, vision, ratios = tables
+    peer, optimizer, step, vision, ratios = tables
 
-    for row in memory:
-        state, logits, peak, rest = list(row.values())[1:]
-        assert state == pytest.approx((16 if 'AdamW' in row['what'] else 12) * n / 1e9, rel=0.01)
-        length = 32 if 'chunk' in row['what'] else 128
-        assert logits == pytest.approx(12 * length * 320 / 1e9, rel=0.01)
-        assert peak > state and peak - state - logits == pytest.approx(rest, rel=0.05)
     assert {row['what']: row['accesses'] for row in optimizer} == {
         'copy': 2, 'SGDW loop': 10, 'SGDW foreach': 10, 'torch SGD fused': 5, 'AdamW foreach': 20,
         'AdamW fused': 7}
     for row in optimizer:
-        assert row['GB'] == pytest.approx(4 * n * row['accesses'] / 1e9, rel=0.01)
-        assert row['GB/s'] == pytest.approx(row['GB'] / row['ms'] * 1e3, rel=0.02)
+        assert row['GB/s'] == pytest.approx(4e-6 * n * row['accesses'] / row['ms'], rel=0.02)
     steps = {row['what']: row for row in step}
     row, limit = steps['L-DNT, float32'], steps['a @ b, float32']
     flops = 6 * (n - 128 * 64) + 12 * 4 * 64 * 32  # a token of L-DNT
@@ -119,9 +104,7 @@ def test_bench_prints_numbers_that_agree_with_each_other(tmp_path):
     assert row['of a @ b'] == pytest.approx(row['TFLOP/s'] / limit['TFLOP/s'], rel=0.02)
     assert [row['what'] for row in peer][:2] == ['nanoGPT, float32, AdamW', 'ours, float32, AdamW']
     assert [row['what'] for row in vision] == ['ViT', 'V-DNT']
-    for row in ratios:
-        aim = row['aim at most']
-        assert row['reached'] == ('' if aim == '' else 'yes' if row['ratio'] <= aim else 'no')
+    assert len(ratios) >= 5
 
     (tmp_path / 'model.py').write_text(PEER.replace("norm='layer'", "norm='rms'"))
     err = finish(python('-m', 'experiments.bench', *BENCH, '--only=nanogpt', f'--nanogpt={tmp_path}'),
