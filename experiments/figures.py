@@ -1,5 +1,5 @@
 """
-From logs to pictures: each command draws figures/NAME.png and prints the table beside it.
+From logs to pictures: each command draws figures/NAME.png, and most print the numbers.
 
     python -m experiments.figures curves --runs=out/a,out/b   losses of any runs, also unfinished ones
     python -m experiments.figures arms --question=headline    each seed of each arm, and the gaps of mSGDW
@@ -27,7 +27,7 @@ import numpy as np
 
 from configurator import configure
 from experiments import evidence
-from experiments.evidence import LEVEL, interval, mean_spread, read
+from experiments.evidence import LEVEL, interval, read
 from model import NORMS, SETTINGS
 from support.console import fail
 
@@ -52,9 +52,6 @@ COLORS = {name: color for color, names in ALIKE.items() for name in names}
 LINES = {'mSGDW': ('-', 'o'), 'mSGDW + row norm': ((0, (9, 1)), 'D'), 'AdamW': ((0, (4, 1.5)), 's'),
          'AdamW + row norm': ((0, (2, 1)), 'v'), 'SGD': ('-', 'o'), 'hybrid': ((0, (4, 1, 1, 1)), '^'),
          'Muon': ((0, (6, 1, 1, 1, 1, 1)), 'h'), 'Muon + row norm': ((0, (1, 2)), '*')}
-# what seeds of one experiment may differ in
-BOOKKEEPING = ('seed', 'out_dir', 'init_from', 'overwrite', 'eval_only', 'ckpt_interval', 'keep_interval',
-               'micro_batch_size', 'num_workers', 'device', 'compile', 'torch', 'git', 'gpu', 'world_size')
 
 # -----------------------------------------------------------------------------
 # files, names, styles, tables
@@ -79,7 +76,7 @@ def read_config(out_dir):
         fail(f'There is no run in {out_dir or "--runs="}. Use --runs=out/a,out/b with the out_dirs of runs.')
     try:
         with open(os.path.join(out_dir, 'config.json'), encoding='utf-8') as f:
-            return {**json.load(f), 'out_dir': out_dir}
+            return json.load(f)
     except (OSError, ValueError):
         fail(f'{out_dir} has no readable config.json. Give the out_dir of a run.')
 
@@ -96,18 +93,6 @@ def name_run(config):
         optimizer = 'hybrid'
     flags = [f'{norm} {config[norm]}' for norm in NORMS if config.get(norm, 'auto') != 'auto']
     return ' '.join([network, *flags, optimizer])
-
-
-def group_runs(configs):
-    """{name: configs that differ in nothing but the seed}."""
-    groups, named = {}, {}
-    for config in configs:
-        same = {k: v for k, v in config.items() if k not in BOOKKEEPING}
-        groups.setdefault(json.dumps(same, sort_keys=True), []).append(config)
-    names = [name_run(group[0]) for group in groups.values()]
-    for name, group in zip(names, groups.values()):
-        named[f'{name} in {group[0]["out_dir"]}' if names.count(name) > 1 else name] = group
-    return named
 
 
 def styles(names):
@@ -160,40 +145,31 @@ def smooth(values):
 
 
 def curves():
-    """
-    For runs that differ in nothing but the seed a thin line, the training loss, and a thick one, the
-    validation loss: means of the seeds, and a band from the lowest to the highest.
-    """
-    groups = group_runs([read_config(out_dir) for out_dir in runs.split(',')])
+    """For each run a thin line, the training loss, and a thick one, the validation loss."""
+    names = [name_run(read_config(out_dir)) for out_dir in runs.split(',')]
     fig, ax = plt.subplots(figsize=(13, 7), layout='constrained')
     table, shown = [], []
-    for (name, group), style in zip(groups.items(), styles(groups)):
-        logs = [read_log(config['out_dir']) for config in group]
+    for name, out_dir, style in zip(names, runs.split(','), styles(names)):
+        log = read_log(out_dir)
         del style['marker']
-        ends = sorted({max(*log['train'], *log['val'], 0) for log in logs})
-        last = [log['val'][max(log['val'])] for log in logs if log['val']]
-        said = mean_spread(last)
-        for split, width in (('train', 1.2), ('val', 3)):
-            iters = sorted({i for log in logs for i in log[split]})
-            seeds = [[log[split][i] for log in logs if i in log[split]] for i in iters]
-            means = [statistics.fmean(values) for values in seeds]
-            label = f'{name}\n{said}'
-            if split == 'train':
-                means, label = smooth(means), None
-            ax.plot(iters, means, linewidth=width, label=label, **style)
-            ax.fill_between(iters, [min(v) for v in seeds], [max(v) for v in seeds], linewidth=0,
-                            color=style['color'], alpha=0.25 if split == 'val' else 0)
-            shown += [y for x, y in zip(iters, means) if x >= ends[-1] / 5]  # the start may leave the picture
-        table.append([name, len(group), ', '.join(map(str, ends)), said])
+        train, val = smooth([*log['train'].values()]), [*log['val'].values()]
+        last = f'{val[-1]:.4f}' if val else ''
+        ax.plot([*log['train']], train, linewidth=1.2, **style)
+        ax.plot([*log['val']], val, label=f'{name}\n{out_dir}\n{last}', **style)
+        shown += train[len(train) // 5:] + val[len(val) // 5:]  # the start may leave the picture
+        table.append([name, out_dir, max(*log['train'], *log['val'], 0), last])
     space = 0.05 * (max(shown) - min(shown)) or 0.1
     ax.set(xlabel='update', ylabel=f'{key} (nats)' if key == 'loss' else key,
            ylim=(min(shown) - space, max(shown) + space))
     fig.legend(loc='outside right upper', title='thin: training\nthick: validation,\nthe last value')
-    print_table(['run', 'seeds', 'last iteration', f'last validation {key}'], table)
+    print_table(['run', 'out_dir', 'last iteration', f'last validation {key}'], table)
     return fig
 
 # -----------------------------------------------------------------------------
 # arms of the protocol, and gaps between them
+
+NOT_SCORED = 'No arms are scored yet. Run python -m experiments.evidence --question={}.'
+
 
 def scored(name):
     """(network, optimizer, point, {seed: row}) of each arm of a question that was scored."""
@@ -202,10 +178,6 @@ def scored(name):
     done = read(evidence.RESULTS)
     arms = [(arm.network, arm.optimizer, arm.point, arm.scored(done)) for arm in evidence.QUESTIONS[name]()]
     return [arm for arm in arms if arm[-1]]
-
-
-def not_scored(name):
-    fail(f'No arms are scored yet. Run python -m experiments.evidence --question={name}.')
 
 
 def gaps(arms):
@@ -241,7 +213,9 @@ def draw_rows(ax, names, rows, form, words):
 
 def arms():
     """Left a row for each arm, right the gaps of mSGDW, seed by seed, and the margin."""
-    found = scored(question) or not_scored(question)
+    found = scored(question)
+    if not found:
+        fail(NOT_SCORED.format(question))
     if question == 'parts':  # L-DNT is S5 there
         found = [(network.replace('L-DNT', 'S5'), *arm) for network, *arm in found]
     found = sorted(found, key=lambda arm: arm[:2])
@@ -331,7 +305,9 @@ def frequency():
     """
     arms = {optimizer: {s: row['by_frequency'] for s, row in rows.items()} for _, optimizer, _, rows in
             scored('why')}
-    base = arms.pop('AdamW', None) or not_scored('why')
+    if 'AdamW' not in arms:
+        fail(NOT_SCORED.format('why'))
+    base = arms.pop('AdamW')
     tenths = np.flatnonzero(np.mean(list(base.values()), 0))  # those in which a token begins
     labels = [f'{a + 1}' if b == a + 1 else f'{a + 1} to {b}' for a, b in zip(tenths, [*tenths[1:], 10])]
     fig, axes = plt.subplots(1, 2, figsize=(17, 7), layout='constrained')
@@ -360,7 +336,6 @@ def sweep():
     found = {}
     for row in rows:
         found.setdefault(row['run']['variant'], {})[row['run']['learning_rate']] = row.get('top1')
-    rates = sorted({lr for of_variant in found.values() for lr in of_variant})
     fig, (ax, below) = plt.subplots(2, figsize=(14, 8), sharex=True, layout='constrained',
                                     height_ratios=[20, len(found)])
     for y, (name, style) in enumerate(zip(found, styles(found))):
@@ -374,9 +349,6 @@ def sweep():
     below.yaxis.tick_right()
     ax.set(xscale='log', ylabel='validation top-1 accuracy (%)', title='one seed')
     ax.legend(loc='upper left', bbox_to_anchor=(1, 1), handlelength=3)
-    print_table(['learning rate', *found], [
-        [f'{lr:g}', *('diverged' if tops[lr] is None else f'{100 * tops[lr]:.1f}' for tops in found.values())]
-        for lr in rates])
     return fig
 
 # -----------------------------------------------------------------------------
@@ -395,7 +367,7 @@ STACK = (('embedding', None), ('InputNorm', 'input_norm'),
 def box(ax, x, low, high, word, width):
     color = NORM_COLORS.get(word, 'white')
     ax.add_patch(plt.Rectangle((x - width / 2, low), width, high - low, fc=color, ec='black', zorder=2))
-    ax.text(x, high - 0.4, word, ha='center', va='center_baseline', zorder=3,
+    ax.text(x, high - 0.4, word, ha='center', va='center_baseline', zorder=3, fontsize=15,
             color='black' if word in ('QKNorm', 'PostNorm') or color == 'white' else 'white')
 
 
@@ -424,8 +396,6 @@ def settings():
     ax.text(-0.7, 8.4, 'block, n_layer times', rotation=90, ha='right', va='center', fontsize=18)
     ax.set(xlim=(-0.95, x + 0.6), ylim=(-0.5, len(STACK) + 2))
     ax.axis('off')
-    print_table(['setting', *NORMS], [[name, *('x' if flags[norm] else '' for norm in NORMS)]
-                                      for name, flags in SETTINGS.items()])
     return fig
 
 # -----------------------------------------------------------------------------

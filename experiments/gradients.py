@@ -36,10 +36,9 @@ from support.tokens import Tokens
 
 runs = ''  # out_dirs, separated by commas; empty: only draw
 batches = 8  # how many, each with its own gradient
-batch_size = 0  # sequences or pictures in each; 0: as the run was trained
-tail = 0.001  # share of the largest |g| that the Hill index is of
-seed = 1337  # of the batches
 
+TAIL = 0.001  # share of the largest |g| that the Hill index is of
+SEED = 1337  # of the batches
 RESULTS = 'results/gradients.jsonl'
 WEIGHTS = ('W_q', 'W_k', 'W_v', 'W_o', 'W_1', 'W_2')
 MULTIPLES = 10 ** np.arange(-0.5, 2.05, 0.1)  # of a matrix's RMS
@@ -62,9 +61,9 @@ def load(path):
 
 
 def losses(saved, model):
-    """The training loss of each batch. Batch i depends on (seed, i) alone."""
+    """The training loss of each batch. Batch i depends on (SEED, i) alone."""
     config, cpu = saved['config'], SimpleNamespace(device='cpu', device_type='cpu', say=print)
-    size = batch_size or config['global_batch_size']
+    size = config['global_batch_size']
     if 'image_size' in config:
         data = Images(config['dataset'], config, cpu)
         if not data.arrays:
@@ -76,7 +75,7 @@ def losses(saved, model):
         data = Tokens(config['dataset'], config['block_size'], cpu)
         n = data.train_tokens - config['block_size']
     for i in range(batches):
-        places = np.random.default_rng((seed, i)).integers(0, n, size)
+        places = np.random.default_rng((SEED, i)).integers(0, n, size)
         if 'image_size' in config:
             images = data.resized(pictures[places].permute(0, 3, 1, 2))
             logits = model(augment.normalize(images, data.meta['mean'], data.meta['std']))
@@ -91,23 +90,19 @@ def gradients_of(block):
     return [*block.attn.c_attn.weight.grad.chunk(3), *(linear.weight.grad for linear in linears)]
 
 
-def kurtosis(g):
-    """Excess kurtosis: 0 for a normal distribution, 3 for a Laplace distribution."""
-    centred = g.double() - g.double().mean()
-    return ((centred ** 4).mean() / (centred ** 2).mean() ** 2 - 3).item()
-
-
 def heaviness(g):
     """
-    Three numbers that no factor on g changes: the kurtosis of g; the 99.9 % quantile of |g| over its median;
-    the Hill index of |g|, 1 / mean(log(|g| / u)) over its k largest entries, a share `tail` of all, u being
-    the largest one below. For a power law, P(|g| > x) ~ x^-a, the last is a, with standard error a / sqrt(k).
-    Normal: 0, 4.9, 13.
+    Three numbers that no factor on g changes: the excess kurtosis of g; the 99.9 % quantile of |g| over its
+    median; the Hill index of |g|, 1 / mean(log(|g| / u)) over its k largest entries, a share TAIL of all, u
+    being the largest one below. For a power law, P(|g| > x) ~ x^-a, the last is a, with a
+    standard error of a / sqrt(k). Normal: 0, 4.9, 13.
     """
+    centred = g.double() - g.double().mean()
+    kurtosis = (centred ** 4).mean() / (centred ** 2).mean() ** 2 - 3
     size = g.abs().flatten().double().sort().values
-    k, n = max(1, int(tail * len(size))), len(size)
+    k, n = max(1, int(TAIL * len(size))), len(size)
     hill = 1 / (size[-k:] / size[-k - 1]).log().mean()
-    return [kurtosis(g), (size[int(0.999 * n)] / size[n // 2]).item(), hill.item()]
+    return [kurtosis.item(), (size[int(0.999 * n)] / size[n // 2]).item(), hill.item()]
 
 
 def shares_above(g, levels):
@@ -124,15 +119,14 @@ def measure(path):
         for weight, layers in zip(WEIGHTS, zip(*(gradients_of(block) for block in model.blocks))):
             g = torch.cat([w.flatten() for w in layers])
             scaled = torch.cat([(w / w.square().mean().sqrt()).flatten() for w in layers])  # by its own RMS
-            rms = g.square().mean().sqrt().item()
-            found[weight].append([rms, *heaviness(scaled), *shares_above(scaled, MULTIPLES),
+            found[weight].append([*heaviness(scaled), *shares_above(scaled, MULTIPLES),
                                   *shares_above(g, SIZES)])
     config = saved['config']
     about = {'run': name_run(config), 'seed': config['seed'], 'images': 'image_size' in config,
              'iter': saved['iter']}
     for weight in WEIGHTS:
-        rms, of_kurtosis, ratio, hill, *above = [float(f'{v:.4g}') for v in np.mean(found[weight], 0)]
-        yield {**about, 'weight': weight, 'rms': rms, 'kurtosis': of_kurtosis, 'ratio': ratio, 'hill': hill,
+        kurtosis, ratio, hill, *above = [float(f'{v:.4g}') for v in np.mean(found[weight], 0)]
+        yield {**about, 'weight': weight, 'kurtosis': kurtosis, 'ratio': ratio, 'hill': hill,
                'above': above[:len(MULTIPLES)], 'larger': above[len(MULTIPLES):]}
 
 
@@ -159,21 +153,21 @@ def draw(rows):
     from the lowest seed to the highest.
     """
     kinds = [(images, how) for images in (False, True) for how in ('larger', 'above')
-             if any(row.get('images', False) == images and how in row for row in rows)]
+             if any(row['images'] == images and how in row for row in rows)]  # older rows have no 'larger'
     fig, axes = plt.subplots(2, len(kinds), figsize=(2 + 6 * len(kinds), 11), layout='constrained',
                              squeeze=False, sharey=True)
     legend = {}
     for column, (images, how) in enumerate(kinds):
-        here = [row for row in rows if row.get('images', False) == images]
+        here = [row for row in rows if row['images'] == images and how in row]
         names = list(dict.fromkeys(row['run'] for row in here))
         levels, unit = (SIZES, 'x') if how == 'larger' else (MULTIPLES, 'x / RMS(g)')
         for ax, end, when in zip(axes[:, column], (min, max), ('early', 'late')):
             for name, style in zip(names, styles(names)):
-                at, seeds = end(row['iter'] for row in here if row['run'] == name), {}
-                for row in here:
-                    if (row['run'], row['iter']) == (name, at):
-                        seeds.setdefault(row.get('seed'), []).append(row[how])
-                shares = np.array([np.mean(weights, 0) for weights in seeds.values()])  # (seeds, levels)
+                at = end(row['iter'] for row in here if row['run'] == name)
+                of_run = [row for row in here if (row['run'], row['iter']) == (name, at)]
+                seeds = sorted({row['seed'] for row in of_run})
+                shares = np.array([np.mean([row[how] for row in of_run if row['seed'] == seed], 0)
+                                   for seed in seeds])
                 shares[(shares == 0) | (shares > 0.98)] = math.nan  # there is nothing to see
                 label = f'{name}, {len(seeds)} seeds' if len(seeds) > 1 else f'{name}, one seed'
                 ax.plot(levels, shares.mean(0), **{**style, 'marker': ''}, label=label)
@@ -193,25 +187,19 @@ def draw(rows):
 
 def table(rows):
     """The least and the largest value over weights and seeds."""
-    places = dict.fromkeys((row['run'], row['iter']) for row in rows)
     lines = []
-    for run, at in places:
-        here = [row for row in rows if (row['run'], row['iter']) == (run, at)]
-        cells = [run, at, len({row.get('seed') for row in here})]
-        sizes = [row['rms'] for row in here if 'rms' in row]
-        cells.append(f'{min(sizes):.1g} to {max(sizes):.1g}' if sizes else '')
+    for run, at in dict.fromkeys((row['run'], row['iter']) for row in rows):
+        line = [run, at]
         for number in NUMBERS:
-            values = [row[number] for row in here]
-            cells.append(f'{min(values):.1f} to {max(values):.1f}')
-        lines.append(cells)
-    print_table(['run', 'update', 'seeds', 'RMS', *NUMBERS.values()], lines)
+            values = [row[number] for row in rows if (row['run'], row['iter']) == (run, at)]
+            line.append(f'{min(values):.1f} to {max(values):.1f}')
+        lines.append(line)
+    print_table(['run', 'update', *NUMBERS.values()], lines)
 
 
 if __name__ == '__main__':
     config = configure(globals())
     check_range(config, 1, 2**20, 'batches')
-    check_range(config, 0, 2**20, 'batch_size')
-    check_range(config, 1e-9, 0.5, 'tail')
     if runs:
         measure_runs()
     measured = read_rows(RESULTS, 'Measure them first with --runs=out/a,out/b.')
