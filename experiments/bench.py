@@ -1,5 +1,5 @@
 """
-How fast, and how near to what this machine can do: optimizer, training step, vision, loader, nanoGPT.
+How fast, and how near to what this machine can do: nanoGPT, optimizer, training step, loader.
 
     python -m experiments.bench                                   under five minutes on two quiet CPU cores
     python -m experiments.bench --only=optimizer,step --repeats=9
@@ -27,17 +27,16 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from configurator import configure
-from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
+from model import GPT, SETTINGS, GPTConfig
 from sgdw import SGDW
 from support.checks import check_choice, check_range
 from support.console import fail
 from support.distributed import explain, start
 from support.optim import param_groups
 
-only = 'nanogpt,optimizer,step,vision,loader'  # sections
+only = 'nanogpt,optimizer,step,loader'  # sections
 sections = only.split(',')
 repeats = 4  # turns
 size = '124M'  # 124M, 774M, 1438M (table 3) or tiny
@@ -143,18 +142,10 @@ def adamw(model, fused=True):
                              foreach=not fused)
 
 
-def gpt_loss(model, X, Y):
-    return model(X, Y)[1]
-
-
-def vit_loss(model, X, Y):
-    return F.cross_entropy(model(X), Y)
-
-
-def update(opt, dtype, loss_of, *args):
-    """What a train script does for an update of one micro batch. loss_of(*args) is the forward pass."""
+def update(opt, dtype, model, X, Y):
+    """What train_gpt.py does for an update of one micro batch."""
     with torch.autocast(env.device_type, torch.bfloat16, enabled=dtype == 'bfloat16'):
-        loss = loss_of(*args)
+        loss = model(X, Y)[1]
     loss.backward()
     params = [p for group in opt.param_groups for p in group['params']]
     norm = torch.nn.utils.get_total_norm([p.grad for p in params])
@@ -174,18 +165,17 @@ def optimizer():
         p.grad = 1e-3 * torch.randn_like(p)
     a, b = torch.ones(2, n, device=env.device)
     fused_sgd = torch.optim.SGD(param_groups(model, 1e-4), lr=1e-3, momentum=0.9, fused=True)
-    arms = {'copy': partial(a.copy_, b), 'SGDW loop': sgdw(model, foreach=False).step,
-            'SGDW foreach': sgdw(model).step, 'torch SGD fused': fused_sgd.step,
-            'AdamW foreach': adamw(model, fused=False).step, 'AdamW fused': adamw(model).step}
-    # reads and writes per weight. in one pass p, g, m (and v) are read, p, m (and v) written; loop and
-    # foreach do m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW foreach: eight times 2 to 4
-    accesses = {'copy': 2, 'SGDW loop': 10, 'SGDW foreach': 10, 'torch SGD fused': 5, 'AdamW foreach': 20,
-                'AdamW fused': 7}
-    seconds, rows = take_turns(arms, 6 * repeats), []  # short ones
-    for name, k in accesses.items():
+    # each with its reads and writes per weight. in one pass p, g, m (and v) are read, p, m (and v) written;
+    # loop and foreach do m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW foreach: eight
+    # times 2 to 4
+    arms = {'copy': (partial(a.copy_, b), 2), 'SGDW loop': (sgdw(model, foreach=False).step, 10),
+            'SGDW foreach': (sgdw(model).step, 10), 'torch SGD fused': (fused_sgd.step, 5),
+            'AdamW foreach': (adamw(model, fused=False).step, 20), 'AdamW fused': (adamw(model).step, 7)}
+    seconds, rows = take_turns({name: run for name, (run, _) in arms.items()}, 6 * repeats), []  # short ones
+    for name, (_, accesses) in arms.items():
         row = times(name, seconds)
-        speed = 4 * k * n / row['ms'] / 1e6
-        rows.append({**row, 'accesses': k, 'GB/s': speed,
+        speed = 4 * accesses * n / row['ms'] / 1e6
+        rows.append({**row, 'accesses': accesses, 'GB/s': speed,
                      'of the copy': speed / rows[0]['GB/s'] if rows else 1.0})
     table(f'Optimizer step: {n:,} parameters, float32, {6 * repeats} turns. Shares above 1 are right: small '
           'tensors come from the cache, and a copy on a CPU reads what it overwrites, too', rows)
@@ -209,7 +199,7 @@ def step():
         for way in ways:
             run = torch.compile(model) if way else model
             for d in dtypes:
-                arms[f'{network}, {d}{way}'] = partial(update, opt, d, gpt_loss, run, X, Y)
+                arms[f'{network}, {d}{way}'] = partial(update, opt, d, run, X, Y)
                 work[f'{network}, {d}{way}'] = B * T, B * T * flops
     seconds, best, rows = take_turns(arms), {}, []
     for name, (n_tokens, flops) in work.items():
@@ -224,25 +214,6 @@ def step():
         for d in dtypes:
             for base in ('S1 rms', 'GPT-2'):
                 compare(seconds, f'L-DNT, {d}{way}', f'{base}, {d}{way}', 1.03 if way else 1.12)
-
-
-def vision():
-    # ViT-L, ViT-S
-    shape = dict(n_layer=24, n_head=16, n_embd=1024) if gpu else dict(n_layer=12, n_head=6, n_embd=384)
-    if size == 'tiny':
-        shape = dict(n_layer=4, n_head=3, n_embd=96, image_size=32, patch_size=4)  # config/vdnt_cifar10.py
-    arms, n = {}, 64 if gpu else 8
-    for name, (setting, norm) in {'ViT': NETWORKS['GPT-2'], 'V-DNT': NETWORKS['L-DNT']}.items():
-        with torch.device(env.device):
-            model = ViT(ViTConfig(**SETTINGS[setting], norm=norm, **shape))
-            X, Y = torch.randn(n, 3, *[model.config.image_size] * 2), torch.randint(1000, (n,))
-        run = torch.compile(model) if env.compile else model
-        arms[name] = partial(update, sgdw(model), env.dtype, vit_loss, run, X, Y)
-    seconds, c = take_turns(arms), model.config
-    table(f'Vision step: {count(model):,} parameters, {n} images of {c.image_size}^2 pixels, patches '
-          f'of {c.patch_size}^2, {env.dtype}, mSGDW, clip 1.0, compile {env.compile}',
-          [{**times(a, seconds), 'images/s': n / statistics.median(seconds[a])} for a in arms])
-    compare(seconds, 'V-DNT', 'ViT')
 
 
 def loader():
@@ -310,14 +281,14 @@ def peer():
         for model in (ours, more):
             for p, w in zip(model.parameters(), said['weights'], strict=True):  # in the same order
                 p.copy_(w)
-        our_loss = gpt_loss(ours, X, Y).item()
+        our_loss = ours(X, Y)[1].item()
     if abs(their_loss - our_loss) > 1e-3:
         fail(f'From the same weights, nanoGPT has the loss {their_loss} and ours is {our_loss}. They are not '
              'the same network.')
     run = torch.compile(more) if env.compile else more
     arms = {'nanoGPT, float32, AdamW': partial(theirs, 'float32'),
-            'ours, float32, AdamW': partial(update, adamw(ours), 'float32', gpt_loss, ours, X, Y),
-            f'ours, {env.dtype}, mSGDW': partial(update, sgdw(more), env.dtype, gpt_loss, run, X, Y)}
+            'ours, float32, AdamW': partial(update, adamw(ours), 'float32', ours, X, Y),
+            f'ours, {env.dtype}, mSGDW': partial(update, sgdw(more), env.dtype, run, X, Y)}
     shipped = 'nanoGPT, float32, AdamW'  # on a CPU it has no autocast, and its README says --compile=False
     if gpu:
         shipped = 'nanoGPT, bfloat16, AdamW, compiled'
@@ -342,7 +313,7 @@ try:
     print(f'{machine}, {env.device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, '
           f'{" and ".join(dtypes)}, {repeats} turns, {datetime.date.today()}', flush=True)
     # nanoGPT takes two processes, and this one keeps all the memory that it was ever given, so it goes first
-    for name, measure in zip(sections, (peer, optimizer, step, vision, loader), strict=True):
+    for name, measure in zip(sections, (peer, optimizer, step, loader), strict=True):
         if name in only.split(','):
             measure()
         torch.compiler.reset()  # it keeps a few programs for each function, not dozens

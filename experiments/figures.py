@@ -72,13 +72,12 @@ def read_rows(path, how):
 
 
 def read_config(out_dir):
-    if not os.path.isdir(out_dir):
-        fail(f'There is no run in {out_dir or "--runs="}. Use --runs=out/a,out/b with the out_dirs of runs.')
     try:
         with open(os.path.join(out_dir, 'config.json'), encoding='utf-8') as f:
             return json.load(f)
     except (OSError, ValueError):
-        fail(f'{out_dir} has no readable config.json. Give the out_dir of a run.')
+        fail(f'There is no run in {out_dir or "--runs="}: config.json cannot be read. Use --runs=out/a,out/b '
+             'with the out_dirs of runs.')
 
 
 def name_run(config):

@@ -148,10 +148,7 @@ def measure_runs():
 # draw
 
 def draw(rows):
-    """
-    Above early, below late in training. A line is the mean over the six weights and the seeds, a band goes
-    from the lowest seed to the highest.
-    """
+    """Above early, below late in training. A line is the mean over the six weights and the seeds."""
     kinds = [(images, how) for images in (False, True) for how in ('larger', 'above')
              if any(row['images'] == images and how in row for row in rows)]  # older rows have no 'larger'
     fig, axes = plt.subplots(2, len(kinds), figsize=(2 + 6 * len(kinds), 11), layout='constrained',
@@ -165,14 +162,11 @@ def draw(rows):
             for name, style in zip(names, styles(names)):
                 at = end(row['iter'] for row in here if row['run'] == name)
                 of_run = [row for row in here if (row['run'], row['iter']) == (name, at)]
-                seeds = sorted({row['seed'] for row in of_run})
-                shares = np.array([np.mean([row[how] for row in of_run if row['seed'] == seed], 0)
-                                   for seed in seeds])
+                shares = np.mean([row[how] for row in of_run], 0)
                 shares[(shares == 0) | (shares > 0.98)] = math.nan  # there is nothing to see
-                label = f'{name}, {len(seeds)} seeds' if len(seeds) > 1 else f'{name}, one seed'
-                ax.plot(levels, shares.mean(0), **{**style, 'marker': ''}, label=label)
-                ax.fill_between(levels, shares.min(0), shares.max(0), linewidth=0,
-                                color=style['color'], alpha=0.25)
+                seeds = len({row['seed'] for row in of_run})
+                label = f'{name}, {seeds} seeds' if seeds > 1 else f'{name}, one seed'
+                ax.plot(levels, shares, **{**style, 'marker': ''}, label=label)
             if how == 'above':
                 ax.plot(levels, [math.erfc(x / math.sqrt(2)) for x in levels], color='0.8', linewidth=9,
                         zorder=0, label='normal distribution')

@@ -285,9 +285,9 @@ def ffn_jacobian(ffn, x, act):
     return ffn.c_proj.weight @ (slope(act, ffn.c_fc(x))[:, None] * ffn.c_fc.weight)
 
 
-def relu_ffn(ffn, x):
-    """W_2 ReLU(W_1 x), equation 6, with the weights of model.py's FFN, which itself has GELU."""
-    return ffn.c_proj(F.relu(ffn.c_fc(x)))
+def ffn_output(ffn, x, act):
+    """W_2 act(W_1 x), with ReLU equation 6; model.py's FFN itself has GELU."""
+    return ffn.c_proj(act(ffn.c_fc(x)))
 
 
 def equation_7(d):
@@ -300,7 +300,7 @@ def equation_7(d):
     def compare(f, act):
         said = norm_jacobian(norm, f(x)) @ ffn_jacobian(ffn, x, act)
         return error(jacobian(lambda x: norm(f(x)), x), said)
-    yield {'= ReLU': compare(lambda x: relu_ffn(ffn, x), F.relu),
+    yield {'= ReLU': compare(lambda x: ffn_output(ffn, x, F.relu), F.relu),
            '= GELU, its slope': compare(ffn, F.gelu), '!= GELU, the indicator': compare(ffn, F.relu)}
 
 
@@ -311,24 +311,21 @@ def proposition_3(d):
     magnitude'. So the largest |x| sigma is the same for normal entries and for signs. Against it: GELU, and
     a spectrum 1/i.
     """
-    def relu_W(ffn, x):
-        return ffn_jacobian(ffn, x, F.relu) / relu_ffn(ffn, x).norm()
-
-    def gelu_W(ffn, x):
-        return ffn_jacobian(ffn, x, F.gelu) / ffn(x).norm()
+    def W(ffn, x, act):
+        return ffn_jacobian(ffn, x, act) / ffn_output(ffn, x, act).norm()
 
     def largest(kind):
         ffn, x = random_ffn(d, kind), randn(d)
-        return (x.norm() * torch.linalg.matrix_norm(relu_W(ffn, x), 2)).item()
+        return (x.norm() * torch.linalg.matrix_norm(W(ffn, x, F.relu), 2)).item()
     ffn, x = random_ffn(d), randn(d)
     large = copy.deepcopy(ffn)
     large.c_fc.weight.data.mul_(30)
     large.c_proj.weight.data.div_(100)
     normal, signs, falling = (torch.tensor([largest(kind) for _ in range(20)])
                               for kind in ('normal', 'signs', 'spectrum 1/i'))
-    yield {'= ReLU, 30 W_1, W_2 / 100': error(relu_W(large, x), relu_W(ffn, x)),
-           '= ReLU, 2 x: half': error(relu_W(ffn, 2 * x), relu_W(ffn, x) / 2),
-           '!= GELU, 30 W_1, W_2 / 100': error(gelu_W(large, x), gelu_W(ffn, x)),
+    yield {'= ReLU, 30 W_1, W_2 / 100': error(W(large, x, F.relu), W(ffn, x, F.relu)),
+           '= ReLU, 2 x: half': error(W(ffn, 2 * x, F.relu), W(ffn, x, F.relu) / 2),
+           '!= GELU, 30 W_1, W_2 / 100': error(W(large, x, F.gelu), W(ffn, x, F.gelu)),
            'largest sigma': mean(normal), 'signs': mean(signs), '= the same': agrees(normal, signs),
            'spectrum 1/i': mean(falling), '!= the same': agrees(normal, falling)}
 

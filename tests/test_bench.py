@@ -87,7 +87,7 @@ def test_bench_prints_numbers_that_agree_with_each_other(tmp_path):
         for row in rows:
             middle = row.get('ms', row.get('ratio', 0))
             assert 'from' not in row or 0 < row['from'] <= middle <= row['to'], row
-    peer, optimizer, step, vision, ratios = tables
+    peer, optimizer, step, ratios = tables
 
     assert {row['what']: row['accesses'] for row in optimizer} == {
         'copy': 2, 'SGDW loop': 10, 'SGDW foreach': 10, 'torch SGD fused': 5, 'AdamW foreach': 20,
@@ -103,8 +103,7 @@ def test_bench_prints_numbers_that_agree_with_each_other(tmp_path):
     assert limit['TFLOP/s'] == pytest.approx(2 * 2048**3 / limit['ms'] / 1e9, rel=0.02)
     assert row['of a @ b'] == pytest.approx(row['TFLOP/s'] / limit['TFLOP/s'], rel=0.02)
     assert [row['what'] for row in peer][:2] == ['nanoGPT, float32, AdamW', 'ours, float32, AdamW']
-    assert [row['what'] for row in vision] == ['ViT', 'V-DNT']
-    assert len(ratios) >= 5
+    assert len(ratios) >= 4
 
     (tmp_path / 'model.py').write_text(PEER.replace("norm='layer'", "norm='rms'"))
     err = finish(python('-m', 'experiments.bench', *BENCH, '--only=nanogpt', f'--nanogpt={tmp_path}'),

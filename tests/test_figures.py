@@ -181,37 +181,26 @@ def by_hand(weights, losses):
 
 
 def test_gradients_of_gpt_and_vit_against_autograd(tmp_path, monkeypatch, capsys):
-    """A GPT of two seeds, an L-DNT, one with ten times as large weights before its norms, and a V-DNT."""
+    """A GPT of two seeds, an L-DNT, and a V-DNT."""
     monkeypatch.chdir(tmp_path)
     tokens = np.fromfile(write_tokens(Path('data/tokens'), 500, 100, vocab=32) / 'train.bin', '<u2')
     pictures = write_images(Path('data/pictures'))
     torch.manual_seed(0)
     sizes = dict(**SMALL, block_size=8, vocab_size=32)
-    gpt, dnt, large = (GPT(GPTConfig(**SETTINGS[s], **sizes, norm=norm)) for s, norm in
-                       (('S1', 'layer'), ('S5', 'rms'), ('S5', 'rms')))
-    large.load_state_dict(dnt.state_dict())
-    with torch.no_grad():
-        for block in large.blocks:
-            block.attn.c_proj.weight.mul_(10)
-            block.ffn.c_proj.weight.mul_(10)
+    gpt, dnt = (GPT(GPTConfig(**SETTINGS[s], **sizes, norm=norm)) for s, norm in
+                (('S1', 'layer'), ('S5', 'rms')))
     vit = ViT(ViTConfig(**SETTINGS['S5'], **SMALL, norm='rms', image_size=8, patch_size=4, n_classes=5))
     of_vit = dict(image_size=8, dataset='pictures', label_smoothing=0.1, eval_only=False, shift=2)
     write_run('out/gpt', gpt, setting='S1', norm='layer')
     write_run('out/gpt2', gpt, setting='S1', norm='layer', seed=2)
     write_run('out/dnt', dnt, iters=(50,), optimizer='adamw')
-    write_run('out/large', large, iters=(7,), embed_optimizer='rownorm')
     write_run('out/vit', vit, iters=(7,), **of_vit)
-    gradients(monkeypatch, '--runs=out/gpt,out/gpt2,out/dnt,out/large,out/vit', '--batches=2')
+    gradients(monkeypatch, '--runs=out/gpt,out/gpt2,out/dnt,out/vit', '--batches=2')
     measured = [['GPT-2 mSGDW', '10'], ['GPT-2 mSGDW', '30'], ['GPT-2 mSGDW', '50'], ['L-DNT AdamW', '50'],
-                ['L-DNT mSGDW + row norm', '7'], ['V-DNT mSGDW', '7']]
+                ['V-DNT mSGDW', '7']]
     assert [row[:2] for row in table_of(capsys.readouterr().out)] == measured
     rows = map(json.loads, Path('results/gradients.jsonl').read_text().splitlines())
     rows = {(row['run'], row['iter'], row['seed'], row['weight']): row for row in rows}
-    for w in ('W_o', 'W_2'):  # ten times the weight: a tenth of the gradient, the same tail
-        small, big = rows['L-DNT AdamW', 50, 1, w], rows['L-DNT mSGDW + row norm', 7, 1, w]
-        assert all(np.allclose(small[k], big[k], rtol=1e-3) for k in ('kurtosis', 'ratio', 'hill', 'above'))
-        assert np.allclose(small['larger'][5:], big['larger'][:-5], atol=2e-3)
-
     x = [torch.from_numpy(np.stack([tokens[s:s + 9] for s in np.random.default_rng((1337, i)).integers(
         0, 500 - 8, 4)]).astype(np.int64)) for i in range(2)]
     losses = [gpt(v[:, :-1], v[:, 1:])[1] for v in x]
@@ -240,22 +229,17 @@ def test_gradients_of_gpt_and_vit_against_autograd(tmp_path, monkeypatch, capsys
 
 MISTAKES = [
     ('', 'No picture is named. Use python -m experiments.figures [curves|arms|forest|gap|frequency|sweep|'),
-    ('pie', 'No picture is named'),
     ('frequency', 'No arms are scored yet. Run python -m experiments.evidence --question=why.'),
     ('arms --question=no', 'question=no is unknown. Use one of match, places, '),
-    ('curves', 'There is no run in --runs=. Use --runs=out/a,out/b'),
-    ('curves --runs=out/none', 'There is no run in out/none'),
-    ('curves --runs=out/nothing', 'out/nothing has no readable config.json'),
+    ('curves', 'There is no run in --runs=: config.json cannot be read. Use --runs=out/a'),
+    ('curves --runs=out/nothing', 'There is no run in out/nothing'),
     ('curves --runs=out/empty', 'out/empty/log.jsonl is empty. Wait until the run has begun.'),
     ('curves --runs=out/val --key=top1', 'out/val/log.jsonl has no rows with top1'),
     ('sweep --study=none', 'Cannot read results/none.jsonl (No such file or directory). Give the --study'),
     ('settings --out=/dev/null/x.png', 'Cannot write /dev/null/x.png'),
-    ('settings --studdy=x', 'unknown key studdy. Did you mean study?'),
     ('gradients', 'Cannot read results/gradients.jsonl (No such file or directory). Measure them first'),
     ('gradients --runs=out/val', 'has no checkpoints such as ckpt_000500.pt. Train with --keep_interval'),
-    ('gradients --runs=out/torn', 'out/torn/ckpt_000001.pt is not a complete checkpoint'),
-    ('gradients --runs=out/nodata', 'There is no data set in data/nowhere. Make it with'),
-    ('gradients --batches=0', 'batches=0')]
+    ('gradients --runs=out/torn', 'out/torn/ckpt_000001.pt is not a complete checkpoint')]
 
 
 @pytest.fixture(scope='module')
@@ -268,9 +252,6 @@ def bad_runs(tmp_path_factory):
         Path('out/empty/log.jsonl').write_text('')
         Path('out/val/log.jsonl').write_text('{"iter": 0, "split": "val", "loss": 1.0}\n')
         Path('out/torn/ckpt_000001.pt').write_bytes(b'PK\3\4 no zip')
-        model = GPT(GPTConfig(block_size=8, vocab_size=32, n_layer=1, n_head=1, n_embd=8))
-        write_run('out/nodata', model, dataset='nowhere')
-        os.makedirs('out/nothing')
     return folder
 
 
