@@ -440,8 +440,6 @@ def print_claims(logs):
                 p = '< 0.001' if claim['p'] < 0.001 else f'{claim["p"]:.3f}'
                 rows.append([claim['words'], claim['verdict'], claim['seeds'],
                              f'{claim["mean"]:+.3f} ± {claim["half"]:.3f}', margin, p])
-            elif claim['page'] == page:
-                rows.append([claim['words'], claim['verdict'], claim['seeds'], '', '', ''])
         print_rows(f'claims of results/{page}.md', ['claim', 'verdict', 'seeds', 'difference',
                                                     'smallest margin', 'p, Holm'], rows)
 
@@ -454,7 +452,9 @@ def print_question(name, done):
             return  # not every arm has begun
         losses = [row['val_loss'] for row in arm.scored(done).values()]
         state = f'{len(losses)} of {len(arm.seeds)}'
-        if not losses:
+        if len(losses) == len(arm.seeds):
+            state = len(losses)
+        elif not losses:
             state = 'searching' if arm.stages == arms.RACE else 'to be scored again'
         said = '{:.4f} ± {:.4f}'.format(*interval(losses)) if len(losses) == len(arm.seeds) else ''
         rows.append([arm.name, *(f'{values[i]:g}' for values, i in zip(arm.values, best)), len(tried),
@@ -481,11 +481,10 @@ def print_rates(done):
     for arm in QUESTIONS['headline']():
         _, best, tried = arm.search(done)
         mean = {to: statistics.fmean(losses.values()) for to, losses in tried.items()}
-        beside = [(best[0] + step, *best[1:]) for step in (-2, -1, 1, 2)]
+        beside = [(best[0] + step, *best[1:]) for step in (-1, 1)]
         rows.append([arm.name, f'{arm.values[0][best[0]]:g}', f'{mean[best]:.4f}',
                      *(f'{mean[to] - mean[best]:+.4f}' if to in mean else '' for to in beside)])
-    print_rows('headline: the rate alone', ['arm', 'best rate', 'search mean', 'a quarter', 'half', 'twice',
-                                            'four times'], rows)
+    print_rows('headline: the rate alone', ['arm', 'best rate', 'search mean', 'half', 'twice'], rows)
 
 
 def print_seeds(study):
