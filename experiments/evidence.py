@@ -459,6 +459,8 @@ def print_question(name, done):
         said = '{:.4f} ± {:.4f}'.format(*interval(losses)) if len(losses) == len(arm.seeds) else ''
         rows.append([arm.name, *(f'{values[i]:g}' for values, i in zip(arm.values, best)), len(tried),
                      sum(to not in tried for to in arm.beside(best)), state, said])
+    if not any(arm.scored(done) for arm in QUESTIONS[name]()):
+        return  # its search has a table of its own
     print_rows(f'{name}: {" ".join(arms.QUESTIONS[name].__doc__.split())}',
                ['arm', 'rate', 'embedding rate', 'warmup', 'decay', 'tried', 'untried', 'seeds',
                 'val_loss, 95 % interval'], rows)
@@ -493,7 +495,9 @@ def print_seeds(study):
     for run in STUDIES[study]():
         if key(run) in done:
             of_arm.setdefault(run.get('variant', run['config']), []).append(done[key(run)])
-    rows, metrics = [], ['val_loss', 'top1'] + ['test_loss', 'test_top1'] * (study == 'cifar10')
+    rows, metrics = [], ['val_loss', 'top1']
+    if study == 'cifar10':
+        metrics = ['test_loss', 'test_top1']
     for name, of in of_arm.items():
         rows.append([name, f'{of[0]["run"]["learning_rate"]:g}', len(of),
                      *(mean_spread([row[m] for row in of]) for m in metrics)])
