@@ -508,9 +508,12 @@ def print_variants(study):
     """Variant against learning rate: top-1 in percent, the best in bold; the share of units AGC clipped."""
     results = read(f'results/{study}.jsonl').values()
     results = {(row['run']['variant'], row['run']['learning_rate']): row for row in results}
-    lrs, rows = sorted({lr for _, lr in results}), []
+    lrs, rows, diverged = sorted({lr for _, lr in results}), [], []
     for variant in dict.fromkeys(variant for variant, _ in results):
         of = [results.get((variant, lr), {}) for lr in lrs]
+        if all(row.get('ended') == 'diverged' for row in of):
+            diverged.append(variant)
+            continue
         best = max(row.get('top1', 0) for row in of)
         cells = [f'{100 * row["top1"]:.1f}' if 'top1' in row else row.get('ended', '') for row in of]
         rows.append([variant, *(f'**{cell}**' if row.get('top1') == best else cell
@@ -519,6 +522,8 @@ def print_variants(study):
             shares = [f'{row["agc_share"]:.2f}' if 'agc_share' in row else '' for row in of]
             rows.append(['*share of units that it clipped*', *shares])
     print_rows(study, ['top-1 (%) at learning rate', *(f'{lr:g}' for lr in lrs)], rows)
+    if diverged:
+        print('\nDiverged at every rate: ' + ', '.join(diverged) + '.')
 
 
 def print_tables(names):
