@@ -1,6 +1,6 @@
 # NFNet-F0 (68.44M parameters) on CIFAR-10 with adaptive gradient clipping (AGC): the second report's
 # table 1. The report's validation accuracy: 90.46; 90.08 with --agc=0; 91.42 with --agc=0
-# --batch_norm=True. Not run here in full (results/README.md).
+# --batch_norm=True. Not run here in full (results/normfree.md).
 #
 #   python prepare_imagenet.py --dataset=cifar10 --val_from_train=5000
 #   python train_vit.py config/nfnet_cifar10.py

@@ -1,5 +1,5 @@
 # The ViT-S of the second report (normalizer-free transformers) on CIFAR-10: its table 1. Each row of the
-# table is one or two flags away (results/README.md). 21.33M parameters with LayerNorm, 21.31M without,
+# table is one or two flags away (results/normfree.md). 21.33M parameters with LayerNorm, 21.31M without,
 # 21.34M standardized with gains. The report's best validation accuracy of this row (Pre-LN): 72.96 at
 # learning rate 0.01. Not run here in full.
 #
