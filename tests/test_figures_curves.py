@@ -98,7 +98,8 @@ for name in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_a_study_that_is_run_as_a_file_says_how_to_run_it():
-    names = [name for name in STUDIES if name != 'vocabulary']  # tiktoken may not be here
+    # arms and stack are parts of a study; tiktoken, which vocabulary needs, may not be here
+    names = [name for name in STUDIES if name not in ('arms', 'stack', 'vocabulary')]
     said = subprocess.run([sys.executable, '-c', WITHOUT_PATH, *names], cwd=ROOT, capture_output=True,
                           text=True)
     assert said.stdout.splitlines() == [
