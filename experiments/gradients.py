@@ -135,7 +135,8 @@ def measure_runs():
     lines = []
     for out_dir in runs.split(','):
         read_config(out_dir)
-        files = sorted(f for f in os.listdir(out_dir) if re.fullmatch(r'ckpt_\d+\.pt', f))
+        files = [f for f in os.listdir(out_dir) if re.fullmatch(r'ckpt_\d+\.pt', f)]
+        files.sort(key=lambda f: int(f[5:-3]))  # 1000000 comes after 999999
         if not files:
             fail(f'{out_dir} has no checkpoints such as ckpt_000500.pt. Train with --keep_interval=500.')
         for file in dict.fromkeys((files[0], files[len(files) // 2], files[-1])):
