@@ -423,11 +423,18 @@ def judged(logs):
 # tables
 
 
-def print_rows(title, head, rows):
-    if rows:
-        print(f'\n{title}\n\n| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|')
+def print_table(head, rows):
+    """A table of Markdown, for all studies."""
+    print('| ' + ' | '.join(head) + ' |')
+    print('|---' * len(head) + '|')
     for row in rows:
         print('| ' + ' | '.join(map(str, row)) + ' |')
+
+
+def print_rows(title, head, rows):
+    if rows:
+        print(f'\n{title}\n')
+        print_table(head, rows)
 
 
 def print_claims(logs):

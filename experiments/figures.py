@@ -27,7 +27,7 @@ import numpy as np
 
 from configurator import configure
 from experiments import evidence
-from experiments.evidence import LEVEL, interval, read
+from experiments.evidence import LEVEL, interval, print_table, read
 from model import NORMS, SETTINGS
 from support.console import fail
 
@@ -106,11 +106,6 @@ def styles(names):
                 style = {**style, 'color': next(others)}
         found.append(style)
     return found
-
-
-def print_table(head, rows):
-    for row in (head, ['---'] * len(head), *rows):
-        print('| ' + ' | '.join(map(str, row)) + ' |')
 
 
 def save(fig, name):

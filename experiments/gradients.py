@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 
 from configurator import configure
-from experiments.figures import name_run, plt, print_table, read_config, read_rows, save, styles
+from experiments.evidence import print_table
+from experiments.figures import name_run, plt, read_config, read_rows, save, styles
 from model import GPT, GPTConfig, ViT, ViTConfig
 from support import augment, normfree
 from support.checks import check_range

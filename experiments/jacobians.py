@@ -17,7 +17,8 @@ import torch
 from torch.func import jacrev
 
 from configurator import configure
-from experiments.figures import plt, print_table, read_rows, save, styles
+from experiments.evidence import print_table
+from experiments.figures import plt, read_rows, save, styles
 from experiments.gradients import gradients_of
 from experiments.stack import CPU
 from model import GPT, GPTConfig

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch.func import grad, jacrev
 
 from configurator import configure
+from experiments.evidence import print_table
 from model import FFN, GPT, SETTINGS, Attention, GPTConfig, RMSNorm
 
 seed = 1337  # of each statement, which draws its own numbers
@@ -485,10 +486,11 @@ STATEMENTS = {
 def show(rows):
     """Print a list of dicts as a table, with the columns of all of them."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    print('| ' + ' | '.join(columns) + ' |\n|' + '---|' * len(columns))
+    lines = []
     for row in rows:
         cells = (row.get(column, '') for column in columns)
-        print('| ' + ' | '.join(f'{v:.3g}' if isinstance(v, float) else str(v) for v in cells) + ' |')
+        lines.append([f'{v:.3g}' if isinstance(v, float) else v for v in cells])
+    print_table(columns, lines)
 
 
 def as_it_has_to_be(column, value):
