@@ -167,7 +167,7 @@ def network_of(checkpoint: Checkpoint, config: dict) -> dict:
 
 
 def check(checkpoint: Checkpoint, config: dict, model_args: dict, meta: dict, max_iters: int,
-                     env) -> None:
+          env) -> None:
     """End with one sentence where a checkpoint does not suit this run. Otherwise say what changes."""
     if not checkpoint.state:
         return
@@ -179,7 +179,7 @@ def check(checkpoint: Checkpoint, config: dict, model_args: dict, meta: dict, ma
     if not checkpoint.resumes:
         free |= {'block_size', 'image_size'}  # fit_weights() cuts or interpolates the positions
     if 'classes' in meta:
-        if checkpoint.resumes or reads_only(config):
+        if checkpoint.resumes or checkpoint.only_reads:
             refuse_other_classes(path, state['data']['classes'], meta['classes'])
         else:
             free.add('n_classes')  # fit_weights() starts another head
@@ -188,7 +188,7 @@ def check(checkpoint: Checkpoint, config: dict, model_args: dict, meta: dict, ma
     refuse_changes(path, defaults | state['model_args'], model_args, [k for k in model_args if k not in free])
     if checkpoint.resumes:
         check_resumed(checkpoint, config, meta, max_iters, env)
-    elif reads_only(config):
+    elif checkpoint.only_reads:
         env.say(f'The weights come from {path}.')
     else:
         env.say(f'The weights come from {path}. The optimizer is new.')
@@ -214,7 +214,7 @@ def check_resumed(checkpoint, config, meta, max_iters, env):
         if state['data']['content'] != meta['content']:
             fail(f'{path} was trained on data that this data set does not have. {remedy}')
     else:
-        keys = ['source', 'train_tokens', 'val_tokens', 'vocab_size']
+        keys = ['source', 'train_tokens', 'val_tokens']
         if 'classes' in meta:
             keys = ['source', 'layout', 'train_images', 'val_images', 'mean', 'std', 'val_from_train', 'seed']
         refuse_changes(path, state['data'], meta, keys, remedy)
