@@ -49,7 +49,7 @@ from support.pictures import OtherSize, is_picture, open_picture, stored
 from support.splits import RULE as _RULE  # no key
 from support.synthetic import SHAPES, draw
 from support.tables import open_tables
-from support.textfiles import find_files
+from support.textfiles import find_files, refuse_arrow
 from support.writing import count_cores, in_order, put_in_place, run, said, workplace
 
 dataset = 'imagenet-1k'  # 'synthetic', a folder, a short name as above, or OWNER/NAME on the Hub
@@ -94,8 +94,7 @@ def open_synthetic():
 
 
 def open_source(config):
-    name = config['dataset']
-    root = os.path.expanduser(name)
+    name = root = config['dataset']
     if name == 'synthetic':
         return open_synthetic()
     if not os.path.exists(root):
@@ -115,9 +114,7 @@ def open_source(config):
         return open_tables(root, tables, others, config)
     if pictures:
         return open_folder(root, pictures, others, config)
-    if any(path.endswith('.arrow') for path in files):
-        fail(f'{root} was written by save_to_disk. Convert each of its splits to parquet: python -c "import '
-             "datasets; datasets.load_from_disk('SPLIT').to_parquet('NEW/train.parquet')\"")
+    refuse_arrow(root, files)
     fail(f'{root} holds no pictures. {NEEDS}')
 
 
@@ -269,7 +266,7 @@ def main(config):
                            ('seed', 0, 2**63), ('val_fraction', 0, 0.99)):
         if not low <= config[key] <= high:
             fail(f'{key}={config[key]} is out of range. Use --{key} with a value from {low} to {high}.')
-    out = Path(config['out_dir'] or Path('data', Path(config['dataset']).expanduser().resolve().name))
+    out = Path(config['out_dir'] or Path('data', Path(config['dataset']).resolve().name))
     with workplace(out, FILES, config['overwrite']) as tmp:
         source = open_source(config)
         goals = assign(source, config)

@@ -220,7 +220,7 @@ def write_bins(tmp, tables, encode, end_of_text, config):
 
 def main(config):
     name = config['dataset']
-    local = name not in ('stdlib', 'openwebtext') and os.path.exists(os.path.expanduser(name))
+    local = name not in ('stdlib', 'openwebtext') and os.path.exists(name)
     is_id = re.fullmatch(r'(\w[\w.-]*/)?\w[\w.-]*(:[\w.-]+)?', name) and split_ending(name)[1] not in DATA
     if not local and not is_id:
         fail(f'There is no file or folder {name}. Check the path.')

@@ -16,7 +16,7 @@ def open_folder(root, pictures, others, config):
     """The source of the pictures below root. The classes are the folders of train, sorted by name."""
     held_out = []
     if config['val']:
-        folder = os.path.expanduser(config['val'])
+        folder = config['val']
         held_out = [path for path in find_files(folder)[0] if is_picture(path)]
         real = set(map(os.path.realpath, held_out))
         pictures = [path for path in pictures if os.path.realpath(path) not in real]
@@ -109,7 +109,7 @@ def check_layout(root, found, alone):
 def by_list(file, found, train):
     """{class: paths} of the pictures in found, as the lines of file say: a name, then a class"""
     listed = {}
-    with open(os.path.expanduser(file), encoding='utf-8-sig') as f:
+    with open(file, encoding='utf-8-sig') as f:
         for line in f:
             words = re.split('[\t,]' if re.search('[\t,]', line) else ' ', line.strip(), maxsplit=1)
             if len(words) == 2 and words[1].strip():

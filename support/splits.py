@@ -124,7 +124,7 @@ def split_ending(path):
 
 def prepared_name(dataset):
     """The NAME of data/NAME, where prepare_owt.py puts --dataset: a file, a folder or a set on the Hub."""
-    path = os.path.abspath(os.path.expanduser(dataset))
+    path = os.path.abspath(dataset)
     stem, ending = split_ending(os.path.basename(path))
     if os.path.isfile(path) or ending in DATA and not os.path.isdir(path):
         return stem

@@ -18,7 +18,7 @@ def open_tables(root, tables, others, config):
     """The source of the tables below root. Labels are matched by the names that each file gives them."""
     held_out = []
     if config['val']:
-        found = find_files(os.path.expanduser(config['val']))[0]
+        found = find_files(config['val'])[0]
         held_out = [path for path in found if path.lower().endswith('.parquet')]
     files = split_files(root, tables, held_out, config)
     columns, labels, names = {}, {}, {}

@@ -199,22 +199,26 @@ def choose_kind(root, files):
         fail(f'{root} holds {" and ".join(there)}. Move all but one kind out of it, or give a single file.')
     if os.path.exists(f'{root}/train.bin'):
         fail(f'{root} is prepared already. Use it with train_gpt.py --dataset={root}.')
-    if any(path.endswith('.arrow') for path in others):
-        fail(f'{root} was written by save_to_disk. Convert each of its splits to parquet: python -c "import '
-             "datasets; datasets.load_from_disk('SPLIT').to_parquet('NEW/train.parquet')\"")
+    refuse_arrow(root, others)
     there = examples(map(os.path.basename, others)) or 'nothing'
     endings = ' '.join(sum(ENDINGS.values(), []))
     fail(f'{root} holds no text but {there}. It needs files that end in {endings}.')
 
 
+def refuse_arrow(root, files):
+    if any(path.endswith('.arrow') for path in files):
+        fail(f'{root} was written by save_to_disk. Convert each of its splits to parquet: python -c "import '
+             "datasets; datasets.load_from_disk('SPLIT').to_parquet('NEW/train.parquet')\"")
+
+
 def find_texts(config):
     """The path of the dataset, the kind of its files, {'train', 'val': paths}; all checked and told."""
-    root, column = os.path.expanduser(config['dataset']), config['text_column']
+    root, column = config['dataset'], config['text_column']
     files, skipped = find_files(root)
     kind, chosen = choose_kind(root, files)
     held_out = []
     if config['val']:
-        folder = os.path.expanduser(config['val'])
+        folder = config['val']
         val_kind, held_out = choose_kind(folder, find_files(folder)[0])
         if val_kind != kind:
             fail(f'--val={folder} is {val_kind}, but {root} is {kind}. Give the same kind.')
