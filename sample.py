@@ -12,9 +12,9 @@ import math
 import os
 import signal
 
+from configurator import configure  # isort: skip (before torch, see support/__init__.py)
 import torch
 
-from configurator import configure
 from model import GPT, GPTConfig
 from support import pretrained
 from support.checks import check_range

@@ -1,5 +1,5 @@
 import os
 
 # OpenMP's threads sleep while they wait. Where they spin, a small run on a busy machine is ten times slower.
-# The library reads this once, when torch is loaded, so the train scripts import configurator.py first
+# The library reads this once, when torch is loaded, so scripts import configurator.py before it
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')

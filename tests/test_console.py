@@ -226,3 +226,34 @@ def test_variables_of_torchrun_that_are_left_over(tokens, tmp_path, left, words)
     flags = ['--lrr=1'] if 'LOCAL_RANK' in left else [f'--out_dir={tmp_path}']
     err = finish(python('train_gpt.py', *SIZE, f'--dataset={tokens}', *flags, env=left), 1)[1]
     assert words in err and len(err.splitlines()) == 1
+
+
+WATCH = """
+import os, runpy, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == 'torch':
+            print('policy', os.environ.get('OMP_WAIT_POLICY'))
+
+sys.meta_path.insert(0, Watch())
+sys.path.insert(0, '.')
+script = sys.argv[1]
+sys.argv = [script, '--help']
+run = runpy.run_path if script.endswith('.py') else runpy.run_module
+run(script, run_name='__main__')
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('script', ['train_gpt.py', 'train_vit.py', 'sample.py', 'experiments.bench',
+                                    'experiments.propositions', 'experiments.evidence'])
+@pytest.mark.parametrize('users', [None, 'ACTIVE'])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(script, users):
+    """The policy is there before torch, which reads it once."""
+    env = {key: value for key, value in os.environ.items() if key != 'OMP_WAIT_POLICY'}
+    if users:
+        env['OMP_WAIT_POLICY'] = users
+    run = subprocess.run([sys.executable, '-c', WATCH, script], cwd=ROOT, env=env, capture_output=True,
+                         text=True)
+    assert f'policy {users or "PASSIVE"}' in run.stdout.splitlines(), run.stderr[-500:]

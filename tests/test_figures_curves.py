@@ -16,7 +16,8 @@ from experiments.figures import name_run
 from model import NORMS
 from tests.common import ROOT, table_of
 
-STUDIES = sorted(p.stem for p in (ROOT / 'experiments').glob('*.py') if p.stem != 'configurator')
+STUDIES = sorted(p.stem for p in (ROOT / 'experiments').glob('*.py')
+                 if p.stem not in ('__init__', 'configurator'))
 BASE = {'setting': 'S5', 'norm': 'rms', 'optimizer': 'sgdw', 'seed': 1} | dict.fromkeys(NORMS, 'auto')
 
 
