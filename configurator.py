@@ -26,6 +26,7 @@ RENAMED = {  # what people will type who come from nanoGPT, or from an earlier v
     'always_save_checkpoint': 'Use ckpt_interval.',
     'lr': 'Use learning_rate.',
     'wandb_log': 'Use log.jsonl. Every run writes it, one object per line.',
+    'wandb_project': 'Use log.jsonl. Every run writes it, one object per line.',
     'compile_optimizer': 'It is gone, because it saved less than 1 % of an update. Leave it out.',
 }
 
