@@ -172,7 +172,10 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and FFN, each with its norms and its residual connection (figures 2 and 3)."""
+    """
+    Attention and FFN, each with its norms and its residual connection (figures 2 and 3). config: a GPTConfig
+    or a ViTConfig. InputNorm and the last norm belong to the network, which also calls init_weights().
+    """
 
     def __init__(self, config, drop_path=0.0):
         super().__init__()

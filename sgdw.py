@@ -1,10 +1,14 @@
 """
 SGDW: momentum SGD with decoupled weight decay (the paper's mSGDW). This file stands alone: you can copy it.
 
-    optimizer = SGDW([{'params': matrices, 'weight_decay': 1e-4}, {'params': gains}], lr=0.5, momentum=0.9)
+    optimizer = SGDW([{'params': matrices, 'weight_decay': 1e-4}, {'params': gains}], lr=0.1, momentum=0.9)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
 
-Its rates are far above AdamW's: 0.1 to 1 in the paper (tables 4 and 5), 0.05 to 0.4 in our small runs.
-Papers: DNT, arXiv:2507.17501, section 2; decoupled decay, arXiv:1711.05101. License: MIT, see LICENSE.
+Its rates are far above AdamW's: 0.1 to 1 in the paper (tables 4 and 5), 0.05 to 0.4 in our small runs. With
+rownorm they are like AdamW's. Language runs clip the gradient's norm to 1, as above.
+Papers: DNT, arXiv:2507.17501, section 2; decoupled decay, arXiv:1711.05101. License: MIT.
 """
 import torch
 
@@ -46,14 +50,17 @@ class SGDW(torch.optim.Optimizer):
         w = (1 - lr wd) w - lr m        the decay is multiplied by lr and never enters m
     With nesterov, the step uses g + mu m in place of m. With rownorm, the step (not m) is scaled row by row:
         w_row = (1 - lr wd) w_row - lr m_row / (rms(m_row) + 0.1 rms(m))
-    A row is a vector along the last axis, or one filter of a convolution. rownorm suits embeddings, because
-    rare tokens have small gradients (arXiv:2402.19449). Related: Adam-mini 2406.16793, SCALE 2506.16659.
+    A row is a vector along the last axis; of a tensor with four axes or more, it is one filter of a
+    convolution. rownorm suits embeddings, because rare tokens have small gradients (arXiv:2402.19449). Give
+    them a group of their own, with a rate like AdamW's (0.004 in config/dnt_tiny.py). Related: Adam-mini
+    2406.16793, SCALE 2506.16659.
     Without decay, torch.optim.SGD gives the same bits. With decay, it adds wd w to g (coupled decay).
 
     params: tensors or groups; a group may set every option. lr: a number or a tensor with one element. lr,
     momentum (mu) and weight_decay (wd) must be at least 0. foreach: False updates tensors one by one, None or
     True all of a dtype and device together. Both give the same bits, in half precision the same to rounding.
-    State: one 'momentum_buffer' per tensor, none at momentum 0.
+    State: one 'momentum_buffer' per tensor, none at momentum 0. Keep weights in float32: in bfloat16, a decay
+    of lr wd below 0.002 is lost to rounding. torch.compile the model, not the step: it reads lr as a number.
     """
     def __init__(self, params, lr: float | torch.Tensor, momentum: float = 0.9, weight_decay: float = 0.0,
                  nesterov=False, foreach: bool | None = None, rownorm=False):
@@ -68,8 +75,11 @@ class SGDW(torch.optim.Optimizer):
     def __setstate__(self, state):
         super().__setstate__(state)
         self.__dict__.pop('compile', None)  # an option of earlier versions, in their pickles
-        for group in self.param_groups:  # a state of theirs or of torch.optim.SGD may lack these
-            group.update({'nesterov': False, 'foreach': None, 'rownorm': False, **group})
+        for group in self.param_groups:
+            if group.get('maximize') or group.get('dampening'):
+                raise ValueError('SGDW has neither maximize nor dampening, which this state has')
+            # a state of earlier versions or of torch.optim.SGD may lack these
+            group.update({'nesterov': False, 'foreach': None, 'rownorm': False, **self.defaults, **group})
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -130,7 +130,7 @@ def eval_batches(split):
 # model: raw_model is evaluated and saved; model is the same network, wrapped for training
 model_args = network_args(GPTConfig, config) | {'vocab_size': data.vocab_size}
 resume.check(checkpoint, config, model_args, data.meta, max_iters, env)
-raw_model = resume.make_network(GPT, GPTConfig, model_args, env)  # GPT(GPTConfig(**model_args)) on the device
+raw_model = resume.make_network(GPT, GPTConfig, model_args, env)  # a GPT on the device
 resume.load_weights(raw_model, checkpoint, data.meta, env)
 params = [p for p in raw_model.parameters() if p.requires_grad]
 units = gradient_units(raw_model) if agc else []

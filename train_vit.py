@@ -172,7 +172,7 @@ def eval_batches(split):
 Network, NetworkConfig = (ViT, ViTConfig) if arch == 'vit' else (NFNet, NFNetConfig)
 model_args = network_args(NetworkConfig, config) | {'n_classes': len(data.meta['classes'])}
 resume.check(checkpoint, config, model_args, data.meta, max_iters, env)
-raw_model = resume.make_network(Network, NetworkConfig, model_args, env)  # ViT(ViTConfig(**model_args))
+raw_model = resume.make_network(Network, NetworkConfig, model_args, env)  # a ViT on the device
 resume.load_weights(raw_model, checkpoint, data.meta, env)
 params = [p for p in raw_model.parameters() if p.requires_grad]
 units = gradient_units(raw_model) if agc else []

@@ -275,3 +275,12 @@ def test_sparse_gradients_and_complex_parameters_are_refused(kind):
     with pytest.raises(RuntimeError, match=f'does not support .*{kind}'):
         SGDW([p], 0.1).step()
     assert torch.equal(p.detach(), torch.ones_like(p))
+
+
+def test_a_state_of_torch_keeps_our_options_or_is_refused():
+    p = torch.ones(4, 2, requires_grad=True)
+    ours = SGDW([p], 0.1, rownorm=True)
+    ours.load_state_dict(torch.optim.SGD([p], 0.1, momentum=0.9).state_dict())
+    assert ours.param_groups[0]['rownorm']
+    with pytest.raises(ValueError, match='neither maximize nor dampening'):
+        ours.load_state_dict(torch.optim.SGD([p], 0.1, momentum=0.9, maximize=True).state_dict())
