@@ -81,12 +81,12 @@ def read_meta(folder: str, dataset: str) -> dict:
     """meta.json, checked. nanoGPT's folders of GPT-2 tokens work without one."""
     path = os.path.join(folder, 'meta.json')
     if not os.path.isdir(folder):
-        names = os.listdir('data') if os.path.isdir('data') else []
+        names = sorted(os.listdir('data')) if os.path.isdir('data') else []
         near = ''
         for name in difflib.get_close_matches(dataset, names, n=1):
             near = f'Did you mean --dataset={name}? '
         fail(f'There is no data set in {folder}. {near}Make it with python prepare_owt.py '
-             f'--dataset={dataset}.')
+             f'--dataset=FILE_OR_FOLDER, or choose one of data/ ({", ".join(names) or "it is empty"}).')
     if not os.path.exists(path):
         if os.path.exists(os.path.join(folder, 'meta.pkl')):
             fail(f'{folder} has a meta.pkl of nanoGPT, which we do not open because a pickle can run code. '
@@ -95,6 +95,8 @@ def read_meta(folder: str, dataset: str) -> dict:
     try:
         with open(path, encoding='utf-8') as f:
             meta = dict(json.load(f))
+        if 'classes' in meta:
+            fail(f'{folder} holds pictures. Use train_vit.py, or choose a text with --dataset.')
         counts = [meta[k] for k in ('vocab_size', 'train_tokens', 'val_tokens')]
         valid = meta['dtype'] in ('uint16', 'uint32') and meta['tokenizer'] in ('byte', 'gpt2') \
             and all(type(n) is int and n > 0 for n in counts)
