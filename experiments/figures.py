@@ -47,7 +47,7 @@ OPTIMIZERS = {'sgdw': 'mSGDW', 'adamw': 'AdamW', 'sgd': 'SGD', 'muon': 'Muon'}
 ALIKE = {'#0072B2': ('GPT-2', 'ViT', 'S1', 'Pre-LN'), '#D55E00': ('L-DNT', 'V-DNT', 'S5'),
          '#56B4E9': ('S2', 'NoNorm + WS'), '#009E73': ('S3', 'NoNorm + WS + AGC'),
          '#E69F00': ('S4', 'NoNorm + init'), '#CC79A7': ('PostLN', 'Post-LN'), '#000000': ('NoNorm',),
-         '#7F4F24': ('NFNet', 'NoNorm + WS on FFN'), '#5D3A9B': ('NoNorm + init + WS',)}
+         '#7F4F24': ('NFNet', 'NoNorm + WS on FFN'), '#5D3A9B': ('NoNorm + init + WS',), '#888888': ('DyT',)}
 COLORS = {name: color for color, names in ALIKE.items() for name in names}
 LINES = {'mSGDW': ('-', 'o'), 'mSGDW + row norm': ((0, (9, 1)), 'D'), 'AdamW': ((0, (4, 1.5)), 's'),
          'AdamW + row norm': ((0, (2, 1)), 'v'), 'SGD': ('-', 'o'), 'hybrid': ((0, (4, 1, 1, 1)), '^'),
