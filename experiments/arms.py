@@ -7,6 +7,8 @@ experiments/evidence.py is the protocol: it searches, scores and judges. Start t
 """
 
 from itertools import product
+from operator import itemgetter
+from statistics import fmean
 
 NETWORKS = {
     'GPT-2': {'config': 'dnt_tiny', 'setting': 'S1', 'norm': 'layer'},
@@ -50,7 +52,6 @@ RACE = (2, 4, 8)
 # -----------------------------------------------------------------------------
 # questions: arms with a search of their own
 
-
 def arm(network, optimizer, point, seeds, searched=AXES, start=None, stages=TWO):
     """
     What evidence.Arm takes. start: (rate, warmup, decay) or (rate, warmup, decay, rate of the embeddings),
@@ -59,16 +60,13 @@ def arm(network, optimizer, point, seeds, searched=AXES, start=None, stages=TWO)
     return {'network': network, 'optimizer': optimizer, 'point': point, 'seeds': seeds, 'searched': searched,
             'start': start, 'stages': stages}
 
-
 def point(iters, width=64, dataset='stdlib', **more):
     return {'dataset': dataset, 'n_embd': width, 'n_head': width // 32, 'max_iters': iters, **more}
-
 
 def match():
     """Does mSGDW match AdamW on L-DNT with row norm? By the plan in results/protocol.md."""
     for optimizer in ROWNORM:
         yield arm('L-DNT', optimizer, point(4500), range(301, 349), stages=RACE)
-
 
 def places():
     """The same on GPT-2, and on S1 with RMSNorm, which differs from L-DNT by where its norms are alone."""
@@ -77,7 +75,6 @@ def places():
         for optimizer, start in zip(ROWNORM, starts):
             yield arm(network, optimizer, point(4500), range(301, 325), start=start, stages=RACE)
 
-
 def controls():
     """Is it the row norm or the rate of its own? And AdamW's beta2, hybrid, Muon: both rates are searched."""
     starts = {'AdamW + own rate': (0.008, 0.3, 0.1, 0.008), 'AdamW 0.99 + row norm': (0.004, 0.3, 0.3, 0.016),
@@ -85,18 +82,15 @@ def controls():
     for optimizer, start in starts.items():
         yield arm('L-DNT', optimizer, point(4500), range(301, 317), AXES[:2], start)
 
-
 def headline():
     """The tiny runs of the README at full length: two networks, two optimizers, with and without row norm."""
     for network, optimizer in product(('L-DNT', 'GPT-2'), CORE):
         yield arm(network, optimizer, point(4500), range(1, 17))
 
-
 def parts():
     """Figure 7: S1 to S5 with row norm, at a third of the length."""
     for network, optimizer in product(('S1', 'S2', 'S3', 'S4', 'L-DNT'), ROWNORM):
         yield arm(network, optimizer, point(1600), range(1, 6))
-
 
 def why():
     """The loss by token frequency, vocabulary 4,096 (from experiments.vocabulary), with headline's warmup."""
@@ -106,7 +100,6 @@ def why():
     for optimizer, start in starts.items():
         yield arm('L-DNT', optimizer, point(1600, dataset='stdlib_4096'), range(1, 6), NO_WARMUP, start)
 
-
 def regime():
     """The paper's regime: 515 tokens for each parameter, at width 32. mSGDW has no warmup, as in table 5."""
     starts = {'mSGDW + row norm': (0.2, 0.0, 3e-3), 'AdamW + row norm': (0.004, 0.02, 0.1),
@@ -115,13 +108,11 @@ def regime():
         axes = NO_WARMUP if 'mSGDW' in optimizer else AXES
         yield arm('L-DNT', optimizer, point(32000, 32), range(1, 6), axes, start)
 
-
 def sizes():
     """Three widths and four lengths."""
     for width, iters in ((32, 1600), (64, 1600), (128, 1600), (32, 800), (32, 3200), (32, 6400)):
         for optimizer in CORE:
             yield arm('L-DNT', optimizer, point(iters, width), range(1, 6))
-
 
 def depth():
     """4, 12 and 24 layers; mSGDW without warmup, too."""
@@ -132,13 +123,11 @@ def depth():
         rate, _, _ = START.get(network, DNT_START)['sgdw']
         yield arm(network, ROWNORM[0], at, range(1, 6), NO_WARMUP, (rate, 0.0, 3e-3))
 
-
 def pictures():
     """Table 1 in small: CIFAR-10, two epochs. The row norm is on patch matrix, class token and positions."""
     for network, optimizer in product(('V-DNT', 'ViT'), CORE):
         at = {'dataset': 'cifar10', 'patch_size': 8, 'epochs': 2.0}
         yield arm(network, optimizer, at, range(1, 6))
-
 
 QUESTIONS = {f.__name__: f for f in (match, places, controls, headline, parts, why, regime, sizes, depth,
                                      pictures)}
@@ -156,26 +145,23 @@ VARIANTS = {
     'NoNorm + init + WS': {'setting': 'NoNorm', 'init': 'tfixup', 'weight_standardization': 'all'},
     'NoNorm + WS on FFN': {'setting': 'NoNorm', 'weight_standardization': 'ffn'},
     'S5': {'setting': 'S5', 'norm': 'rms'},
+    'DyT': {'setting': 'S1', 'norm': 'dyt'},  # not run
 }
 SMALL = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 'dtype': 'float32',
          'eval_interval': 0, 'ckpt_interval': 0}  # a ViT for two cores
-
 
 def sweep(variants, **more):
     for lr in (1e-2, 1e-1, 1e-3, 3e-2, 3e-1, 3e-3, 1.0, 3e-4, 1e-4):  # the middle of the range comes first
         for variant, flags in variants.items():
             yield {'config': 'nft_cifar10', 'variant': variant, **SMALL, **flags, **more, 'learning_rate': lr}
 
-
 def stability():
     """The second report: which variants of a small ViT train at which rates, one epoch."""
     return sweep(VARIANTS)
 
-
 def weights():
     """The same with PyTorch's own initial weights in place of Xavier's, where that makes a difference."""
     return sweep({variant: flags for variant, flags in VARIANTS.items() if 'init' not in flags}, init='torch')
-
 
 def decay():
     """Coupled decay, as in torch's SGD, against the decoupled one of mSGDW, where decay counts."""
@@ -184,14 +170,12 @@ def decay():
         yield {'config': 'nft_cifar10', 'variant': f'{name}, {weight_decay:g}', **SMALL, **VARIANTS['S5'],
                'optimizer': optimizer, 'weight_decay': weight_decay, 'learning_rate': lr}
 
-
 def cifar10():
     """Four configs at full length. The test set is read once a run."""
     of_adamw = dict.fromkeys(('vdnt_cifar10_adamw', 'vit_cifar10'), 0.001)
     of_sgdw = dict.fromkeys(('vdnt_cifar10', 'vit_cifar10_sgdw'), 0.05)
     for seed, (config, rate) in product((1, 2, 3), [*of_sgdw.items(), *of_adamw.items()]):
         yield {'config': config, 'seed': seed, 'learning_rate': rate}
-
 
 def cifar10_settings():
     """Figure 6 on pictures: S1 to S5 with RMSNorm, half an epoch."""
@@ -202,7 +186,6 @@ def cifar10_settings():
                    'dtype': 'float32', 'eval_interval': 0, 'patch_size': 8, 'epochs': 0.5,
                    'warmup_epochs': 0.1, 'learning_rate': rate, 'seed': seed}
 
-
 STUDIES = {f.__name__: f for f in (stability, weights, decay, cifar10, cifar10_settings)}
 
 # -----------------------------------------------------------------------------
@@ -211,21 +194,18 @@ STUDIES = {f.__name__: f for f in (stability, weights, decay, cifar10, cifar10_s
 PLAIN = ('mSGDW', 'AdamW')
 LADDER = {'S1': 'S1', 'S2': 'S2', 'S3': 'S3', 'S4': 'S4', 'S5': 'L-DNT'}
 
-
-def claim(page, words, study, plus, minus, kind='less', metric='val_loss'):
+def claim(page, words, study, plus, minus, kind='less', metric=itemgetter('val_loss')):
     """
     The sum of the losses of plus minus that of minus. kind: 'less', it is claimed to be below 0; 'match',
-    within the margin of 0. metric: 'val_loss', 'test_loss', or (first, last) tenth of the text.
+    within the margin of 0. metric: the loss of a row of the log.
     """
     return {'page': page, 'words': words, 'study': study, 'plus': plus, 'minus': minus, 'kind': kind,
             'metric': metric}
-
 
 def matches(page, words, study, network, optimizers):
     """The gap on a network is 0."""
     ours, theirs = optimizers
     return claim(page, words, study, [f'{network} {ours}'], [f'{network} {theirs}'], 'match')
-
 
 def smaller(page, words, study, network, other, optimizers):
     """The gap is smaller on a network than on another."""
@@ -233,62 +213,61 @@ def smaller(page, words, study, network, other, optimizers):
     return claim(page, words, study, [f'{network} {ours}', f'{other} {theirs}'],
                  [f'{network} {theirs}', f'{other} {ours}'])
 
+def tenths(first, last):
+    """The loss on some tenths of the text, the first has the most frequent tokens."""
+    return lambda row: fmean(row['by_frequency'][first - 1:last])
 
 def claims():
     """All claims of the pages, in the order of the forest plot."""
+    page, gap = 'language', 'mSGDW matches AdamW on'
     for words, optimizers, of_dnt in (('plain', PLAIN, 'headline'), ('row norm', ROWNORM, 'match')):
-        yield matches('language', f'{words}: mSGDW matches AdamW on L-DNT', of_dnt, 'L-DNT', optimizers)
-        yield matches('language', f'{words}: mSGDW matches AdamW on GPT-2', 'headline', 'GPT-2', optimizers)
-        yield smaller('language', f'{words}: the gap is smaller on L-DNT than on GPT-2', 'headline', 'L-DNT',
+        yield matches(page, f'{words}: {gap} L-DNT', of_dnt, 'L-DNT', optimizers)
+        yield matches(page, f'{words}: {gap} GPT-2', 'headline', 'GPT-2', optimizers)
+        yield smaller(page, f'{words}: the gap is smaller on L-DNT than on GPT-2', 'headline', 'L-DNT',
                       'GPT-2', optimizers)
-        for optimizer in optimizers:
-            yield claim('language', f'L-DNT beats GPT-2, both with {optimizer}', 'headline',
-                        [f'L-DNT {optimizer}'], [f'GPT-2 {optimizer}'])
-        yield claim('language', f'{words}: L-DNT with mSGDW beats GPT-2 with AdamW', 'headline',
+        for name in optimizers:
+            yield claim(page, f'L-DNT beats GPT-2, both with {name}', 'headline', [f'L-DNT {name}'],
+                        [f'GPT-2 {name}'])
+        yield claim(page, f'{words}: L-DNT with mSGDW beats GPT-2 with AdamW', 'headline',
                     [f'L-DNT {optimizers[0]}'], [f'GPT-2 {optimizers[1]}'])
-    yield claim('language', 'mSGDW with row norm beats plain AdamW on L-DNT', 'headline',
-                ['L-DNT mSGDW + row norm'], ['L-DNT AdamW'])
-    for optimizer, network in product(PLAIN, ('L-DNT', 'GPT-2')):
-        yield claim('language', f'the row norm helps {optimizer} on {network}', 'headline',
-                    [f'{network} {optimizer} + row norm'], [f'{network} {optimizer}'])
+    rownorm, plain, adamw = ['L-DNT mSGDW + row norm'], ['L-DNT mSGDW'], ['L-DNT AdamW']
+    yield claim(page, 'mSGDW with row norm beats plain AdamW on L-DNT', 'headline', rownorm, adamw)
+    for name, network in product(PLAIN, ('L-DNT', 'GPT-2')):
+        yield claim(page, f'the row norm helps {name} on {network}', 'headline',
+                    [f'{network} {name} + row norm'], [f'{network} {name}'])
     for words, study in (('515 tokens per weight', 'regime'), ('4,096 tokens', 'why')):
-        for norm, optimizers in (('plain', PLAIN), ('row norm', ROWNORM)):
-            yield matches('language', f'{words}, {norm}: mSGDW matches AdamW on L-DNT', study, 'L-DNT',
-                          optimizers)
-        yield claim('language', f'{words}: mSGDW with row norm beats plain AdamW', study,
-                    ['L-DNT mSGDW + row norm'], ['L-DNT AdamW'])
-    yield matches('language', f'{words}: AdamW on the embeddings closes the gap', study, 'L-DNT',
+        yield matches(page, f'{words}, plain: {gap} L-DNT', study, 'L-DNT', PLAIN)
+        yield matches(page, f'{words}, row norm: {gap} L-DNT', study, 'L-DNT', ROWNORM)
+        yield claim(page, f'{words}: mSGDW with row norm beats plain AdamW', study, rownorm, adamw)
+    yield matches(page, f'{words}: AdamW on the embeddings closes the gap', study, 'L-DNT',
                   ('hybrid', 'AdamW'))
-    yield claim('language', f'{words}: AdamW on the embeddings helps mSGDW', study, ['L-DNT hybrid'],
-                ['L-DNT mSGDW'])
-    yield claim('language', f'{words}: AdamW is ahead on the rarer tokens, tenths 7 to 10', study,
-                ['L-DNT AdamW'], ['L-DNT mSGDW'], metric=(7, 10))
-    yield claim('language', f'{words}: the row norm helps mSGDW on the rarest tenth', study,
-                ['L-DNT mSGDW + row norm'], ['L-DNT mSGDW'], metric=(10, 10))
+    yield claim(page, f'{words}: AdamW on the embeddings helps mSGDW', study, ['L-DNT hybrid'], plain)
+    yield claim(page, f'{words}: AdamW is ahead on the rarer tokens, tenths 7 to 10', study, adamw, plain,
+                metric=tenths(7, 10))
+    yield claim(page, f'{words}: the row norm helps mSGDW on the rarest tenth', study, rownorm, plain,
+                metric=tenths(10, 10))
 
+    page = 'ablation'
     for name, network in LADDER.items():
-        yield matches('ablation', f'{name}: mSGDW matches AdamW', 'parts', network, ROWNORM)
+        yield matches(page, f'{name}: mSGDW matches AdamW', 'parts', network, ROWNORM)
     for other, name in ('S1', 'S5'), ('S1', 'S2'), ('S2', 'S3'), ('S3', 'S4'), ('S4', 'S5'):
-        yield smaller('ablation', f'the gap is smaller in {name} than in {other}', 'parts', LADDER[name],
+        yield smaller(page, f'the gap is smaller in {name} than in {other}', 'parts', LADDER[name],
                       LADDER[other], ROWNORM)
-    for optimizer, (other, name) in product(ROWNORM, (('S1', 'S2'), ('S4', 'S5'), ('S2', 'S3'))):
-        words, kind = f'{name} is like {other} with {optimizer}', 'match'
-        if name == 'S3':
-            words, kind = f'InputNorm helps {optimizer} (S2 to S3)', 'less'
-        yield claim('ablation', words, 'parts', [f'{LADDER[name]} {optimizer}'],
-                    [f'{LADDER[other]} {optimizer}'], kind)
+    for name in ROWNORM:
+        yield claim(page, f'S2 is like S1 with {name}', 'parts', [f'S2 {name}'], [f'S1 {name}'], 'match')
+        yield claim(page, f'S5 is like S4 with {name}', 'parts', [f'L-DNT {name}'], [f'S4 {name}'], 'match')
+        yield claim(page, f'InputNorm helps {name} (S2 to S3)', 'parts', [f'S3 {name}'], [f'S2 {name}'])
 
-    configs = {'V-DNT': ('vdnt_cifar10', 'vdnt_cifar10_adamw'), 'ViT': ('vit_cifar10_sgdw', 'vit_cifar10')}
-    for network, (ours, theirs) in configs.items():
-        yield claim('images', f'CIFAR-10: mSGDW matches AdamW on {network}', 'cifar10', [ours], [theirs],
-                    'match', 'test_loss')
-    for optimizer, ours, theirs in zip(PLAIN, configs['V-DNT'], configs['ViT']):
-        yield claim('images', f'CIFAR-10: V-DNT beats ViT, both with {optimizer}', 'cifar10', [ours],
-                    [theirs], metric='test_loss')
+    page, loss = 'images', itemgetter('test_loss')
+    dnt, dnt_adamw, vit, vit_adamw = 'vdnt_cifar10', 'vdnt_cifar10_adamw', 'vit_cifar10_sgdw', 'vit_cifar10'
+    for words, kind, ours, theirs in (('mSGDW matches AdamW on V-DNT', 'match', dnt, dnt_adamw),
+                                      ('mSGDW matches AdamW on ViT', 'match', vit, vit_adamw),
+                                      ('V-DNT beats ViT, both with mSGDW', 'less', dnt, vit),
+                                      ('V-DNT beats ViT, both with AdamW', 'less', dnt_adamw, vit_adamw)):
+        yield claim(page, f'CIFAR-10: {words}', 'cifar10', [ours], [theirs], kind, loss)
     for other in ('S1', 'S2', 'S4', 'S5'):
-        yield claim('images', f'CIFAR-10: S3 is better than {other} with mSGDW', 'cifar10_settings',
+        yield claim(page, f'CIFAR-10: S3 is better than {other} with mSGDW', 'cifar10_settings',
                     ['S3 mSGDW'], [f'{other} mSGDW'])
-
 
 if __name__ == '__main__':
     print(__doc__.strip())

@@ -6,12 +6,11 @@ How fast, and how near to what this machine can do: nanoGPT, optimizer, training
     python -m experiments.bench --nanogpt=path/to/nanoGPT         GPT-2 beside a checkout of nanoGPT, too
     python -m experiments.bench --only=loader --images=FOLDER     how many cores read pictures for 8 GPUs
 
-What is compared takes turns after a turn to warm up, so that the noise of a machine hits all alike: in one
-process, but for nanoGPT, which is a process of its own. Times are medians over the turns, 'from' the fastest
-'to' the slowest; a ratio is the median of each turn's ratio, and the last table has them all. MPS: not run.
+The things that are compared take turns, after a turn to warm up, so that the noise of a machine hits all of
+them. Times are medians over the turns, 'from' the fastest 'to' the slowest; a ratio is the median of each
+turn's ratio, and the last table has them all.
 """
 
-import contextlib
 import datetime
 import io
 import json
@@ -23,12 +22,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from functools import partial
 
 import numpy as np
 import torch
 
 from configurator import configure
+from experiments.costs import count
+from experiments.evidence import print_rows
 from model import GPT, SETTINGS, GPTConfig
 from sgdw import SGDW
 from support.checks import check_choice, check_range
@@ -64,10 +66,10 @@ if block_size > longest:
     fail(f'block_size={block_size} is more than the {longest} positions of size={size}.')
 if not set(only.split(',')) <= set(sections):
     fail(f'--only={only} has an unknown section. Use some of {",".join(sections)}.')
-if nanogpt and not os.path.exists(os.path.join(nanogpt, 'model.py')):
+if nanogpt and not os.path.exists(f'{nanogpt}/model.py'):
     fail(f'--nanogpt={nanogpt} has no model.py. Give the path of a checkout of nanoGPT.')
 
-with contextlib.redirect_stdout(io.StringIO()):  # a word on training without compile
+with redirect_stdout(io.StringIO()):  # a word on training without compile
     env = start(device, dtype, compile, SEED, deterministic=False)
 gpu = env.device_type == 'cuda'
 dtypes = ['float32', 'bfloat16'] if dtype == 'auto' and env.dtype == 'bfloat16' else [env.dtype]
@@ -78,7 +80,6 @@ B, T = micro_batch_size or (16 if gpu else 2), block_size or min(longest, 1024 i
 
 ratios = []
 
-
 def clock(run):
     """Seconds that run() takes."""
     begin = time.perf_counter()
@@ -86,7 +87,6 @@ def clock(run):
     if env.device_type != 'cpu':
         getattr(torch, env.device_type).synchronize()
     return time.perf_counter() - begin
-
 
 def take_turns(arms, turns=repeats):
     """Seconds of every turn: {name: function} gives {name: list}."""
@@ -98,12 +98,10 @@ def take_turns(arms, turns=repeats):
             seconds[name].append(clock(run))
     return seconds
 
-
 def times(name, seconds):
     """The first columns of a table, in milliseconds."""
     ms = [1e3 * s for s in seconds[name]]
     return {'what': name, 'ms': statistics.median(ms), 'from': min(ms), 'to': max(ms)}
-
 
 def compare(seconds, a, b, target=None):
     """Keep a's time in units of b's for the last table. target: what it is meant to be at most."""
@@ -111,36 +109,24 @@ def compare(seconds, a, b, target=None):
     ratios.append({'time of': a, 'in units of': b, 'ratio': statistics.median(r),
                    'from': min(r), 'to': max(r), 'aim at most': target or ''})
 
-
 def table(title, rows):
     """Print rows, dicts of the same keys."""
-    print(f'\n{title}\n\n| ' + ' | '.join(rows[0]) + ' |\n|' + '---|' * len(rows[0]))
-    for row in rows:
-        cells = []
-        for value in row.values():
-            if isinstance(value, float):
-                value = f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
-            cells.append(str(value))
-        print('| ' + ' | '.join(cells) + ' |', flush=True)
-
+    def said(value):
+        if isinstance(value, float):
+            return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
+        return value
+    print_rows(title, list(rows[0]), [map(said, row.values()) for row in rows])
 
 def make_gpt(size, setting, norm, on=env.device):
     with torch.device(on):
         return GPT(GPTConfig(**SETTINGS[setting], **SIZES[size], norm=norm))
 
-
-def count(model):
-    return sum(p.numel() for p in model.parameters())
-
-
 def sgdw(model, foreach=None):
     return SGDW(param_groups(model, 1e-4), lr=1e-3, momentum=0.9, foreach=foreach)
-
 
 def adamw(model, fused=True):
     return torch.optim.AdamW(param_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=fused,
                              foreach=not fused)
-
 
 def update(opt, dtype, model, X, Y):
     """What train_gpt.py does for an update of one micro batch."""
@@ -165,14 +151,13 @@ def optimizer():
         p.grad = 1e-3 * torch.randn_like(p)
     a, b = torch.ones(2, n, device=env.device)
     fused_sgd = torch.optim.SGD(param_groups(model, 1e-4), lr=1e-3, momentum=0.9, fused=True)
-    # each with its reads and writes per weight. in one pass p, g, m (and v) are read, p, m (and v) written;
-    # loop and foreach do m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW foreach: eight
-    # times 2 to 4
-    arms = {'copy': (partial(a.copy_, b), 2), 'SGDW loop': (sgdw(model, foreach=False).step, 10),
-            'SGDW foreach': (sgdw(model).step, 10), 'torch SGD fused': (fused_sgd.step, 5),
-            'AdamW foreach': (adamw(model, fused=False).step, 20), 'AdamW fused': (adamw(model).step, 7)}
-    seconds, rows = take_turns({name: run for name, (run, _) in arms.items()}, 6 * repeats), []  # short ones
-    for name, (_, accesses) in arms.items():
+    arms = {'copy': partial(a.copy_, b), 'SGDW loop': sgdw(model, foreach=False).step,
+            'SGDW foreach': sgdw(model).step, 'torch SGD fused': fused_sgd.step,
+            'AdamW foreach': adamw(model, fused=False).step, 'AdamW fused': adamw(model).step}
+    seconds, rows = take_turns(arms, 6 * repeats), []  # short ones
+    # reads and writes per weight: in one pass p, g, m (and v) are read, p, m (and v) written; loop and
+    # foreach do m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW foreach: eight times 2 to 4
+    for name, accesses in zip(arms, (2, 10, 10, 5, 20, 7)):
         row = times(name, seconds)
         speed = 4 * accesses * n / row['ms'] / 1e6
         rows.append({**row, 'accesses': accesses, 'GB/s': speed,
@@ -181,7 +166,6 @@ def optimizer():
           'tensors come from the cache, and a copy on a CPU reads what it overwrites, too', rows)
     compare(seconds, 'SGDW foreach', 'AdamW fused')
     compare(seconds, 'SGDW foreach', 'AdamW foreach')
-
 
 def step():
     X, Y = torch.randint(vocab, (2, B, T), device=env.device)
@@ -215,16 +199,15 @@ def step():
             for base in ('S1 rms', 'GPT-2'):
                 compare(seconds, f'L-DNT, {d}{way}', f'{base}, {d}{way}', 1.03 if way else 1.12)
 
-
 def loader():
     """Pictures per second of one core, by process time; the limit is plain Pillow."""
-    if not os.path.exists(os.path.join(images, 'train_offsets.npy')):
+    if not os.path.exists(f'{images}/train_offsets.npy'):
         return print(f'\nNot measured: the loader (--images={images} holds no JPEGs of prepare_imagenet.py)')
     from PIL import Image  # the other sections need no pictures
 
     from support.augment import BICUBIC, to_tensor, train_view
-    offsets = np.load(os.path.join(images, 'train_offsets.npy'))
-    with open(os.path.join(images, 'train_jpeg.bin'), 'rb') as f:
+    offsets = np.load(f'{images}/train_offsets.npy')
+    with open(f'{images}/train_jpeg.bin', 'rb') as f:
         jpegs = [f.read(end - begin) for begin, end in zip(offsets, offsets[1:101])]
     torch.set_num_threads(1)  # as in a worker process of a DataLoader
 
@@ -232,13 +215,10 @@ def loader():
         side = min(image.size)
         return image.crop((0, 0, side, side)).resize((224, 224), BICUBIC)
 
-    def plain(image, rng):
-        return to_tensor(train_view(image, rng, 224, magnitude=0))
-
-    def ours(image, rng):
-        return to_tensor(train_view(image, rng, 224))
-    ways = {'decode, crop, resize (the limit)': limit, 'our loader without RandAugment': plain,
-            'our loader with RandAugment': ours}
+    def ours(image, rng, **more):
+        return to_tensor(train_view(image, rng, 224, **more))
+    ways = {'decode, crop, resize (the limit)': limit,
+            'our loader without RandAugment': partial(ours, magnitude=0), 'our loader with RandAugment': ours}
     speeds = {name: [] for name in ways}
     for turn in range(repeats):
         for name, view in ways.items():
@@ -246,14 +226,12 @@ def loader():
             for i, jpeg in enumerate(jpegs):
                 view(Image.open(io.BytesIO(jpeg)).convert('RGB'), np.random.default_rng((turn, i)))
             speeds[name].append(len(jpegs) / max(1e-3, time.process_time() - begin))
-    rows = []
+    cores, rows = f'cores for 8 GPUs at {GPU_SPEED} pictures/s each', []
     for name, of_way in speeds.items():
         middle = statistics.median(of_way)
         rows.append({'what': name, 'pictures per second and core': middle, 'from': min(of_way),
-                     'to': max(of_way), f'cores for 8 GPUs at {GPU_SPEED} pictures/s each':
-                         math.ceil(8 * GPU_SPEED / middle)})
+                     'to': max(of_way), cores: math.ceil(8 * GPU_SPEED / middle)})
     table(f'Loader: {len(jpegs)} pictures', rows)
-
 
 def peer():
     """

@@ -1,22 +1,15 @@
 """
-Compares optimizers by a protocol: first search the settings of every arm, then score the best with new seeds.
+Compares optimizers by a protocol: search the settings of every arm, then score the best with new seeds.
 
     python -m experiments.evidence --question=parts  run one question or study of experiments/arms.py; after a
                                                      kill, run it again to go on
     python -m experiments.evidence --device=cuda     all questions on a GPU, many runs at once (stack.py)
     python -m experiments.evidence --table=True      print every table of what has finished
 
-The protocol:
-
-- An arm is a network and an optimizer. Each arm is searched over learning rate, warmup and weight decay, and
-  over the rate of its embeddings where it has one. The search has the length of the scored runs.
-- The search tries the value below and the value above on every axis, on the mean of its seeds, and goes on
-  from the best of all that was tried. It ends where the best has no untried neighbour, or after POINTS
-  settings. A search of stages RACE gives more seeds to the settings that are near the best (Arm.search).
-- The best setting is scored with seeds that the search never used, when all arms have been searched.
-- Differences are taken between runs of the same seed. Their 95 % interval is that of the t distribution. Two
-  arms match if it lies within ±LEVEL.
-- The decay of embeddings that have their own rate is not searched: it is EMBED_DECAY for all arms.
+results/protocol.md has the rules. The search (Arm.search) returns the best of all that was tried and ends
+where that has no untried neighbour. It is scored with seeds that the search never used, when all arms have
+been searched. Differences are taken between runs of the same seed, with the 95 % interval of the t
+distribution; two arms match if it lies within ±LEVEL.
 
 One line for each finished run goes to results/evidence.jsonl, or to results/STUDY.jsonl of a study without a
 search. To stop, kill the whole process group.
@@ -57,14 +50,13 @@ BOUND = {2: 0.02, 4: 0.01}  # nats: how far above the best a mean over so many s
 POINTS = 48  # settings of a search
 LARGEST = 256  # runs of a stack
 BY_FREQUENCY = 'stdlib_4096'  # runs on this data set note the loss by frequency of the token, in a stack
+SETTING = ('rate', 'embedding rate', 'warmup', 'decay')  # the axes in a table
 LEVEL = 0.015  # nats: two arms match where the interval of their difference lies within this
 # the config of L-DNT has a row norm. A run has it only where it says so
 PLAIN = {'embed_optimizer': 'auto', 'embed_lr': 0.0, 'embed_weight_decay': -1.0}
 
-
 def key(run):
     return ' '.join(f'{k}={v}' for k, v in run.items())
-
 
 def read(path):
     """Finished runs by their key; what diverged has the loss inf."""
@@ -76,7 +68,6 @@ def read(path):
 
 # -----------------------------------------------------------------------------
 # search and score
-
 
 class Arm:
     """A network and an optimizer at a point: a data set, a width, a length and what else is fixed."""
@@ -113,22 +104,26 @@ class Arm:
         if any(value not in values for value, values in zip(wanted, self.values)):
             return None
         setting = tuple(values.index(value) for value, values in zip(wanted, self.values))
-        same = self.run(setting).items() == {k: v for k, v in run.items() if k != 'seed'}.items()
-        return setting if same else None
+        return setting if {**self.run(setting), 'seed': run['seed']} == run else None
 
     def tried(self, done):
         """{setting: {seed: loss}} of all that the log holds for this arm, for the stages that have ended."""
         found, tried = {}, {}
         for row in done.values():
-            seed = row['run']['seed']
-            if row['run']['variant'] == self.name and seed in SEARCH_SEEDS:
-                found.setdefault(self.place(row['run']), {})[seed] = row['val_loss']
-        for setting in found.keys() - {None}:
+            run = row['run']
+            if run['variant'] == self.name and run['seed'] in SEARCH_SEEDS:
+                found.setdefault(self.place(run), {})[run['seed']] = row['val_loss']
+        found.pop(None, None)  # runs of another arm of this name
+        for setting, losses in found.items():
             for n in self.stages:
                 seeds = SEARCH_SEEDS[:n]
-                if found[setting].keys() >= set(seeds):
-                    tried[setting] = {seed: found[setting][seed] for seed in seeds}
+                if losses.keys() >= set(seeds):
+                    tried[setting] = {seed: losses[seed] for seed in seeds}
         return tried
+
+    def words(self, setting):
+        """What a table says of a setting: the value on each axis."""
+        return [f'{values[i]:g}' for values, i in zip(self.values, setting)]
 
     def beside(self, setting):
         """The neighbours of a setting: one step down and one up on each axis."""
@@ -146,11 +141,11 @@ class Arm:
 
     def search(self, done):
         """
-        (the runs that are needed next, the best setting so far or None, what tried() says). It is a race.
-        A setting goes on to its next seeds while its mean is at most BOUND[its seeds] above that of the best,
+        (the runs that are needed next, the best setting so far or None, what tried() says). It is a race: a
+        setting goes on to its next seeds while its mean is at most BOUND[its seeds] above that of the best,
         which is the lowest mean among those with the most seeds. When none goes on, the untried neighbours
-        of the best are next, until it has none or POINTS settings were tried. The search depends on the
-        losses of all that was tried, not on the order in which runs end.
+        of the best are next, until it has none or POINTS settings were tried. The order in which runs end
+        does not matter.
         """
         tried = self.tried(done)
         if not tried:
@@ -177,7 +172,6 @@ class Arm:
             return {}
         return {run['seed']: done[key(run)] for run in self.scoring(best) if key(run) in done}
 
-
 def needed(of_question, done):
     """
     The runs that the arms of a question need next: first those of all searches, in turns; when all have
@@ -190,16 +184,13 @@ def needed(of_question, done):
     in_turns = [run for runs in zip_longest(*of_arm) for run in runs if run]
     return [run for run in in_turns if key(run) not in done]
 
+def arms_of(question):
+    return [Arm(**said) for said in question()]
 
-def arms_of(name):
-    return [Arm(**said) for said in arms.QUESTIONS[name]()]
-
-
-QUESTIONS = {name: partial(arms_of, name) for name in arms.QUESTIONS}
+QUESTIONS = {name: partial(arms_of, question) for name, question in arms.QUESTIONS.items()}
 
 # -----------------------------------------------------------------------------
 # run
-
 
 def note(path, row, done):
     """Write a finished run down, with the time."""
@@ -208,7 +199,6 @@ def note(path, row, done):
         f.write(json.dumps(row) + '\n')
     done[key(row['run'])] = {'val_loss': math.inf, **row}  # as read() has it
     print(f'{row["date"]} {row.get("val_loss", row["ended"])} {key(row["run"])}', flush=True)
-
 
 def train(run, study):
     """One run from where it stands to its end, by a train script; returns its line for the results."""
@@ -225,8 +215,8 @@ def train(run, study):
     if code and not diverged:
         fail(f'{out_dir} ended with exit code {code}. See {out_dir}.txt.')
     rows = []
-    if os.path.exists(os.path.join(out_dir, 'log.jsonl')):
-        with open(os.path.join(out_dir, 'log.jsonl'), encoding='utf-8') as f:
+    if os.path.exists(f'{out_dir}/log.jsonl'):
+        with open(f'{out_dir}/log.jsonl', encoding='utf-8') as f:
             rows = [json.loads(line) for line in f]
     row = {'run': run, 'iter': rows[-1]['iter'] if rows else 0}
     row['ended'] = 'diverged' if diverged else 'finished'
@@ -244,14 +234,13 @@ def train(run, study):
             row['test_loss'], row['test_top1'] = map(float, found)
     return row
 
-
 def run_study(study, runs, done, one=train):
     """
     Run what runs(done) yields until all of it is done, a line each to results/STUDY.jsonl. Whenever a run
     ends, start the first one that is needed and not yet under way: what runs yields may depend on done.
     """
     path, under_way = f'results/{study}.jsonl', {}
-    os.makedirs(os.path.join('out', study), exist_ok=True)
+    os.makedirs(f'out/{study}', exist_ok=True)
     os.makedirs('results', exist_ok=True)
     with futures.ThreadPoolExecutor(processes) as pool:
         while True:
@@ -266,7 +255,6 @@ def run_study(study, runs, done, one=train):
                 del under_way[future]
                 note(path, future.result(), done)
 
-
 def parts_by_frequency(dataset, vocab_size, bins=10):
     """
     Which part each token id belongs to. The vocabulary is sorted by frequency, the most frequent first, and
@@ -279,7 +267,6 @@ def parts_by_frequency(dataset, vocab_size, bins=10):
     part = np.empty(len(counts), int)
     part[order] = np.minimum(bins - 1, bins * (np.cumsum(counts[order]) - counts[order]) // counts.sum())
     return part
-
 
 def run_stacks(of_question, done):
     """All runs on text in one process: what all arms need next is trained together, shape by shape."""
@@ -306,7 +293,6 @@ def run_stacks(of_question, done):
 # -----------------------------------------------------------------------------
 # statistics
 
-
 def p_value(t, freedom):
     """How probable a t at least so far from 0 is: two-sided, by Simpson's rule over the density."""
     x = np.linspace(0, math.atan(abs(t) / math.sqrt(freedom)), 2001)  # t = sqrt(freedom) tan x
@@ -314,7 +300,6 @@ def p_value(t, freedom):
     area = (weights * np.cos(x) ** (freedom - 1)).sum() * x[1]
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
     return max(0.0, 1 - 2 * scale * area)
-
 
 @cache
 def t95(freedom):
@@ -328,14 +313,12 @@ def t95(freedom):
             high = middle
     return low
 
-
 def interval(values):
     """(mean, half of its 95 % interval); inf for a single value, or where a run diverged."""
     mean, freedom = statistics.fmean(values), len(values) - 1
     if not freedom or math.inf in values:
         return mean, math.inf
     return mean, t95(freedom) * statistics.stdev(values) / math.sqrt(len(values))
-
 
 def verdict(mean, half):
     """
@@ -350,15 +333,6 @@ def verdict(mean, half):
         return 'better'
     return 'fails' if mean - half > LEVEL else 'worse'
 
-
-def mean_spread(values, digits='.4f'):
-    """'mean ± standard deviation' of what several seeds gave; 'diverged' where one of them did."""
-    if not values or max(values) == math.inf:
-        return 'diverged' if values else ''
-    spread = f' ± {statistics.stdev(values):{digits.lstrip("+")}}' if len(values) > 1 else ''
-    return f'{statistics.fmean(values):{digits}}{spread}'
-
-
 def holm(ps):
     """The p values of several claims, corrected by Holm for their number."""
     corrected, last = [1.0] * len(ps), 0.0
@@ -366,7 +340,6 @@ def holm(ps):
         last = max(last, min(1.0, (len(ps) - rank) * ps[i]))
         corrected[i] = last
     return corrected
-
 
 def losses_of(claim, logs):
     """
@@ -385,19 +358,14 @@ def losses_of(claim, logs):
             name = run.get('variant', run['config'])
             if name in names and key(run) in logs[study]:
                 rows[name][run['seed']] = logs[study][key(run)]
-    if isinstance(claim['metric'], str):
-        return {name: {seed: row[claim['metric']] for seed, row in of.items()} for name, of in rows.items()}
-    first, last = claim['metric']
-    return {name: {seed: statistics.fmean(row['by_frequency'][first - 1:last]) for seed, row in of.items()}
-            for name, of in rows.items()}
-
+    return {name: {seed: claim['metric'](row) for seed, row in of.items()} for name, of in rows.items()}
 
 def judged(logs):
     """
     The claims of all pages: each with its seeds and its verdict, and from two seeds on with mean, half (of
     the 95 % interval) and p (of a difference from 0, corrected by Holm over the claims of its page).
     """
-    found = []
+    found, pages = [], {}
     for claim in arms.claims():
         losses = losses_of(claim, logs)
         seeds = sorted(set.intersection(*map(set, losses.values())))
@@ -412,77 +380,65 @@ def judged(logs):
                 said['verdict'] = 'holds'
             elif claim['kind'] == 'less' and abs(mean) <= half:
                 said['verdict'] = 'open'
+            pages.setdefault(claim['page'], []).append(said)
         found.append(said)
-    for page in {claim['page'] for claim in found}:
-        of_page = [claim for claim in found if claim['page'] == page and 'p' in claim]
-        for claim, p in zip(of_page, holm([claim['p'] for claim in of_page])):
-            claim['p'] = p
+    for of_page in pages.values():
+        for said, p in zip(of_page, holm([said['p'] for said in of_page])):
+            said['p'] = p
     return found
 
 # -----------------------------------------------------------------------------
 # tables
 
-
 def print_table(head, rows):
     """A table of Markdown, for all studies."""
-    print('| ' + ' | '.join(head) + ' |')
-    print('|---' * len(head) + '|')
+    print('| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|')
     for row in rows:
         print('| ' + ' | '.join(map(str, row)) + ' |')
-
 
 def print_rows(title, head, rows):
     if rows:
         print(f'\n{title}\n')
         print_table(head, rows)
 
-
 def print_claims(logs):
-    found = judged(logs)
-    for page in dict.fromkeys(claim['page'] for claim in found):
-        rows = []
-        for claim in found:
-            if claim['page'] == page and 'p' in claim:
-                margin = f'{abs(claim["mean"]) + claim["half"]:.3f}' if claim['kind'] == 'match' else ''
-                p = '< 0.001' if claim['p'] < 0.001 else f'{claim["p"]:.3f}'
-                rows.append([claim['words'], claim['verdict'], claim['seeds'],
-                             f'{claim["mean"]:+.3f} ± {claim["half"]:.3f}', margin, p])
-        print_rows(f'claims of results/{page}.md', ['claim', 'verdict', 'seeds', 'difference',
-                                                    'smallest margin', 'p, Holm'], rows)
-
+    rows = {}
+    for claim in judged(logs):
+        if 'p' in claim:
+            mean, half = claim['mean'], claim['half']
+            margin = f'{abs(mean) + half:.3f}' if claim['kind'] == 'match' else ''
+            p = '< 0.001' if claim['p'] < 0.001 else f'{claim["p"]:.3f}'
+            rows.setdefault(claim['page'], []).append([
+                claim['words'], claim['verdict'], claim['seeds'], f'{mean:+.3f} ± {half:.3f}', margin, p])
+    for page, of_page in rows.items():
+        print_rows(f'claims of results/{page}.md',
+                   ['claim', 'verdict', 'seeds', 'difference', 'smallest margin', 'p, Holm'], of_page)
 
 def print_question(name, done):
-    rows = []
-    for arm in QUESTIONS[name]():
+    """The best setting of each arm and its score. Before the first score, its search has a table."""
+    of_question, rows = QUESTIONS[name](), []
+    if not all(arm.tried(done) for arm in of_question) or not any(arm.scored(done) for arm in of_question):
+        return
+    for arm in of_question:
         _, best, tried = arm.search(done)
-        if not best:
-            return  # not every arm has begun
         losses = [row['val_loss'] for row in arm.scored(done).values()]
-        state = f'{len(losses)} of {len(arm.seeds)}'
+        state, said = f'{len(losses)} of {len(arm.seeds)}', ''
         if len(losses) == len(arm.seeds):
-            state = len(losses)
+            state, said = len(losses), '{:.4f} ± {:.4f}'.format(*interval(losses))
         elif not losses:
             state = 'searching' if arm.stages == arms.RACE else 'to be scored again'
-        said = '{:.4f} ± {:.4f}'.format(*interval(losses)) if len(losses) == len(arm.seeds) else ''
-        rows.append([arm.name, *(f'{values[i]:g}' for values, i in zip(arm.values, best)), len(tried),
-                     sum(to not in tried for to in arm.beside(best)), state, said])
-    if not any(arm.scored(done) for arm in QUESTIONS[name]()):
-        return  # its search has a table of its own
+        untried = sum(to not in tried for to in arm.beside(best))
+        rows.append([arm.name, *arm.words(best), len(tried), untried, state, said])
     print_rows(f'{name}: {" ".join(arms.QUESTIONS[name].__doc__.split())}',
-               ['arm', 'rate', 'embedding rate', 'warmup', 'decay', 'tried', 'untried', 'seeds',
-                'val_loss, 95 % interval'], rows)
-
+               ['arm', *SETTING, 'tried', 'untried', 'seeds', 'val_loss, 95 % interval'], rows)
 
 def print_search(name, done):
     """Every setting that was tried, the best first: its seeds and their mean."""
     for arm in QUESTIONS[name]():
-        tried, rows = arm.tried(done), []
-        for to in sorted(tried, key=lambda to: (-len(tried[to]), statistics.fmean(tried[to].values()))):
-            rows.append([*(f'{values[i]:g}' for values, i in zip(arm.values, to)), len(tried[to]),
-                         f'{statistics.fmean(tried[to].values()):.4f}'])
-        print_rows(f'the search of {arm.name}',
-                   ['rate', 'embedding rate', 'warmup', 'decay', 'seeds', 'mean loss'], rows)
-
+        of_setting = {to: (len(of), statistics.fmean(of.values())) for to, of in arm.tried(done).items()}
+        rows = [[*arm.words(to), n, f'{mean:.4f}'] for to, (n, mean)
+                in sorted(of_setting.items(), key=lambda item: (-item[1][0], item[1][1]))]
+        print_rows(f'the search of {arm.name}', [*SETTING, 'seeds', 'mean loss'], rows)
 
 def print_rates(done):
     """What a rate beside the best one costs, all else as in the best, on the search seeds 101 and 102."""
@@ -490,48 +446,51 @@ def print_rates(done):
     for arm in QUESTIONS['headline']():
         _, best, tried = arm.search(done)
         mean = {to: statistics.fmean(losses.values()) for to, losses in tried.items()}
-        beside = [(best[0] + step, *best[1:]) for step in (-1, 1)]
-        rows.append([arm.name, f'{arm.values[0][best[0]]:g}', f'{mean[best]:.4f}',
-                     *(f'{mean[to] - mean[best]:+.4f}' if to in mean else '' for to in beside)])
+        row = [arm.name, arm.words(best)[0], f'{mean[best]:.4f}']
+        for to in ((best[0] - 1, *best[1:]), (best[0] + 1, *best[1:])):
+            row.append(f'{mean[to] - mean[best]:+.4f}' if to in mean else '')
+        rows.append(row)
     print_rows('headline: the rate alone', ['arm', 'best rate', 'search mean', 'half', 'twice'], rows)
-
 
 def print_seeds(study):
     """Mean and standard deviation of each arm of a study over its seeds."""
-    of_arm, done = {}, read(f'results/{study}.jsonl')
+    of_arm, rows, done = {}, [], read(f'results/{study}.jsonl')
+    metrics = ['test_loss', 'test_top1'] if study == 'cifar10' else ['val_loss', 'top1']
     for run in STUDIES[study]():
         if key(run) in done:
             of_arm.setdefault(run.get('variant', run['config']), []).append(done[key(run)])
-    rows, metrics = [], ['val_loss', 'top1']
-    if study == 'cifar10':
-        metrics = ['test_loss', 'test_top1']
     for name, of in of_arm.items():
-        rows.append([name, f'{of[0]["run"]["learning_rate"]:g}', len(of),
-                     *(mean_spread([row[m] for row in of]) for m in metrics)])
+        row = [name, f'{of[0]["run"]["learning_rate"]:g}', len(of)]
+        for metric in metrics:
+            values = [found[metric] for found in of]
+            spread = f' ± {statistics.stdev(values):.4f}' if len(of) > 1 else ''
+            row.append(f'{statistics.fmean(values):.4f}{spread}')
+        rows.append(row)
     print_rows(study, ['arm', 'rate', 'seeds', *metrics], rows)
-
 
 def print_variants(study):
     """Variant against learning rate: top-1 in percent, the best in bold; the share of units AGC clipped."""
-    results = read(f'results/{study}.jsonl').values()
-    results = {(row['run']['variant'], row['run']['learning_rate']): row for row in results}
-    lrs, rows, diverged = sorted({lr for _, lr in results}), [], []
-    for variant in dict.fromkeys(variant for variant, _ in results):
-        of = [results.get((variant, lr), {}) for lr in lrs]
-        if all(row.get('ended') == 'diverged' for row in of):
+    of_variant, rows, diverged = {}, [], []
+    for row in read(f'results/{study}.jsonl').values():
+        of_variant.setdefault(row['run']['variant'], {})[row['run']['learning_rate']] = row
+    lrs = sorted({lr for of in of_variant.values() for lr in of})
+    for variant, of in of_variant.items():
+        if all(row['ended'] == 'diverged' for row in of.values()):
             diverged.append(variant)
             continue
-        best = max(row.get('top1', 0) for row in of)
-        cells = [f'{100 * row["top1"]:.1f}' if 'top1' in row else row.get('ended', '') for row in of]
-        rows.append([variant, *(f'**{cell}**' if row.get('top1') == best else cell
-                                for row, cell in zip(of, cells))])
-        if any('agc_share' in row for row in of):
-            shares = [f'{row["agc_share"]:.2f}' if 'agc_share' in row else '' for row in of]
-            rows.append(['*share of units that it clipped*', *shares])
+        best = max(row.get('top1', 0) for row in of.values())
+        cells, shares = [variant], ['*share of units that it clipped*']
+        for lr in lrs:
+            row = of.get(lr, {})
+            cell = f'{100 * row["top1"]:.1f}' if 'top1' in row else row.get('ended', '')
+            cells.append(f'**{cell}**' if row.get('top1') == best else cell)
+            shares.append(f'{row["agc_share"]:.2f}' if 'agc_share' in row else '')
+        rows.append(cells)
+        if any(shares[1:]):
+            rows.append(shares)
     print_rows(study, ['top-1 (%) at learning rate', *(f'{lr:g}' for lr in lrs)], rows)
     if diverged:
         print('\nDiverged at every rate: ' + ', '.join(diverged) + '.')
-
 
 def print_tables(names):
     done = read(RESULTS)
@@ -548,19 +507,17 @@ def print_tables(names):
         print_rates(done)
         print_claims({'evidence': done, **{study: read(f'results/{study}.jsonl') for study in STUDIES}})
 
-
 def run_all(names):
     torch.set_num_threads(threads)
-    on_text = [arms_of(name) for name in names if name in QUESTIONS and (name == 'why' or device != 'cpu')]
-    for of_question in on_text:
-        run_stacks(of_question, read(RESULTS))
-    by_script = [arms_of(name) for name in names if name in QUESTIONS]
-    run_study('evidence', lambda done: chain.from_iterable(needed(of, done) for of in by_script),
+    questions = [QUESTIONS[name]() for name in names if name in QUESTIONS]
+    for name in names:
+        if name == 'why' or (name in QUESTIONS and device != 'cpu'):
+            run_stacks(QUESTIONS[name](), read(RESULTS))
+    run_study('evidence', lambda done: chain.from_iterable(needed(of, done) for of in questions),
               read(RESULTS))
     for name in names:
         if name in STUDIES:
             run_study(name, lambda done: STUDIES[name](), read(f'results/{name}.jsonl'))
-
 
 if __name__ == '__main__':
     configure(globals())

@@ -21,6 +21,7 @@ import math
 import os
 import statistics
 import sys
+from contextlib import suppress
 
 import matplotlib
 import numpy as np
@@ -47,7 +48,7 @@ OPTIMIZERS = {'sgdw': 'mSGDW', 'adamw': 'AdamW', 'sgd': 'SGD', 'muon': 'Muon'}
 ALIKE = {'#0072B2': ('GPT-2', 'ViT', 'S1', 'Pre-LN'), '#D55E00': ('L-DNT', 'V-DNT', 'S5'),
          '#56B4E9': ('S2', 'NoNorm + WS'), '#009E73': ('S3', 'NoNorm + WS + AGC'),
          '#E69F00': ('S4', 'NoNorm + init'), '#CC79A7': ('PostLN', 'Post-LN'), '#000000': ('NoNorm',),
-         '#7F4F24': ('NFNet', 'NoNorm + WS on FFN'), '#5D3A9B': ('NoNorm + init + WS',)}
+         '#7F4F24': ('NFNet', 'NoNorm + WS on FFN'), '#5D3A9B': ('NoNorm + init + WS',), '#888888': ('DyT',)}
 COLORS = {name: color for color, names in ALIKE.items() for name in names}
 LINES = {'mSGDW': ('-', 'o'), 'mSGDW + row norm': ((0, (9, 1)), 'D'), 'AdamW': ((0, (4, 1.5)), 's'),
          'AdamW + row norm': ((0, (2, 1)), 'v'), 'SGD': ('-', 'o'), 'hybrid': ((0, (4, 1, 1, 1)), '^'),
@@ -60,16 +61,14 @@ def read_rows(path, how):
     """The objects of a .jsonl file."""
     rows = []
     try:
-        lines = open(path, encoding='utf-8').read().splitlines()
+        with open(path, encoding='utf-8') as f:
+            lines = f.read().splitlines()
     except OSError as e:
         fail(f'Cannot read {path} ({e.strerror}). {how}')
     for line in lines:
-        try:
+        with suppress(ValueError):  # the last line of a run that goes on, or a line that a kill cut short
             rows.append(json.loads(line))
-        except ValueError:  # the last line of a run that goes on, or a line that a kill cut short
-            continue
     return rows or fail(f'{path} is empty. {how}')
-
 
 def read_config(out_dir):
     try:
@@ -78,7 +77,6 @@ def read_config(out_dir):
     except (OSError, ValueError):
         fail(f'There is no run in {out_dir or "--runs="}: config.json cannot be read. Use --runs=out/a,out/b '
              'with the out_dirs of runs.')
-
 
 def name_run(config):
     """Network and optimizer, and the norms that differ from the setting."""
@@ -93,7 +91,6 @@ def name_run(config):
     flags = [f'{norm} {config[norm]}' for norm in NORMS if config.get(norm, 'auto') != 'auto']
     return ' '.join([network, *flags, optimizer])
 
-
 def styles(names):
     """Colour, line and marker for each name. Where two would look alike, the later gets another colour."""
     found, others = [], itertools.cycle(reversed(ALIKE))
@@ -106,7 +103,6 @@ def styles(names):
                 style = {**style, 'color': next(others)}
         found.append(style)
     return found
-
 
 def save(fig, name):
     """The picture without date and version, so that the same input gives the same bytes."""
@@ -131,12 +127,10 @@ def read_log(out_dir):
         fail(f'{out_dir}/log.jsonl has no rows with {key}. Use another --key, or wait for the first row.')
     return log
 
-
 def smooth(values):
     """Means over a twenty-fifth of the values around each: a training loss is that of a single batch."""
     half = max(2, len(values) // 50)
     return [statistics.fmean(values[max(0, i - half):i + half + 1]) for i in range(len(values))]
-
 
 def curves():
     """For each run a thin line, the training loss, and a thick one, the validation loss."""
@@ -164,7 +158,6 @@ def curves():
 
 NOT_SCORED = 'No arms are scored yet. Run python -m experiments.evidence --question={}.'
 
-
 def scored(name):
     """(network, optimizer, point, {seed: row}) of each arm of a question that was scored."""
     if name not in evidence.QUESTIONS:
@@ -172,7 +165,6 @@ def scored(name):
     done = read(evidence.RESULTS)
     arms = [(arm.network, arm.optimizer, arm.point, arm.scored(done)) for arm in evidence.QUESTIONS[name]()]
     return [arm for arm in arms if arm[-1]]
-
 
 def gaps(arms):
     """(network, optimizer, point, differences by seed, mean loss of AdamW) of each mSGDW with its AdamW."""
@@ -186,7 +178,6 @@ def gaps(arms):
             base = statistics.fmean(others[s]['val_loss'] for s in both)
             found.append((network, optimizer, point, differences, base))
     return found
-
 
 def draw_rows(ax, names, rows, form, words):
     """For each name a dot for each seed, and below them mean and 95 % interval; returns a table."""
@@ -203,7 +194,6 @@ def draw_rows(ax, names, rows, form, words):
     ax.set(yticks=range(len(names)), yticklabels=[name.replace(' + ', '\n+ ') for name in names],
            ylim=(len(names) - 0.2, -0.5), xlabel=words)
     return table
-
 
 def arms():
     """Left a row for each arm, right the gaps of mSGDW, seed by seed, and the margin."""
@@ -227,7 +217,6 @@ def arms():
     print_table(['arm, and gap', 'seeds', 'mean, 95 % interval'], table)
     return fig
 
-
 def forest():
     """Every claim of the pages: its difference, 95 % interval, and the margin within which two arms match."""
     studies = ('evidence', *evidence.STUDIES)
@@ -249,11 +238,9 @@ def forest():
     print_table(['claim', 'verdict', 'seeds'], [[c['words'], c['verdict'], c['seeds']] for c in claims])
     return fig
 
-
 # table 1 on text: weights, tokens, AdamW's and mSGDW's loss; one seed
 PAPER = {'GPT-2': ((124e6, 98e9, 2.867, 2.906), (774e6, 105e9, 2.492, 2.544), (1436e6, 105e9, 2.435, 2.472)),
          'L-DNT': ((124e6, 98e9, 2.863, 2.849), (774e6, 105e9, 2.481, 2.503), (1436e6, 105e9, 2.396, 2.408))}
-
 
 def gap():
     """The gap in percent of AdamW's loss, because tokens differ: bytes here, words and their parts there."""
@@ -267,23 +254,21 @@ def gap():
             if network in PAPER and 'max_iters' in point:  # text
                 width, vocabulary = point['n_embd'], int(point['dataset'].partition('_')[2] or 320)
                 weights = 12 * point.get('n_layer', 4) * width ** 2 + (vocabulary + 128) * width
-                tokens = 128 * point['max_iters'] * point.get('global_batch_size', 8)
                 percents = interval([100 * difference / base for difference in differences])
-                rows.append((f'{network} {optimizer}', weights, tokens, *percents))
+                rows.append((f'{network} {optimizer}', weights, 1024 * point['max_iters'], *percents))
     rows = list(dict.fromkeys(rows))  # two questions may share an arm
     fig, axes = plt.subplots(1, 2, figsize=(17, 7.5), sharey=True, layout='constrained')
     for name in dict.fromkeys(name for name, *_ in rows):
-        style, = styles([name])
-        style['linestyle'] = ''
+        style = {**styles([name])[0], 'linestyle': ''}
         if 'paper' in name:
             style |= {'marker': '*', 'markersize': 26}
         _, weights, tokens, means, halves = map(np.array, zip(*(row for row in rows if row[0] == name)))
         beside = 1.2 if 'row norm' in name else 1
-        for ax, x, words in zip(axes, (weights, tokens), ('weights', 'training tokens')):
+        for ax, x in zip(axes, (weights, tokens)):
             ax.errorbar(beside * x, means, halves, label=name, capsize=6, **style)
-            ax.set(xscale='log', xlabel=words)
-    for ax in axes:
+    for ax, words in zip(axes, ('weights', 'training tokens')):
         ax.axhline(0, color='0.5', linewidth=1.5, zorder=0)
+        ax.set(xscale='log', xlabel=words)
     axes[0].set_ylabel("mSGDW minus AdamW (% of AdamW's loss)")
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
     print_table(['arm', 'weights', 'tokens', 'gap (%)', '95 % interval, ±'],
@@ -291,14 +276,13 @@ def gap():
                  for name, n, tokens, mean, half in rows])
     return fig
 
-
 def frequency():
     """
     The loss of each arm minus that of AdamW on each tenth of the text, the tenth of the most frequent tokens
     first. One frequent token may fill several tenths.
     """
-    arms = {optimizer: {s: row['by_frequency'] for s, row in rows.items()} for _, optimizer, _, rows in
-            scored('why')}
+    arms = {optimizer: {s: row['by_frequency'] for s, row in rows.items()}
+            for _, optimizer, _, rows in scored('why')}
     if 'AdamW' not in arms:
         fail(NOT_SCORED.format('why'))
     base = arms.pop('AdamW')
@@ -322,7 +306,6 @@ def frequency():
     axes[0].set_ylabel('loss minus that of AdamW (nats per token)')
     print_table(['L-DNT', *(f'tenth {label}' for label in labels)], table)
     return fig
-
 
 def sweep():
     """Top-1 against the learning rate, a line for each variant. Below what diverged."""
@@ -357,13 +340,11 @@ STACK = (('embedding', None), ('InputNorm', 'input_norm'),
          ('branch', None), ('PreNorm', 'ffn_pre_norm'), ('FFN', None), ('MidNorm', 'mid_norm'),
          ('+', None), ('PostNorm', 'post_norm'), ('FinalNorm', 'final_norm'), ('head', None))
 
-
 def box(ax, x, low, high, word, width):
     color = NORM_COLORS.get(word, 'white')
     ax.add_patch(plt.Rectangle((x - width / 2, low), width, high - low, fc=color, ec='black', zorder=2))
     ax.text(x, high - 0.4, word, ha='center', va='center_baseline', zorder=3, fontsize=15,
             color='black' if word in ('QKNorm', 'PostNorm') or color == 'white' else 'white')
-
 
 def settings():
     """Each row of SETTINGS as a column, x going up through it; a norm that is off leaves its place empty."""

@@ -74,7 +74,7 @@ def draw(rows):
                                   if (row['setting'], row['iter']) == (name, when)]) for name in SETTINGS}
         for (name, xy), style in zip(points.items(), styles(SETTINGS)):
             ax.plot(*xy.T, **{**style, 'linestyle': ''}, label=name)
-            cells[name] += [f'{np.median(v):.1f} ({v.min():.1f} to {v.max():.1f})' for v in xy.T]
+            cells[name] += [f'{np.median(v):.1f} ({v.min():.1f}–{v.max():.1f})' for v in xy.T]
         ranks = np.concatenate([*points.values()]).argsort(0).argsort(0)
         ax.set(title=f'{when} updates, rank correlation {np.corrcoef(ranks.T)[0, 1]:+.2f}', xscale='log',
                xlabel='largest singular value / median', ylabel='99.9 % quantile of |g| / median')

@@ -3,8 +3,8 @@ nanoGPT's training step as it ships, for experiments.bench: in a process of its 
 
     python -m experiments.peer --path=PATH_OF_NANOGPT --shape='{"n_layer": 2}' --file=FILE
 
-Writes weights and one batch of random ids to FILE and prints the loss of that batch. Then it makes an update
-and prints 'done' for each line of its input: float32, bfloat16 or bfloat16 compiled.
+Writes weights and a batch of random ids to FILE and prints its loss. Then, for each line of its input
+(float32, bfloat16 or bfloat16 compiled), it makes an update and prints 'done'.
 """
 
 import importlib.util

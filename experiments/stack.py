@@ -23,7 +23,7 @@ from support.console import fail
 from support.optim import EMBEDDINGS
 from support.tokens import Tokens
 
-CPU = SimpleNamespace(device='cpu', device_type='cpu')  # where Tokens puts its windows
+CPU = SimpleNamespace(device='cpu', device_type='cpu', say=print)  # where data go
 # what the runs of one stack may differ in
 OWN = ('variant', 'seed', 'optimizer', 'embed_optimizer', 'momentum', 'beta2', 'learning_rate',
        'embed_lr', 'embed_weight_decay', 'warmup_iters', 'weight_decay')
@@ -31,7 +31,6 @@ OWN = ('variant', 'seed', 'optimizer', 'embed_optimizer', 'momentum', 'beta2', '
 SHAPE = ('config', 'setting', 'norm', 'n_layer', 'n_head', 'n_embd', 'block_size', 'dataset', 'max_iters',
          'min_lr', 'global_batch_size', 'grad_clip', 'eval_interval', 'dtype')
 KIND = ('optimizer', 'embed_optimizer', 'momentum', 'beta2')  # runs of a kind stand side by side in the stack
-
 
 def read_config(config):
     return runpy.run_path(f'config/{config}.py')
@@ -48,7 +47,6 @@ class Linear(nn.Module):
         y = torch.bmm(x.reshape(len(self.weight), -1, x.size(-1)), self.weight.transpose(1, 2))
         return y.view(*x.shape[:-1], -1)
 
-
 class Embedding(nn.Module):
     def __init__(self, weight):
         super().__init__()
@@ -60,7 +58,6 @@ class Embedding(nn.Module):
         rows = idx.reshape(E, -1) + V * torch.arange(E, device=idx.device)[:, None]
         return self.weight.reshape(E * V, C).index_select(0, rows.flatten()).view(*idx.shape, C)
 
-
 class Positions(nn.Module):
     def __init__(self, weight, tokens):
         super().__init__()
@@ -69,7 +66,6 @@ class Positions(nn.Module):
     def forward(self, pos):  # (T,)
         E, _, C = self.weight.shape
         return self.weight[:, None, :len(pos)].expand(E, self.tokens.B, -1, C).reshape(-1, len(pos), C)
-
 
 class Norm(nn.Module):
     def __init__(self, weight, norm):
@@ -80,7 +76,6 @@ class Norm(nn.Module):
     def forward(self, x):  # (E * B, T, C), or (E * B, T, H, D) of queries and keys
         y = self.normalize(x, x.shape[-1:], eps=self.eps)
         return (y.reshape(len(self.weight), -1, x.size(-1)) * self.weight[:, None]).view(x.shape)
-
 
 def stacked(model, weights):
     """The network with stacks as its layers. weights: {name: (E, *shape)}; there are no biases."""
@@ -102,7 +97,6 @@ def sgdw(w, g, m, v, lr, wd, mu, t, tensors):
     m.mul_(mu).add_(g)
     w.mul_(1 - lr * wd).sub_(lr * m)
 
-
 def rownorm(w, g, m, v, lr, wd, mu, t, tensors):
     m.mul_(mu).add_(g)
     w.mul_(1 - lr * wd)
@@ -111,14 +105,12 @@ def rownorm(w, g, m, v, lr, wd, mu, t, tensors):
         step = torch.vmap(normalize_rows)(m[:, a:a + n].unflatten(1, shape))
         w[:, a:a + n].sub_(lr * step.flatten(1))
 
-
 def adamw(w, g, m, v, lr, wd, mu, t, tensors, beta2, beta1=0.9):
     w.mul_(1 - lr * wd)
     m.lerp_(g, 1 - beta1)
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
     bias1, bias2 = ((1 - beta ** (t + 1).double()).float() for beta in (beta1, beta2))
     w.sub_(lr / bias1 * m / (v.sqrt() / bias2.sqrt() + 1e-8))
-
 
 def muon(w, g, m, v, lr, wd, mu, t, tensors):
     m.lerp_(g, 1 - mu)
@@ -136,14 +128,11 @@ def muon(w, g, m, v, lr, wd, mu, t, tensors):
         x = (x.mT if tall else x).float().flatten(1)
         w[:, a:a + n].sub_(0.2 * math.sqrt(max(shape)) * lr * x)
 
-
 RULES = {'sgdw': sgdw, 'rownorm': rownorm, 'adamw': adamw, 'muon': muon}
-
 
 def group(name):
     """Which columns hold a parameter: those of matrices, of embeddings, and of gains, which do not decay."""
     return 'embeddings' if name.split('.')[0] in EMBEDDINGS else 'gains' if 'norm' in name else 'matrices'
-
 
 def parts(runs, columns, device):
     """(rule, rows, columns, factor of the rate, decay, momentum, tensors) for each part of the stack."""
@@ -162,7 +151,6 @@ def parts(runs, columns, device):
             columns_of = [torch.tensor(x, device=device)[:, None] for x in (scale, decay)]
             step = partial(adamw, beta2=beta2) if rule == 'adamw' else RULES[rule]
             yield step, rows, slice(a, b), *columns_of, mu, tensors
-
 
 def schedule(config):
     """The rates of all updates: train_gpt.py's get_lr."""
@@ -276,7 +264,6 @@ def train_stack(runs, device, bins=None):
             seen = seen + of_bin.sum(0)
     results = zip((sums.sum(1) / seen.sum()).tolist(), (sums / seen.clamp(min=1)).tolist())
     return [result for _, result in sorted(zip(order, results))]
-
 
 if __name__ == '__main__':
     print(__doc__.strip(), '\n\nUse it with: python -m experiments.evidence --device=cuda')

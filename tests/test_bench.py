@@ -25,30 +25,26 @@ class GPT(model.GPT):
 def bench(monkeypatch, *args):
     """The globals that the script leaves behind."""
     monkeypatch.setattr(sys, 'argv', ['bench.py', *args])
-    precision = torch.get_float32_matmul_precision()
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     try:
         return runpy.run_path(str(ROOT / 'experiments' / 'bench.py'), run_name='__main__')
     finally:
         torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize('flag,words', [
-    ('--size=125M', 'size=125M'), ('--repeats=0', 'repeats=0'), ('--sizes=tiny', 'Did you mean size'),
     ('--only=steps', 'Use some of nanogpt,optimizer'), ('--nanogpt={tmp}', 'has no model.py'),
     ('--block_size=2048', 'the 1024 positions of size=124M')])
 def test_bench_refuses_what_it_cannot_do(monkeypatch, capsys, tmp_path, flag, words):
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit, match=words):
         bench(monkeypatch, flag.format(tmp=tmp_path))
-    assert words in str(end.value)
-    assert '\n' not in str(end.value)
     assert not capsys.readouterr().out
 
 
 def test_bench_counts_pictures_and_says_what_it_left_out(tmp_path, monkeypatch, capsys):
     write_images(tmp_path, 'jpeg', 40, train=3)
-    threads = torch.get_num_threads()
     made = bench(monkeypatch, '--only=loader,nanogpt', '--repeats=2', f'--images={tmp_path}', '--device=cpu')
-    torch.set_num_threads(threads)
     said = capsys.readouterr().out
     assert 'Not measured: nanoGPT' in said and torch.__version__ in said
     assert 'Loader: 3 pictures' in said and 'cores for 8 GPUs at 1100 pictures/s each' in said
@@ -57,14 +53,12 @@ def test_bench_counts_pictures_and_says_what_it_left_out(tmp_path, monkeypatch, 
     for speed, slowest, fastest, cores in rows:
         assert 0 < slowest <= speed <= fastest and cores >= 1
         assert 8800 / speed == pytest.approx(cores, abs=1.01 + 0.01 * cores)
-    bench(monkeypatch, '--only=loader', f'--images={tmp_path}/none', '--device=cpu')
-    assert 'Not measured: the loader' in capsys.readouterr().out
-
-    millions = {size: round(made['count'](made['make_gpt'](size, 'S5', 'rms', on='meta')) / 1e6, 1)
-                for size in made['SIZES']}
-    assert millions == {'124M': 124.4, '774M': 773.6, '1438M': 1438.0, 'tiny': 0.2}
+    sizes = {size: made['count'](made['make_gpt'](size, 'S5', 'rms', on='meta')) for size in made['SIZES']}
+    assert sizes == {'124M': 124_385_280, '774M': 773_634_048, '1438M': 1_438_024_704, 'tiny': 226_432}
     made['compare']({'a': [1.0, 4.0, 2.0], 'b': [2.0, 2.0, 2.0]}, 'a', 'b', 0.9)  # ratios 0.5, 2 and 1
     assert list(made['ratios'][0].values()) == ['a', 'b', 1.0, 0.5, 2.0, 0.9]
+    bench(monkeypatch, '--only=loader', f'--images={tmp_path}/none', '--device=cpu')
+    assert 'Not measured: the loader' in capsys.readouterr().out
 
 
 def tables_of(said):
@@ -83,12 +77,10 @@ def test_bench_prints_numbers_that_agree_with_each_other(tmp_path):
     tables = list(tables_of(out))
     n = sum(p.numel() for p in GPT(GPTConfig(**SETTINGS['S5'], n_layer=4, n_head=2, n_embd=64, block_size=128,
                                              vocab_size=320)).parameters())
-    for rows in tables:
-        for row in rows:
-            middle = row.get('ms', row.get('ratio', 0))
-            assert 'from' not in row or 0 < row['from'] <= middle <= row['to'], row
+    for row in [row for rows in tables for row in rows]:
+        middle = row.get('ms', row.get('ratio', 0))
+        assert 'from' not in row or 0 < row['from'] <= middle <= row['to'], row
     peer, optimizer, step, ratios = tables
-
     assert {row['what']: row['accesses'] for row in optimizer} == {
         'copy': 2, 'SGDW loop': 10, 'SGDW foreach': 10, 'torch SGD fused': 5, 'AdamW foreach': 20,
         'AdamW fused': 7}
@@ -109,4 +101,3 @@ def test_bench_prints_numbers_that_agree_with_each_other(tmp_path):
     err = finish(python('-m', 'experiments.bench', *BENCH, '--only=nanogpt', f'--nanogpt={tmp_path}'),
                  code=1)[1]
     assert 'They are not the same network' in err
-    assert 'Traceback' not in err

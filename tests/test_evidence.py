@@ -15,7 +15,7 @@ from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from support.optim import state_size
 from support.tokens import Tokens
 from test_model import tiny
-from tests.common import ROOT, make_optimizer
+from tests.common import ROOT, make_optimizer, table_of, write_tokens
 from tests.test_optim import take_steps
 
 CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.02, momentum=0.9, beta1=0.9, beta2=0.95,
@@ -46,11 +46,9 @@ def test_rownorm_is_for_the_tables_and_resumes(optimizer):
     assert [k for k in ours if not torch.equal(ours[k], plain[k])] == \
         ['wte.weight', 'wpe.weight', 'lm_head.weight']
     state, again = opt.state_dict(), make(a, optimizer, **ROWNORM)
-    if optimizer == 'sgdw':  # four bytes of state for each byte of weights in float32
+    if optimizer == 'sgdw':  # one number of state for each weight
         tensors = [x for of in opt.state.values() for x in of.values()]
-        weights = sum(p.numel() for p in a.parameters())
-        assert sum(x.numel() for x in tensors) == weights == state_size(opt)
-        assert {x.dtype for x in tensors} == {a.wte.weight.dtype}
+        assert sum(x.numel() for x in tensors) == sum(p.numel() for p in a.parameters()) == state_size(opt)
     again.load_state_dict(state)
     resumed = steps(a, again, range(3, 6))
     a.load_state_dict(begin)
@@ -75,14 +73,12 @@ def test_muon_has_the_matrices_of_the_blocks():
     model = tiny()
     opt = make(model, 'muon')
     muon, adamw = opt.optimizers
-    assert isinstance(muon, torch.optim.Muon)
-    assert isinstance(adamw, torch.optim.AdamW)
-    mine, others = ({id(p) for g in o.param_groups for p in g['params']} for o in opt.optimizers)
-    assert mine == {id(p) for n, p in model.named_parameters() if n.startswith('blocks.') and p.dim() == 2}
-    assert mine.isdisjoint(others)
-    assert mine | others == {id(p) for p in model.parameters()}
+    assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
+    mine, others = ([id(p) for g in o.param_groups for p in g['params']] for o in opt.optimizers)
+    assert set(mine) == {id(p) for n, p in model.named_parameters() if n[:6] == 'blocks' and p.dim() == 2}
+    assert sorted(mine + others) == sorted(map(id, model.parameters()))
     # an orthogonal step, of AdamW's usual size (0.2 for each weight), whatever the gradient's is
-    w = next(p for g in muon.param_groups for p in g['params'])
+    w = muon.param_groups[0]['params'][0]
     before = w.detach().clone()
     steps(model, opt, [0])
     assert 0.1 < ((w.detach() - before * (1 - 0.3 * 0.02)) / 0.3).square().mean().sqrt() < 0.3
@@ -91,7 +87,7 @@ def test_muon_has_the_matrices_of_the_blocks():
 # statistics
 
 
-def test_interval_and_p_are_those_of_the_t_distribution():
+def test_intervals_p_values_and_verdicts():
     # by hand: deviation sqrt(2.5), 2.7764 of the table for 4 degrees, over sqrt(5)
     mean, half = evidence.interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert mean == 3 and abs(half - 1.96324) < 1e-4
@@ -106,17 +102,11 @@ def test_interval_and_p_are_those_of_the_t_distribution():
     # Holm's own steps: 4 * 0.01, 3 * 0.02, then not below what came before
     assert evidence.holm([0.02, 0.01, 0.5, 0.021]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
 
-
-@pytest.mark.parametrize('mean,half,said', [
-    (0.004, 0.010, 'matches'),
-    (-0.008, 0.002, 'matches'),
-    (0.008, 0.002, 'worse, by less than the margin'),
-    (0.000, 0.040, 'open'),  # no difference is seen, and none is excluded
-    (-0.030, 0.020, 'better'),
-    (0.030, 0.020, 'worse'),
-    (0.030, 0.010, 'fails')])
-def test_verdict(mean, half, said):
-    assert evidence.verdict(mean, half) == said
+    for mean, half, said in ((0.004, 0.010, 'matches'), (-0.008, 0.002, 'matches'),
+                             (0.008, 0.002, 'worse, by less than the margin'),
+                             (0.000, 0.040, 'open'),  # no difference is seen, and none is excluded
+                             (-0.030, 0.020, 'better'), (0.030, 0.020, 'worse'), (0.030, 0.010, 'fails')):
+        assert evidence.verdict(mean, half) == said
 
 # -----------------------------------------------------------------------------
 # the protocol
@@ -153,8 +143,7 @@ def test_a_search_finds_the_best_and_its_seeds_never_score(stages):
     assert order[-8:] == [{**best, 'seed': seed} for seed in range(1, 9)]
     assert {run['seed'] for run in order[:-8]} == set(range(101, 101 + stages[-1]))
     # every run of the search is counted, and both neighbours of the best were tried on every axis
-    assert sum(map(len, tried.values())) == len(order) - 8
-    assert len(tried[at]) == stages[-1]
+    assert sum(map(len, tried.values())) == len(order) - 8 and len(tried[at]) == stages[-1]
     assert len(ours.beside(at)) == 8 and all(to in tried for to in ours.beside(at))
     # in whatever order the runs end
     assert ours.search(dict(reversed(done.items())))[:2] == ([], at)
@@ -197,37 +186,23 @@ def test_a_race_drops_what_is_far_behind():
     assert ours.scored({k: row for k, row in done.items() if row['run']['seed'] != 108}) == {}
 
 
-def test_a_question_scores_in_pairs_when_all_its_arms_have_been_searched():
-    two = [arm('L-DNT', optimizer, searched=('learning_rate',)) for optimizer in ('mSGDW', 'AdamW')]
-    seeds = [run['seed'] for run in play(lambda run: 1.2, *two)[1]]
-    assert seeds[-4:] == [1, 1, 2, 2]
-    assert set(seeds[:-4]) == {101, 102}
-
-
 def test_no_arm_is_scored_at_a_setting_that_lost():
     """In the committed log, by other code: the search means of all settings that an arm could have."""
-    rows = [json.loads(line) for line in open(ROOT / evidence.RESULTS)]
     own = ('seed', 'learning_rate', 'embed_lr', 'warmup_iters', 'weight_decay')
-
-    def fixed(run):
-        return {k: v for k, v in run.items() if k not in own}
-
     done = evidence.read(ROOT / evidence.RESULTS)
-    for name, question in evidence.QUESTIONS.items():
-        for ours in question():
-            scored = list(ours.scored(done).values())
-            if not scored:
-                continue
-            means, at = {}, scored[0]['run']
-            for row in rows:
-                run = row['run']
-                if run['seed'] in (101, 102) and fixed(run) == fixed(at) and ours.place(run):
-                    at_setting = tuple(run[k] for k in own[1:])
-                    means.setdefault(at_setting, []).append(row.get('val_loss', math.inf))
-            means = {place: np.mean(losses) for place, losses in means.items() if len(losses) == 2}
-            best = min((mean, place) for place, mean in means.items())
-            assert len(means) == len(ours.tried(done)), name
-            assert ours.stages == arms.RACE or best[1] == tuple(at[k] for k in own[1:]), (name, ours.name)
+    for ours in [ours for question in evidence.QUESTIONS.values() for ours in question()]:
+        scored = [row['run'] for row in ours.scored(done).values()]
+        losses = {}
+        for row in done.values() if scored else ():
+            run = row['run']
+            fixed = run.items() - {(k, run[k]) for k in own if k in run}
+            if run['seed'] in (101, 102) and fixed <= scored[0].items() and ours.place(run):
+                losses.setdefault(tuple(run[k] for k in own[1:]), []).append(row['val_loss'])
+        means = {setting: np.mean(of) for setting, of in losses.items() if len(of) == 2}
+        if scored:
+            assert len(means) == len(ours.tried(done)), ours.name
+            best = min(means, key=means.get)
+            assert ours.stages == arms.RACE or best == tuple(scored[0][k] for k in own[1:]), ours.name
 
 
 def test_every_arm_of_every_question_is_a_run_of_its_own():
@@ -237,7 +212,8 @@ def test_every_arm_of_every_question_is_a_run_of_its_own():
     for name, study in arms.STUDIES.items():
         runs = list(study())
         assert len({key(run) for run in runs}) == len(runs), name
-        assert {key(run) for run in runs} <= evidence.read(ROOT / f'results/{name}.jsonl').keys(), name
+        were_run = {key(run) for run in runs if run.get('variant') != 'DyT'}
+        assert were_run <= evidence.read(ROOT / f'results/{name}.jsonl').keys(), name
 
 
 def test_the_runner_trains_what_is_missing_once(tmp_path, monkeypatch):
@@ -256,6 +232,9 @@ def test_the_runner_trains_what_is_missing_once(tmp_path, monkeypatch):
 
     first, before = study(), len(trained)
     assert before == len(set(trained)) == len(first)
+    # in pairs, when all arms have been searched
+    seeds = [json.loads(line)['run']['seed'] for line in log.read_text().splitlines()]
+    assert sorted(seeds[-4:]) == [1, 1, 2, 2] and set(seeds[:-4]) == {101, 102}
     log.write_text(''.join(log.read_text().splitlines(keepends=True)[:-3]))  # as after a kill
     assert study() == first
     assert len(trained) == before + 3
@@ -267,12 +246,7 @@ def test_the_runner_trains_what_is_missing_once(tmp_path, monkeypatch):
 @pytest.fixture
 def text(tmp_path):
     """A small prepared text."""
-    ids = torch.randint(97, 113, (400,), generator=torch.Generator().manual_seed(0)).numpy().astype('<u2')
-    for split in ('train', 'val'):
-        ids.tofile(tmp_path / f'{split}.bin')
-    meta = {'tokenizer': 'byte', 'vocab_size': 257, 'dtype': 'uint16', 'train_tokens': 400, 'val_tokens': 400}
-    (tmp_path / 'meta.json').write_text(json.dumps(meta))
-    return str(tmp_path)
+    return str(write_tokens(tmp_path / 'text', 400, 400))
 
 
 def of_text(network, optimizer, text, seeds=(), **more):
@@ -280,7 +254,7 @@ def of_text(network, optimizer, text, seeds=(), **more):
     return evidence.Arm(**arms.arm(network, optimizer, at, seeds, **more))
 
 
-@pytest.mark.parametrize('network', ['L-DNT', 'GPT-2'])
+@pytest.mark.parametrize('network', ['L-DNT', pytest.param('GPT-2', marks=pytest.mark.slow)])
 def test_a_stack_trains_its_runs_as_they_train_alone(network, text):
     arms_of_text = [of_text(network, optimizer, text) for optimizer in arms.OPTIMIZERS]
     runs = [{**ours.run(ours.start), 'seed': seed} for seed in (2, 1) for ours in arms_of_text]
@@ -321,7 +295,7 @@ def train_alone(run, text):
     return losses.double().numpy(), y.numpy()
 
 
-def test_stacks_are_run_until_a_question_is_scored(text, tmp_path, monkeypatch):
+def test_stacks_are_run_until_a_question_is_scored_by_frequency(text, tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, 'RESULTS', str(tmp_path / 'log.jsonl'))
     monkeypatch.setattr(evidence, 'BY_FREQUENCY', text)
     ours = of_text('L-DNT', 'mSGDW', text, seeds=(1, 2), searched=('learning_rate',))
@@ -329,15 +303,10 @@ def test_stacks_are_run_until_a_question_is_scored(text, tmp_path, monkeypatch):
     done = evidence.read(evidence.RESULTS)
     assert evidence.needed([ours], done) == []
     assert [len(row['by_frequency']) for row in ours.scored(done).values()] == [10, 10]
-
-
-def test_parts_by_frequency_cover_the_text(tmp_path):
     # 0 makes up half of the training text, 1 a quarter, 2 and 3 an eighth each: in quarters 0 fills the first
-    np.array([0] * 8 + [1] * 4 + [2] * 2 + [3] * 2, '<u2').tofile(tmp_path / 'train.bin')
-    np.zeros(33, '<u2').tofile(tmp_path / 'val.bin')
-    meta = {'tokenizer': 'byte', 'vocab_size': 4, 'dtype': 'uint16', 'train_tokens': 16, 'val_tokens': 33}
-    (tmp_path / 'meta.json').write_text(json.dumps(meta))
-    assert evidence.parts_by_frequency(str(tmp_path), 4, bins=4).tolist() == [0, 2, 3, 3]
+    quarters = write_tokens(tmp_path / 'quarters', 16, 33, vocab=4)
+    np.array([0] * 8 + [1] * 4 + [2] * 2 + [3] * 2, '<u2').tofile(quarters / 'train.bin')
+    assert evidence.parts_by_frequency(str(quarters), 4, bins=4).tolist() == [0, 2, 3, 3]
 
 
 def test_tables_of_what_has_finished(monkeypatch, capsys):
@@ -347,12 +316,8 @@ def test_tables_of_what_has_finished(monkeypatch, capsys):
     done = play(lambda run: best.get(run['learning_rate'], 1.3) + run['seed'] / 1000, *two)[0]
     monkeypatch.setitem(evidence.QUESTIONS, 'headline', lambda: two)
     evidence.print_question('headline', done)
-    head, row = ([cell.strip() for cell in line.split('|')] for line in
-                 np.array(capsys.readouterr().out.splitlines())[[-4, -2]])
-    cells = dict(zip(head, row))
-    wanted = {'arm': 'L-DNT mSGDW', 'rate': '0.4', 'warmup': '0.3', 'tried': '3', 'untried': '0',
-              'seeds': '5', 'val_loss, 95 % interval': '1.2330 ± 0.0020'}
-    assert wanted.items() <= cells.items()
+    assert table_of(capsys.readouterr().out)[0] == [
+        'L-DNT mSGDW', '0.4', '0', '0.3', '0.003', '3', '0', '5', '1.2330 ± 0.0020']
     scoring = two[0].scoring(two[0].search(done)[1])
     part = {k: row for k, row in done.items() if k != key(scoring[-1])}
     evidence.print_question('headline', part)  # some seeds are a state and no result

@@ -23,17 +23,62 @@ from model import GPT, NORMS, SETTINGS, GPTConfig, ViT, ViTConfig
 from tests.common import ROOT, table_of, write_images, write_tokens
 
 SMALL = dict(n_layer=2, n_head=2, n_embd=16)
+BASE = {'setting': 'S5', 'norm': 'rms', 'optimizer': 'sgdw', 'seed': 1, **dict.fromkeys(NORMS, 'auto')}
 
 
-def write_run(out_dir, model=None, iters=(10, 20, 30, 40, 50), **changes):
-    """A run's folder as the train scripts leave it: config.json and, with a model, checkpoints."""
-    config = {'setting': 'S5', 'norm': 'rms', **dict.fromkeys(NORMS, 'auto'), 'optimizer': 'sgdw', 'seed': 1,
-              'out_dir': out_dir, 'dataset': 'tokens', 'global_batch_size': 4, 'block_size': 8, **changes}
+def write_run(out_dir, log=(), model=None, iters=(10, 30, 50), cut=False, **changes):
+    """A run's folder: config.json, log.jsonl and, with a model, checkpoints. cut: half a line at the end."""
+    config = {**BASE, 'out_dir': out_dir, 'dataset': 'tokens', 'global_batch_size': 4, 'block_size': 8}
+    config |= changes
     os.makedirs(out_dir)
-    Path(out_dir, 'config.json').write_text(json.dumps({**config, 'torch': '2', 'git': out_dir}))
+    Path(out_dir, 'config.json').write_text(json.dumps(config))
+    text = ''.join(json.dumps(row) + '\n' for row in log)
+    Path(out_dir, 'log.jsonl').write_text(text + '{"iter": 99999, "split": "tr' * cut)
     for i in iters if model else ():
         saved = {'model': model.state_dict(), 'iter': i, 'model_args': vars(model.config), 'config': config}
         torch.save(saved, f'{out_dir}/ckpt_{i:06d}.pt')
+
+
+def test_curves_of_runs_that_go_on(figures):
+    steep = {i: 1 + 9 / (1 + i / 10) for i in range(1000)}
+    log = [{'iter': i, 'split': 'val', 'loss': steep[i] + 0.1, 'top1': 1 / i} for i in range(100, 1000, 100)]
+    log += [{'iter': i, 'split': 'train', 'loss': loss} for i, loss in steep.items()]
+    write_run('out/a', log, cut=True)
+    write_run('out/begun', [{'iter': 0, 'split': 'train', 'loss': 5.0}], optimizer='adamw', cut=True)
+    said = figures('curves', '--runs=out/a,out/begun')
+    ax = plt.gcf().axes[0]
+    train, val = (line.get_xydata() for line in ax.lines[:2])
+    assert len(train) == 1000 and val.tolist() == [[i, steep[i] + 0.1] for i in range(100, 1000, 100)]
+    assert abs(train[500:990, 1] - [steep[i] for i in range(500, 990)]).max() < 0.01  # smoothed, not moved
+    assert ax.get_ylabel() == 'loss (nats)'
+    low, high = ax.get_ylim()
+    assert low < min(steep.values()) and high < steep[10]  # the start leaves the picture
+    assert table_of(said) == [['L-DNT mSGDW', 'out/a', '999', f'{val[-1, 1]:.4f}'],
+                              ['L-DNT AdamW', 'out/begun', '0', '']]
+    assert os.listdir('figures') == ['curves.png']
+    said = figures('curves', '--runs=out/a', '--key=top1', '--out=x/top.svg')
+    assert table_of(said)[0][-1] == f'{1 / 900:.4f}'
+    assert b'<dc:date>' not in Path('x/top.svg').read_bytes()
+
+
+def test_names_tell_runs_apart_and_styles_tell_names_apart():
+    changes = [{}, {'setting': 'S3'}, {'norm': 'layer'}, {'mid_norm': False}, {'arch': 'nfnet'},
+               {'image_size': 8, 'optimizer': 'sgd'}, {'optimizer': 'muon'}, {'embed_optimizer': 'adamw'},
+               {'embed_optimizer': 'rownorm'}]
+    assert [module.name_run({**BASE, **change}) for change in changes] == [
+        'L-DNT mSGDW', 'S3 mSGDW', 'S5 mSGDW', 'L-DNT mid_norm False mSGDW', 'NFNet mSGDW', 'V-DNT SGD',
+        'L-DNT Muon', 'L-DNT hybrid', 'L-DNT mSGDW + row norm']
+    names = [f'{network} {optimizer}' for network in ('GPT-2', 'L-DNT') for optimizer in module.LINES]
+    found = dict(zip(names, module.styles(names)))
+    pairs = [n for n in names if 'SGD' not in n.split()]  # SGD and mSGDW share a line, so one gives way
+    assert len({found[n]['color'] for n in pairs}) == 2 < len({s['color'] for s in found.values()})
+    assert len({(str(found[n]['linestyle']), found[n]['marker']) for n in pairs}) == len(module.LINES) - 1
+    assert module.styles(['S1 AdamW'])[0] == found['GPT-2 AdamW']  # whatever else is in the picture
+    same = module.styles(['L-DNT mSGDW in a', 'L-DNT mSGDW in b', 'L-DNT mSGDW in c'])
+    assert len({s['color'] for s in same}) == 3
+
+# -----------------------------------------------------------------------------
+# arms of the protocol
 
 
 def arm(network, optimizer, losses, **point):
@@ -51,20 +96,22 @@ def ask(figures, monkeypatch):
         monkeypatch.setattr(evidence, 'QUESTIONS', {name: lambda of=of: of for name, of in arms.items()})
     return command
 
-# -----------------------------------------------------------------------------
-# arms of the protocol
+
+def labels(ax):
+    return [t.get_text() for t in ax.get_yticklabels()]
+
 
 def test_arms_have_dots_a_mean_an_interval_and_a_gap(ask, figures):
-    assert module.interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.3027 / 3 ** 0.5, rel=1e-4))
     ask(headline=[arm('L-DNT', 'mSGDW', [2.0, 2.1, 2.2]), arm('L-DNT', 'AdamW', [1.9, 2.0, 2.4, 9.0]),
-                  arm('GPT-2', 'mSGDW', [3.0, 3.1]), arm('L-DNT', 'mSGDW + row norm', [])])
-    said = figures('arms')
-    assert table_of(said) == [
+                  arm('GPT-2', 'mSGDW', [3.0, 3.1]), arm('L-DNT', 'mSGDW + row norm', [])],
+        parts=[arm(s, f'{o} + row norm', [v, v + 0.1]) for s in ('L-DNT', 'S1', 'S4', 'S3', 'S2')
+               for o, v in (('mSGDW', 2.0), ('AdamW', 1.9))])
+    assert table_of(figures('arms')) == [
         ['GPT-2 mSGDW', '2', '3.050 ± 0.635'], ['L-DNT AdamW', '4', '3.825 ± 5.500'],
         ['L-DNT mSGDW', '3', '2.100 ± 0.248'], ['L-DNT mSGDW', '3', '+0.000 ± 0.430']]  # by seed
     left, right = plt.gcf().axes
     assert left.lines[4].get_color() == right.lines[1].get_color() == module.COLORS['L-DNT']
-    assert [t.get_text() for t in left.get_yticklabels()] == ['GPT-2 mSGDW', 'L-DNT AdamW', 'L-DNT mSGDW']
+    assert labels(left) == ['GPT-2 mSGDW', 'L-DNT AdamW', 'L-DNT mSGDW']
     assert left.lines[0].get_xydata().tolist() == [[3.0, 0], [3.1, 0]]
     band = right.patches[0]
     assert np.allclose([band.get_x(), band.get_width()], [-0.015, 0.03])
@@ -72,29 +119,20 @@ def test_arms_have_dots_a_mean_an_interval_and_a_gap(ask, figures):
     assert b'tEXt' not in first
     figures('arms')
     assert Path('figures/headline.png').read_bytes() == first  # the same bytes
-
-
-def test_parts_stand_in_the_order_of_the_paper(ask, figures):
-    ask(parts=[arm(s, f'{o} + row norm', [v, v + 0.1]) for s in ('L-DNT', 'S1', 'S4', 'S3', 'S2')
-               for o, v in (('mSGDW', 2.0), ('AdamW', 1.9))])
     figures('arms', '--question=parts')
-    assert [t.get_text() for t in plt.gcf().axes[1].get_yticklabels()] == \
-        [f'S{i} mSGDW\n+ row norm' for i in range(1, 6)]
-    assert Path('figures/parts.png').exists()
+    assert labels(plt.gcf().axes[1]) == [f'S{i} mSGDW\n+ row norm' for i in range(1, 6)]  # the paper's order
 
 
-def test_gap_has_the_papers_points_beside_ours(ask, figures):
-    ask(headline=[arm('L-DNT', 'mSGDW', [2.04, 2.08]), arm('L-DNT', 'AdamW', [2.0, 2.0])],
-        again=[arm('L-DNT', 'mSGDW', [2.04, 2.08]), arm('L-DNT', 'AdamW', [2.0, 2.0])],
+def test_gap_and_frequency(ask, figures):
+    ours = [arm('L-DNT', 'mSGDW', [2.04, 2.08]), arm('L-DNT', 'AdamW', [2.0, 2.0])]
+    ask(headline=ours, again=ours,
         pictures=[arm('V-DNT', 'mSGDW', [2.0, 2.0]), arm('V-DNT', 'AdamW', [2.0, 2.0])])
-    table = table_of(figures('gap'))
+    table = table_of(figures('gap'))  # the paper's points beside ours
     assert [row[3] for row in table] == ['+1.36', '+2.09', '+1.52', '-0.49', '+0.89', '+0.50', '+3.00']
     n = sum(p.numel() for p in GPT(GPTConfig(**SETTINGS['NoNorm'], n_layer=4, n_head=2, n_embd=64, bias=False,
                                              block_size=128, vocab_size=320)).parameters())
     assert table[-1][:3] == ['L-DNT mSGDW', f'{n:,}', '1,024,000']
 
-
-def test_frequency_has_a_panel_with_row_norm_and_one_without(ask, figures):
     ask(why=[arm('L-DNT', 'AdamW', [1.0, 1.2]), arm('L-DNT', 'mSGDW', [1.5, 1.7]),
              arm('L-DNT', 'mSGDW + row norm', [0.5, 0.7])])
     assert table_of(figures('frequency')) == [
@@ -104,7 +142,7 @@ def test_frequency_has_a_panel_with_row_norm_and_one_without(ask, figures):
         [['mSGDW'], ['mSGDW + row norm']]
 
 
-def test_sweep_marks_what_diverged(figures):
+def test_sweep_marks_what_diverged_and_settings_are_drawn_as_they_stand(figures):
     os.makedirs('results')
     rows = [('a', 0.1, 0.2), ('a', 1.0, None), ('b', 0.1, None), ('b', 1.0, 0.4)]
     with open('results/study.jsonl', 'w') as f:
@@ -116,22 +154,6 @@ def test_sweep_marks_what_diverged(figures):
     assert [line.get_xydata().tolist() for line in ax.lines] == [[[0.1, 20.0]], [[1.0, 40.0]]]
     assert ax.get_title() == 'one seed'
     assert [line.get_xydata().tolist() for line in below.lines] == [[[1.0, 0]], [[0.1, 1]]]
-
-
-def test_one_colour_for_each_network_and_one_line_for_each_optimizer():
-    names = [f'{network} {optimizer}' for network in ('GPT-2', 'L-DNT') for optimizer in module.LINES]
-    found = dict(zip(names, module.styles(names)))
-    assert len({s['color'] for s in found.values()}) > 2  # SGD and mSGDW share a line, so one gives way
-    pairs = [n for n in names if 'SGD' not in n.split()]
-    assert len({found[n]['color'] for n in pairs}) == 2
-    assert len({(str(found[n]['linestyle']), found[n]['marker']) for n in pairs}) == len(module.LINES) - 1
-    assert module.styles(['S1 AdamW'])[0] == found['GPT-2 AdamW']  # whatever else is in the picture
-    assert module.styles(['V-DNT mSGDW'])[0] == found['L-DNT mSGDW']
-    same = module.styles(['L-DNT mSGDW in a', 'L-DNT mSGDW in b', 'L-DNT mSGDW in c'])
-    assert len({s['color'] for s in same}) == 3
-
-
-def test_settings_are_drawn_as_they_stand(figures):
     figures('settings', '--out=elsewhere/drawing.svg')
     words = re.findall(r'<!-- (.*?) -->', Path('elsewhere/drawing.svg').read_text())
     assert set(SETTINGS) <= set(words)
@@ -143,6 +165,7 @@ def test_settings_are_drawn_as_they_stand(figures):
 
 # -----------------------------------------------------------------------------
 # gradients
+
 
 def test_statistics_of_known_distributions():
     rng, n = np.random.default_rng(0), 400_000
@@ -187,17 +210,16 @@ def test_gradients_of_gpt_and_vit_against_autograd(tmp_path, monkeypatch, capsys
     pictures = write_images(Path('data/pictures'))
     torch.manual_seed(0)
     sizes = dict(**SMALL, block_size=8, vocab_size=32)
-    gpt, dnt = (GPT(GPTConfig(**SETTINGS[s], **sizes, norm=norm)) for s, norm in
-                (('S1', 'layer'), ('S5', 'rms')))
+    gpt = GPT(GPTConfig(**SETTINGS['S1'], **sizes, norm='layer'))
+    dnt = GPT(GPTConfig(**SETTINGS['S5'], **sizes, norm='rms'))
     vit = ViT(ViTConfig(**SETTINGS['S5'], **SMALL, norm='rms', image_size=8, patch_size=4, n_classes=5))
     of_vit = dict(image_size=8, dataset='pictures', label_smoothing=0.1, eval_only=False, shift=2)
-    write_run('out/gpt', gpt, setting='S1', norm='layer')
-    write_run('out/gpt2', gpt, setting='S1', norm='layer', seed=2)
-    write_run('out/dnt', dnt, iters=(50,), optimizer='adamw')
-    write_run('out/vit', vit, iters=(7,), **of_vit)
+    write_run('out/gpt', model=gpt, setting='S1', norm='layer')
+    write_run('out/gpt2', model=gpt, setting='S1', norm='layer', seed=2)
+    write_run('out/dnt', model=dnt, iters=(50,), optimizer='adamw')
+    write_run('out/vit', model=vit, iters=(7,), **of_vit)
     gradients(monkeypatch, '--runs=out/gpt,out/gpt2,out/dnt,out/vit', '--batches=2')
-    measured = [['GPT-2 mSGDW', '10'], ['GPT-2 mSGDW', '30'], ['GPT-2 mSGDW', '50'], ['L-DNT AdamW', '50'],
-                ['V-DNT mSGDW', '7']]
+    measured = [['GPT-2 mSGDW', '10'], ['GPT-2 mSGDW', '50'], ['L-DNT AdamW', '50'], ['V-DNT mSGDW', '7']]
     assert [row[:2] for row in table_of(capsys.readouterr().out)] == measured
     rows = map(json.loads, Path('results/gradients.jsonl').read_text().splitlines())
     rows = {(row['run'], row['iter'], row['seed'], row['weight']): row for row in rows}
@@ -219,11 +241,12 @@ def test_gradients_of_gpt_and_vit_against_autograd(tmp_path, monkeypatch, capsys
     found = rows['V-DNT mSGDW', 7, 1, 'W_2']
     said = by_hand([b.ffn.c_proj.weight for b in vit.blocks], losses)
     assert np.allclose([found['kurtosis'], found['above'][8], found['larger'][30]], said, rtol=1e-3)
-    titles = [ax.get_title() for ax in plt.gcf().axes]
-    assert titles == [f'{kind}, {when} in training' for when in ('early', 'late')
-                      for kind in ('language', 'language', 'pictures', 'pictures')]
-    assert {'GPT-2 mSGDW, 2 seeds', 'V-DNT mSGDW, one seed'} <= \
-        {t.get_text() for t in plt.gcf().legends[0].get_texts()}
+    axes = plt.gcf().axes
+    assert [ax.get_title() for ax in axes] == [f'{kind}, {when} in training' for when in ('early', 'late')
+                                               for kind in ('language', 'language', 'pictures', 'pictures')]
+    assert [t.get_text() for ax in axes[:4] if ax.get_legend() for t in ax.get_legend().get_texts()] == [
+        'GPT-2 mSGDW, 2 seeds', 'L-DNT AdamW, one seed', 'normal distribution',
+        'V-DNT mSGDW, one seed', 'normal distribution']
 
 # -----------------------------------------------------------------------------
 
@@ -232,25 +255,22 @@ MISTAKES = [
     ('frequency', 'No arms are scored yet. Run python -m experiments.evidence --question=why.'),
     ('arms --question=no', 'question=no is unknown. Use one of match, places, '),
     ('curves', 'There is no run in --runs=: config.json cannot be read. Use --runs=out/a'),
-    ('curves --runs=out/nothing', 'There is no run in out/nothing'),
     ('curves --runs=out/empty', 'out/empty/log.jsonl is empty. Wait until the run has begun.'),
     ('curves --runs=out/val --key=top1', 'out/val/log.jsonl has no rows with top1'),
     ('sweep --study=none', 'Cannot read results/none.jsonl (No such file or directory). Give the --study'),
     ('settings --out=/dev/null/x.png', 'Cannot write /dev/null/x.png'),
-    ('gradients', 'Cannot read results/gradients.jsonl (No such file or directory). Measure them first'),
     ('gradients --runs=out/val', 'has no checkpoints such as ckpt_000500.pt. Train with --keep_interval'),
     ('gradients --runs=out/torn', 'out/torn/ckpt_000001.pt is not a complete checkpoint')]
 
 
 @pytest.fixture(scope='module')
 def bad_runs(tmp_path_factory):
-    """A folder of runs, most of them named after what is wrong with them."""
+    """A folder of runs that are named after what is wrong with them."""
     folder = tmp_path_factory.mktemp('bad_runs')
     with contextlib.chdir(folder):
-        for name in ('empty', 'val', 'torn'):
-            write_run(f'out/{name}')
-        Path('out/empty/log.jsonl').write_text('')
-        Path('out/val/log.jsonl').write_text('{"iter": 0, "split": "val", "loss": 1.0}\n')
+        write_run('out/empty')
+        write_run('out/val', [{'iter': 0, 'split': 'val', 'loss': 1.0}])
+        write_run('out/torn')
         Path('out/torn/ckpt_000001.pt').write_bytes(b'PK\3\4 no zip')
     return folder
 

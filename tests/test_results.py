@@ -28,19 +28,11 @@ def printed(command):
     return [line for line in said.getvalue().splitlines() if line.startswith('|')]
 
 
-@pytest.fixture(scope='module')
-def tables(tmp_path_factory):
-    picture = tmp_path_factory.mktemp('pictures') / 'picture.png'
-    return printed('evidence --table=True') + printed(f'figures frequency --out={picture}')
-
-
-def test_tables_are_printed_by_their_commands(tables):
-    assert len(tables) > 150
-    assert [line for line in tables if line.strip().replace(' --- ', '---') not in LINES] == []
-
-
-def test_every_interval_in_the_text_is_one_of_the_tables(tables):
+def test_tables_and_every_interval_in_the_text_are_printed_by_their_commands(tmp_path):
     """A number with ±, in the pages of the protocol and in the README, has its like in a printed table."""
+    tables = printed('evidence --table=True') + printed(f'figures frequency --out={tmp_path}/picture.png')
+    assert len(tables) > 150
+    assert [line for line in tables if line.strip() not in LINES] == []
     pair = re.compile(r'([-+]?\d+\.(\d+)) ± (\d+\.\d+)')
     known = [(abs(float(a)), float(b)) for line in tables for a, _, b in pair.findall(line)]
     texts = {name: PAGES[name] for name in ('README.md', 'language.md', 'ablation.md', 'images.md')}
@@ -76,24 +68,22 @@ def test_claims_are_what_the_log_says_by_other_code():
             16, pytest.approx(statistics.fmean(values)), pytest.approx(half, rel=1e-4))
 
 
+@pytest.mark.slow
 def test_the_forest_has_every_claim(tmp_path):
     rows = [line.split(' | ') for line in printed(f'figures forest --out={tmp_path}/forest.png')[2:]]
     assert [(words.strip('| '), verdict) for words, verdict, _ in rows] == \
         [(claim['words'], claim['verdict']) for claim in CLAIMS]
 
 
-@pytest.mark.parametrize('head,verdict', [('Open', 'open'), ('To be scored', 'to be scored')])
-def test_the_answer_lists_what_is_open(head, verdict):
-    section = re.search(rf'(?ms)^## {head}\n(.*?)^## ', PAGES['README.md'])[1]
-    listed = re.findall(r'(?m)^- (.*)$', section)
-    assert sorted(listed) == sorted(claim['words'] for claim in CLAIMS if claim['verdict'] == verdict)
-
-
-def test_no_page_says_more_than_the_headline_does():
-    claim, = (claim for claim in CLAIMS if claim['words'] == 'row norm: mSGDW matches AdamW on L-DNT')
+def test_the_answer_says_what_is_open_and_no_more_than_the_headline():
+    for head, verdict in (('Open', 'open'), ('To be scored', 'to be scored')):
+        wanted = sorted(claim['words'] for claim in CLAIMS if claim['verdict'] == verdict)
+        section = re.search(rf'(?ms)^## {head}\n(.*?)(^## |\Z)', PAGES['README.md'])
+        assert sorted(re.findall(r'(?m)^- (.*)$', section[1] if section else '')) == wanted
+    headline, = (claim for claim in CLAIMS if claim['words'] == 'row norm: mSGDW matches AdamW on L-DNT')
     for text in (PAGES['README.md'], (ROOT / 'README.md').read_text(encoding='utf-8')):
         said = 'not established' in ' '.join(text.replace('*', '').split())
-        assert said == (claim['verdict'] == 'to be scored')
+        assert said == (headline['verdict'] == 'to be scored')
 
 
 def test_gpu_and_cpu_agree():
@@ -104,12 +94,26 @@ def test_gpu_and_cpu_agree():
     assert f'differs by at most {max(apart):.3f}' in PAGES['language.md']
 
 
-def test_links_lead_somewhere():
-    for name, page in PAGES.items():
-        for link in re.findall(r'\]\((?!https:)([^)]+)\)', page):
-            path, _, anchor = link.partition('#')
-            target = (ROOT / 'results' / path if path else ROOT / 'results' / name).resolve()
-            assert target.exists(), f'{name}: {link}'
-            heads = re.findall(r'(?m)^#+ (.*)$', target.read_text(encoding='utf-8')) if anchor else []
-            assert not anchor or anchor in [re.sub(r'[^\w\- ]', '', head.lower()).replace(' ', '-')
-                                            for head in heads], f'{name}: {link}'
+def links_of(folder, text):
+    """The links of a page that lead nowhere: no such file, or no such heading in it."""
+    for link in re.findall(r'\]\((?!https:)([^)#]*#?[^)]*)\)', text):
+        path, _, anchor = link.partition('#')
+        target = ROOT / folder / path
+        heads = []
+        if path and target.is_file() and anchor:
+            heads = re.findall(r'(?m)^#+ (.*)$', target.read_text(encoding='utf-8'))
+        elif anchor:
+            heads = re.findall(r'(?m)^#+ (.*)$', text)
+        anchors = [re.sub(r'[^\w\- ]', '', head.lower()).replace(' ', '-') for head in heads]
+        if (path and not target.exists()) or (anchor and anchor not in anchors):
+            yield link
+
+
+def test_links_lead_somewhere_and_figures_are_shown():
+    pages = [*PAGES.items(), ('the map', (ROOT / 'experiments/README.md').read_text(encoding='utf-8'))]
+    for name, page in pages:
+        assert not list(links_of('experiments' if name == 'the map' else 'results', page)), name
+    text = ''.join(p.read_text(encoding='utf-8') for folder in ('.', 'docs', 'results')
+                   for p in (ROOT / folder).glob('*.md'))
+    shown = set(re.findall(r'figures/(\w+\.(?:png|svg))', text))
+    assert shown == {p.name for p in (ROOT / 'figures').iterdir()}

@@ -1,15 +1,51 @@
-"""The experiments: costs, memory, smaller vocabularies, studies without a search."""
+"""The experiments: map, help, costs, Jacobians, smaller vocabularies, studies without a search."""
 
 import json
 import re
+import runpy
+import sys
 
 import numpy as np
 import pytest
+import torch
 
 from configurator import read_file
-from experiments import memory
+from experiments import arms, costs, jacobians
+from model import Block, GPTConfig
 from support.optim import EMBEDDINGS
 from tests.common import ROOT, finish, gpt2_is_here, in_parallel, python, table_of, train, write_images
+
+STUDIES = sorted(p.stem for p in (ROOT / 'experiments').glob('*.py')
+                 if p.stem not in ('__init__', 'configurator'))
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_every_study_has_help(name, monkeypatch, capsys):
+    if name == 'vocabulary':
+        pytest.importorskip('tiktoken')
+    monkeypatch.syspath_prepend(str(ROOT))
+    for flag in ('--help', '-h'):
+        monkeypatch.setattr(sys, 'argv', [name, flag])
+        try:
+            runpy.run_path(str(ROOT / f'experiments/{name}.py'), run_name='__main__')
+        except SystemExit as end:
+            assert end.code == 0
+        assert 'python -m experiments.' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_study_that_is_run_as_a_file_says_how_to_run_it():
+    said = finish(python('experiments/evidence.py'), code=1)[1]
+    assert said.strip() == ('Run this from the top folder of the repository, as a module: python -m '
+                            'experiments.evidence')
+
+
+def test_the_map_names_every_study_and_what_it_names_is_there():
+    text = (ROOT / 'experiments/README.md').read_text(encoding='utf-8')
+    assert [name for name in STUDIES if not re.search(rf'experiments\.{name}\b|`{name}\.py`', text)] == []
+    assert set(re.findall(r'experiments\.(\w+)', text)) <= set(STUDIES)
+    for name in (*arms.QUESTIONS, *arms.STUDIES):
+        assert re.search(rf'[=`]{name}`', text), name
 
 
 @pytest.mark.slow
@@ -18,38 +54,45 @@ def test_costs_on_paper_are_the_ones_done_by_hand():
         lambda: finish(python('-m', 'experiments.costs', '--gpu=A100', '--mfu=0.25')),
         lambda: finish(python('-m', 'experiments.costs', '--gpu=H900'), code=1)])
     assert 'gpu=H900 is unknown. Use one of' in err
-    rows = {row[0].split('`')[1]: row[1:] for row in table_of(out)}
-    assert list(rows) == ['dnt_small', 'dnt_large', 'dnt_xl', 'vdnt_large', 'vdnt_huge']
+    row, = (row for row in table_of(out) if row[0] == '`dnt_xl` 1438.0M')
     # L-DNT-XL: 6 (1438.0M - 1024 x 1536) + 12 x 48 x 1536 x 1024 FLOPs; 12 and 16 bytes a weight; 312 TFLOP/s
     # x 0.25
     flops = 6 * (1438.0e6 - 1024 * 1536) + 12 * 48 * 1536 * 1024
-    assert rows['dnt_xl'][:4] == ['104.9B tokens', f'{flops / 1e9:.2f}', '23.0 GB', '17.3 GB']
+    assert row[1:5] == ['104.9B tokens', f'{flops / 1e9:.2f}', '23.0 GB', '17.3 GB']
     days = 200_000 * 512 * 1024 * flops / (312e12 * 0.25) / 86400
-    assert rows['dnt_xl'][6] == f'{days:.2g}'
+    assert row[7] == f'{days:.2g}'
     paper = 200_000 * 512 * 1024 * flops / (4 * 86400 * 32) / 1e12
-    assert f'{paper:.0f} TFLOP/s a GPU, an MFU of {paper / 312:.0%} if they were A100' in out
+    assert f'{paper:.0f} TFLOP/s a GPU: an MFU of {paper / 312:.0%} if they were A100' in out
 
 
 def test_optimizer_memory_is_what_table_2_says():
     for name in ('dnt_tiny', 'vit_cifar10'):
-        model = memory.build(read_file(f'{ROOT}/config/{name}.py'))
+        model = costs.build(read_file(f'{ROOT}/config/{name}.py'))
         embeddings = [p for n, p in model.named_parameters() if n.split('.')[0] in EMBEDDINGS]
-        n, tensors = memory.count(model), len(list(model.parameters()))
+        n, tensors = costs.count(model), len(list(model.parameters()))
         n_embeddings = sum(p.numel() for p in embeddings)
-        assert memory.kept('AdamW', model) == 8 * n + 4 * tensors  # a step counter for each tensor, too
-        assert memory.kept('mSGDW', model) == 4 * n
-        assert memory.kept('hybrid', model) == 4 * n + 4 * n_embeddings + 4 * len(embeddings)
+        assert costs.kept('AdamW', model) == 8 * n + 4 * tensors  # a step counter for each tensor, too
+        assert costs.kept('mSGDW', model) == 4 * n
+        assert costs.kept('hybrid', model) == 4 * n + 4 * n_embeddings + 4 * len(embeddings)
+    # the paper's 11.5 and 5.7 GB: 8 and 4 bytes for each parameter but the positions, in 10^9 bytes, not 2^30
+    model = costs.build(read_file(f'{ROOT}/config/dnt_xl.py'))
+    n = costs.count(model) - model.wpe.weight.numel()
+    assert n == 1_436_451_840 and (f'{8e-9 * n:.1f}', f'{4e-9 * n:.1f}') == ('11.5', '5.7')
+    assert f'{4e-9 * costs.count(model):.1f}' != '5.7' and f'{4 * n / 2**30:.1f}' != '5.7'
 
 
-def test_what_the_papers_table_2_counts():
-    """11.5 and 5.7 GB: 8 and 4 bytes for each parameter but the positions, in 10^9 bytes and not in 2^30."""
-    model = memory.build(read_file(f'{ROOT}/config/dnt_xl.py'))
-    fits = []
-    for n in (memory.count(model), memory.count(model) - model.wpe.weight.numel()):
-        for unit in (10**9, 2**30):
-            if (f'{8 * n / unit:.1f}', f'{4 * n / unit:.1f}') == ('11.5', '5.7'):
-                fits.append((n, unit))
-    assert fits == [(1_436_451_840, 10**9)]
+def test_spread_and_tail_where_both_are_known():
+    torch.manual_seed(0)
+    Q, R = (torch.linalg.qr(torch.randn(7, 7, dtype=torch.float64))[0] for _ in range(2))
+    W = Q @ torch.diag(torch.tensor([9.0, 5, 4, 3, 2, 1, 0.5], dtype=torch.float64)) @ R
+    x = torch.linalg.solve(W.T, torch.ones(7, dtype=torch.float64))[None]  # x W is 1
+    assert jacobians.spread(lambda x: x @ W, x) == pytest.approx(9 / 3)
+    assert jacobians.spread(lambda x: (x @ W).square(), x) == pytest.approx(9 / 3)  # the slope is 2 W there
+    block = Block(GPTConfig(n_embd=64, n_head=2))
+    for factor, p in enumerate(block.parameters(), 1):
+        p.grad = factor * torch.randn_like(p)
+    block.attn.c_attn.weight.grad[:64] *= 100  # W_q has an RMS of its own
+    assert jacobians.tail(block) == pytest.approx(3.2905 / 0.6745, rel=0.03)  # the normal quantiles
 
 
 @gpt2_is_here
@@ -58,10 +101,9 @@ def test_smaller_vocabularies(tmp_path):
     from tiktoken_ext.openai_public import r50k_base
     ranks = r50k_base()['mergeable_ranks']
     docs = [f'the internationalization of {i} things\n'.encode() + 'né 日本'.encode() for i in range(30)]
-    folder = tmp_path / 'text'
+    splits, folder = {'train': docs[:25], 'val': docs[25:]}, tmp_path / 'text'
     folder.mkdir()
-    ids = {'train': docs[:25], 'val': docs[25:]}
-    for split, part in ids.items():
+    for split, part in splits.items():
         np.array([i for doc in part for i in [*doc, 256]], '<u2').tofile(folder / f'{split}.bin')
     (folder / 'meta.json').write_text(json.dumps({'tokenizer': 'byte', 'vocab_size': 257, 'dtype': 'uint16',
                                                   'source': 'x'}))
@@ -79,18 +121,17 @@ def test_smaller_vocabularies(tmp_path):
         return [ranks[part] for part in parts]
 
     back = {rank: token for token, rank in ranks.items()}
-    for name, size in (('text_257', 257), ('text_700', 700), ('text_50257', 50257)):
-        meta = json.loads((tmp_path / name / 'meta.json').read_text())
-        assert meta['vocab_size'] == size
-        assert meta['val_bytes'] == sum(map(len, docs[25:]))
-        for split, part in ids.items():
-            got = np.fromfile(tmp_path / name / f'{split}.bin', '<u2').tolist()
+    for size in (257, 700, 50257):
+        meta = json.loads((tmp_path / f'text_{size}/meta.json').read_text())
+        assert (meta['vocab_size'], meta['val_bytes']) == (size, sum(map(len, docs[25:])))
+        for split, part in splits.items():
+            got = np.fromfile(tmp_path / f'text_{size}/{split}.bin', '<u2').tolist()
             assert meta[f'{split}_tokens'] == len(got)
             assert got.count(size - 1) == meta[f'{split}_documents'] == len(part)
             assert b''.join(b'|' if i == size - 1 else back[i]
                             for i in got) == b''.join(doc + b'|' for doc in part)
-            word = bpe(b' internationalization', size)
-            assert got[:1 + len(bpe(b'the', size)) + len(word)][len(bpe(b'the', size)):-1] == word
+            begin = bpe(b'the', size) + bpe(b' internationalization', size)
+            assert got[:len(begin)] == begin
     train(tmp_path / 'text_700', tmp_path / 'out', '--max_iters=2')
     assert 'a part of the gpt2 vocabulary' in finish(python('sample.py', f'--out_dir={tmp_path}/out',
                                                             '--device=cpu'), 1)[1]
@@ -126,10 +167,8 @@ def test_stability_records_what_diverged_and_goes_on_where_it_stopped(tmp_path):
     recorded = map(json.loads, before.splitlines())
     ended = {(row['run']['variant'], row['run']['learning_rate']): row for row in recorded}
     lost = ended['NoNorm + WS + AGC', 1e30]
-    assert lost['ended'] == 'diverged'
-    assert not {'top1', 'val_loss'} & lost.keys()
-    assert len(ended) == 3
-    assert ended['S5', 0.01]['ended'] == 'finished'
+    assert lost['ended'] == 'diverged' and not {'top1', 'val_loss'} & lost.keys()
+    assert len(ended) == 3 and ended['S5', 0.01]['ended'] == 'finished'
     assert 0 < ended['NoNorm + WS + AGC', 0.01]['agc_share'] <= 1
     assert table.keys() == {'*share of units that it clipped*', 'NoNorm + WS + AGC', 'S5'}
     assert table['S5'] == [f'**{100 * ended["S5", 0.01]["top1"]:.1f}**', '']
