@@ -8,12 +8,14 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import support.hub
 from support.pretrained import find_weights
 from support.resume import load_checkpoint
 from tests.common import (
     NOBODY,
     TEXTS,
     end_prepare,
+    finish,
     image_table,
     in_parallel,
     load_images,
@@ -133,22 +135,38 @@ configs:
     prepare(tmp_path, '--dataset=me/parts:two', hub=hub.url)
     assert prepared(tmp_path / 'data/parts-two')[:2] == (TEXTS[20:100], TEXTS[100:])
 
-    # openwebtext: an export that is cut is not taken, one with too few rows only for want of a better one
+    # openwebtext: neither an export that is cut nor a copy with too few rows is taken
     owner = 'Skylion007/openwebtext'
     hub.sets[f'{owner}@refs/convert/parquet'] = {'plain_text/partial-train/0000.parquet': parquet(TEXTS)}
     hub.sets[f'{owner}@refs/pr/18'] = {'data/train-00000-of-00093.parquet': parquet(TEXTS[:50])}
     hub.sets['dylanebert/openwebtext'] = {'plain_text/train-00000-of-00080.parquet': parquet(TEXTS)}
-    said = prepare(tmp_path, hub=hub.url)
+    process = start_prepare(tmp_path, hub=hub.url)
+    said, sentence = finish(process, 1)
     assert 'cut short' in said
-    assert '50 rows' in said
-    assert '200 rows, OpenWebText has 8,013,769' in said
-    train, val, meta = prepared(tmp_path / 'data/openwebtext')
-    assert meta['source'] == 'dylanebert/openwebtext'
-    assert (train, val) == nanogpt_split(TEXTS)
-    prepare(tmp_path, '--max_docs=30', '--overwrite=True', hub=hub.url)
+    assert '50 rows, OpenWebText has 8,013,769' in said
+    assert 'dylanebert/openwebtext has 200 rows, OpenWebText has 8,013,769' in said
+    assert sentence.strip().endswith('Name the one that you want, as in --dataset=dylanebert/openwebtext.')
+    prepare(tmp_path, '--max_docs=30', hub=hub.url)
     meta = prepared(tmp_path / 'data/openwebtext')[2]
     assert meta['source'] == f'{owner}@refs/convert/parquet'
     assert meta['train_documents'] + meta['val_documents'] == 30
+
+
+def test_openwebtext_is_the_first_complete_copy(monkeypatch):
+    copies = [SystemExit('The first cannot be read.'), {'train': 'abc'}, {'train': 'abcd'}]
+
+    def load_tables(*given):
+        copy = copies.pop(0)
+        if isinstance(copy, SystemExit):
+            raise copy
+        return copy
+
+    monkeypatch.setattr(support.hub, 'load_tables', load_tables)
+    monkeypatch.setattr(support.hub, 'OPENWEBTEXT_ROWS', 4)
+    assert support.hub.load_openwebtext('text', False) == ({'train': 'abcd'}, 'dylanebert/openwebtext')
+    copies.append(SystemExit('The first cannot be reached on the Hub.'))
+    with pytest.raises(SystemExit, match='cannot be reached'):  # nor can the others
+        support.hub.load_openwebtext('text', False)
 
 
 CARD = b"""---
@@ -158,7 +176,8 @@ configs:
 ---
 """
 LOG_IN = 'log in with `hf auth login`'
-COLUMN = "me/column has no column 'text'. Set --text_column to one of content, id."
+COLUMN = ("me/column has no text under 'text'. Set --text_column to one of its columns of text (content: "
+          'string, id: int64).')
 REFUSED = {  # the dataset: what its sentence begins with, and what it says besides
     'me/a401': ('me/a401 is ', LOG_IN),  # the Hub says no more
     'me/a403': ('me/a403 is gated or private. Accept its terms on its page on the Hub', LOG_IN),
@@ -169,7 +188,7 @@ REFUSED = {  # the dataset: what its sentence begins with, and what it says besi
     'me/two': ('me/two cannot be read (', 'Name one as ID:CONFIG.'),
     'me/two:three': ('me/two:three cannot be read (', 'Name one as ID:CONFIG.'),
     'me/test': ('me/test has no split train but test. Download it and use --dataset=FOLDER.', ''),
-    'me/half': ('The download of me/half broke off (', 'Run the same command again.')}
+    'me/half': ('me/half cannot be reached on the Hub (', 'Check the network and run the same command')}
 
 
 @pytest.mark.slow
@@ -198,11 +217,11 @@ def test_prepare_says_why_the_hub_refuses(tmp_path, hub, plain):
 def test_prepare_says_that_there_is_no_network(tmp_path):
     for process in [start_prepare(tmp_path, *flags) for flags in (['--dataset=me/any'], [])]:
         sentence = end_prepare(process, code=1)
-        assert 'The Hub cannot be reached for ' in sentence
-        assert 'Check the network, or give a file or folder as --dataset.' in sentence
+        assert ' cannot be reached on the Hub (' in sentence
+        assert sentence.endswith('run the same command again, or give a file or folder as --dataset.')
     said = prepare_images(tmp_path / 'no', 'cifar100', code=1,
                           env={'HF_ENDPOINT': NOBODY, 'HF_HOME': str(tmp_path / 'home')})
-    assert 'The Hub cannot be reached for uoft-cs/cifar100 (' in said
+    assert 'uoft-cs/cifar100 cannot be reached on the Hub (' in said
     assert 'Traceback' not in said
 
 
@@ -215,7 +234,7 @@ def test_sets_on_the_hub(tmp_path, hub):
                  'ILSVRC/imagenet-1k': 403}
     env = {'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path / 'home')}
     said = prepare_images(tmp_path / 'out', 'cifar10', env=env)
-    assert 'Downloading uoft-cs/cifar10 (0.0 GB)' in said
+    assert 'Downloading uoft-cs/cifar10 to ' in said
     assert 'test split is stored as val_*' in said
     assert load_images(tmp_path / 'out', 'train')[1].tolist() == [0, 1, 0, 1, 0, 1]
     assert len(load_images(tmp_path / 'out', 'val')[1]) == 2
