@@ -63,7 +63,8 @@ def choose_splits(root, said, config):
     for name, split in said.items():
         tops.setdefault(split.rstrip('?'), {})[name.split('/')[0]] = None
     perhaps = '; '.join(f'{split or "neither"}: {examples(names)}' for split, names in tops.items())
-    train = os.path.join(root, *list(tops.get('train', []))[:1])
+    train = list(tops.get('train', []))[:1] or list(tops.get('', []))
+    train = os.path.join(root, *train) if len(train) == 1 else root
     val = os.path.join(root, *list(tops.get('val') or tops.get('test') or ['VAL'])[:1])
     fail(f'The names in {root} do not tell train from val ({perhaps}). State it with --dataset={train} '
          f'--val={val} or, if all of it is training data, with --val_fraction=0.1.')

@@ -49,17 +49,17 @@ def find_files(root):
         return [str(root)], []
     if not os.path.exists(root):
         fail(f'There is no file or folder {root}. Check the path.')
-    top = os.path.realpath(root)
+    top = os.path.join(os.path.realpath(root), '')
     files, links, skipped, seen = {}, [], [], set()  # {path without links: path}
     for folder, folders, names in os.walk(root, onerror=stop, followlinks=True):
-        real = os.path.realpath(folder)
-        hidden = HIDDEN.match(os.path.basename(folder)) or top.startswith(os.path.join(real, ''))
-        if real in seen or hidden and seen:
+        real = os.path.join(os.path.realpath(folder), '')
+        leads_back = os.path.islink(folder) and (real.startswith(top) or top.startswith(real))
+        if real in seen or seen and (leads_back or HIDDEN.match(os.path.basename(folder))):
             skipped.append(folder)
             folders.clear()
             continue
         seen.add(real)
-        folders.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        folders.sort()
         for name in names:
             path = os.path.join(folder, name)
             if HIDDEN.match(name) or not os.path.isfile(path):
@@ -67,7 +67,7 @@ def find_files(root):
             elif os.path.islink(path):
                 links.append(path)
             else:
-                files[os.path.join(real, name)] = path
+                files[real + name] = path
     found = list(files.values())
     for link in links:
         again = files.get(os.path.realpath(link), '').endswith(os.path.splitext(link)[1])  # a store has none
@@ -132,16 +132,11 @@ def each(paths, function, *given):
         except BadFile as fault:
             faults.append(fault)
     if faults:
-        fail_together(faults)
-
-
-def fail_together(faults):
-    """Ends with one sentence about all files that have the first fault. faults: [BadFile]"""
-    _, what, remedy = faults[0].args
-    files = sorted(str(fault.args[0]) for fault in faults if fault.args[1:] == (what, remedy))
-    are = 'is' if len(files) == 1 else 'are'
-    more = f' and {len(files) - 3:,} more' if len(files) > 3 else ''
-    fail(f'{", ".join(files[:3])}{more} {are} {what}. Fix: {remedy}')
+        _, what, remedy = faults[0].args
+        files = [str(fault.args[0]) for fault in faults if fault.args[1:] == (what, remedy)]
+        are = 'is' if len(files) == 1 else 'are'
+        more = f' and {len(files) - 3:,} more' if len(files) > 3 else ''
+        fail(f'{", ".join(files[:3])}{more} {are} {what}. Fix: {remedy}')
 
 
 def kind_of(path):
@@ -155,9 +150,7 @@ def kind_of(path):
 def choose_kind(root, files):
     """'parquet', 'json lines' or 'text', and the files of that kind. Two kinds in one folder stop."""
     if os.path.isfile(root):
-        with open(root, 'rb') as f:
-            other = 'parquet' if f.read(4) == b'PAR1' else 'text'
-        return kind_of(root) or other, files
+        return kind_of(root) or 'text', files
     kinds = {}
     for path in files:
         kinds.setdefault(kind_of(path), []).append(path)
@@ -222,12 +215,11 @@ def read_text(path):
 def read_prompt(path):
     """A text as prepare_owt.py reads it"""
     try:
-        check_text(path, 'text')
-        return read_text(path)
-    except BadFile as fault:
-        fail_together([fault])
+        list(each([path], check_text, 'text'))
+        [text] = read_texts([path], 'text')
     except OSError as error:
         fail(f'Cannot read the prompt file {path} ({error.strerror}).')
+    return text
 
 
 def read_json(path, column):
