@@ -104,11 +104,9 @@ ACCEPTED = {
          'c.json.bz2': bz2.compress(lines('e')), 'D.JSONL.XZ': lzma.compress(lines('f')),
          'e.jsonl.zst': zstd(lines('g')), 'f.jsonl': b''}, ['a', 'b', 'c', 'd', 'e', 'f', 'g']),
     'odd lines of json': (
-        {'a.json': b'{"text": "a\\ud800b", "id": []}\r\n\n  \n{"text": null, "id": "x"}\n'
-         + b'{"text": "\\ud83d\\ude00\\r\\n", "id": ' + b'9' * 5000 + b'}'},
-        ['', 'a\ufffdb', '\U0001f600\r\n']),
-    'another key of json': (
-        {'a.jsonl': b'{"body": "a"}\n{"body": "b"}'}, ['a', 'b'], dict(text_column='body')),
+        {'a.json': b'{"body": "a\\ud800b", "id": []}\r\n\n  \n{"body": null, "id": "x"}\n'
+         + b'{"body": "\\ud83d\\ude00\\r\\n", "id": ' + b'9' * 5000 + b'}'},
+        ['', 'a\ufffdb', '\U0001f600\r\n'], dict(text_column='body')),
     'tables of other writers': (
         {'a.parquet': table('one', 'two'), 'b.parquet': table(text=['three'], extra=[1]),
          'c.parquet': table(text=pa.array([], pa.string())), 'd.PARQUET': table(text=[b'zw\xc3\xb6lf']),
