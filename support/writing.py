@@ -29,11 +29,13 @@ def workplace(out, files, overwrite):
         except BlockingIOError:
             fail(f'Another run writes to {out}. Wait until it ends, or use another --out_dir.')
         there = [file for file in files if (out / file).exists()]
-        if there and not overwrite:
+        left = list(out.glob('.prepare_tmp_????????'))  # by a run that was killed
+        as_it_moved = files[-1] not in there and any((folder / files[-1]).exists() for folder in left)
+        if there and not overwrite and not as_it_moved:
             fail(f'{out} already holds a data set ({", ".join(there)}). Use --overwrite=True to replace it, '
                  'or --out_dir=... to write elsewhere.')
-        for left in out.glob('.prepare_tmp_????????'):  # by a run that was killed
-            shutil.rmtree(left)
+        for folder in left:
+            shutil.rmtree(folder)
         with tempfile.TemporaryDirectory(prefix='.prepare_tmp_', dir=out) as tmp:
             yield Path(tmp)
     finally:

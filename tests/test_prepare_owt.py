@@ -390,11 +390,15 @@ def test_the_old_set_and_other_files_stay(monkeypatch):
         Path('out', name, 'notes').unlink()
         Path('out', name).rmdir()
     assert digests() == before
-    with workplace(Path('out'), (), False):  # another run
+    with workplace(Path('out'), prepare_owt.FILES, True):  # another run
         sentence = refusal('c.jsonl')
     assert sentence == 'Another run writes to out. Wait until it ends, or use another --out_dir.'
     assert digests() == before
     assert sorted(sum(prepare('c.jsonl'), [])) == ['a', 'b', 'c']
+    Path('out/.prepare_tmp_abcd1234').mkdir()  # killed between two renames
+    Path('out/val.bin').rename('out/.prepare_tmp_abcd1234/val.bin')
+    prepare('a.jsonl', overwrite=False)
+    assert digests() == before
 
 
 def test_names_that_the_terminal_cannot_show_and_nobody_who_reads(tmp_path):
