@@ -239,7 +239,7 @@ def main(config):
         documents, tokens = counts[f'{split}_documents'], counts[f'{split}_tokens']
         print(f'  {split}.bin: {documents:,} documents, {tokens:,} tokens')
     if counts['val_tokens'] < 10_000:
-        print('  There are few tokens to validate on. A higher --val_fraction cuts more from train.')
+        print('  There are few tokens to validate on. Give more by --val, or cut more by --val_fraction.')
 
 
 if __name__ == '__main__':
