@@ -13,9 +13,9 @@ what it is and how to convert it.
 
 The last tenth of a single text is validation. Other documents are shuffled and split as nanoGPT does it, so
 the same rows give nanoGPT's bins. With --max_docs, a set on the Hub is a stream instead: its rows keep their
-order, and every 2000th is validation. All documents go through Arrow files: those of a table lie in the cache
-of `datasets` (HF_HOME moves it; you can delete it), all others in out_dir until the end. If you stop the
-script, the same command starts again and gives the same bytes.
+order, and every 2000th is validation. All documents go through Arrow files: those of a set on the Hub in
+the cache of `datasets` (HF_HOME moves it; you can delete it), all others in out_dir until the end. If you
+stop the script, the same command starts again and gives the same bytes.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ import os
 import re
 import sys
 import sysconfig
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,10 @@ from tqdm import tqdm
 
 from configurator import configure
 from support.console import fail
-from support.hub import hub_reason, load_openwebtext, load_parquet, load_tables, store_tables
-from support.splits import DATA, prepared_name, split_ending
+from support.hub import hub_reason, load_openwebtext, load_tables, store_tables
+from support.splits import DATA, prepared_name
 from support.splits import RULE as _RULE  # no key
-from support.textfiles import find_texts, read_bytes, read_json, read_texts
+from support.textfiles import find_texts, read_texts
 from support.tokenizers import VOCAB, open_tokenizer
 from support.writing import count_cores, in_order, put_in_place, run, workplace
 
@@ -73,34 +74,28 @@ def open_stdlib(tmp):
         name = path.relative_to(root).as_posix()
         if not SKIP & set(name.split('/')) and not GENERATED.fullmatch(name):
             names.append(name)
-    digest, splits = hashlib.sha256(), {'train': [], 'val': []}
+    digest, paths = hashlib.sha256(), {'train': [], 'val': []}
     for i, name in enumerate(sorted(names)):
         digest.update(name.encode() + b'\0' + hashlib.sha256((root / name).read_bytes()).digest())
         split = 'val' if i % 20 == 19 else 'train'
-        splits[split].append((root / name,))
+        paths[split].append(root / name)
+    texts = {split: read_texts(paths[split], 'text') for split in paths}
     meta = dict(source='stdlib', python=sys.version.split()[0], sha256=digest.hexdigest())
-    return store_tables(tmp, read_texts, splits), meta
+    return store_tables(tmp, texts), meta
 
 
 def open_local(config, tmp):
-    root, kind, splits = find_texts(config)
-    if kind == 'parquet':
-        tables = load_parquet(splits, root, config['text_column'])
-    elif kind == 'json lines':
-        tables = store_tables(tmp, read_json, splits, config['text_column'])
-    else:
-        pieces = {split: [(path,) for path in splits[split]] for split in splits}
-        if len(splits['train']) == 1 and not splits['val']:  # a book, nanoGPT's input.txt
-            pieces = cut(splits['train'][0], config['val_fraction'] or 0.1)
-        tables = store_tables(tmp, read_texts, pieces)
-    return tables, dict(source=root)
+    root, kind, files = find_texts(config)
+    texts = {split: read_texts(files[split], kind, config['text_column']) for split in files if files[split]}
+    if kind == 'text' and len(files['train']) == 1 and 'val' not in texts:  # a book, nanoGPT's input.txt
+        [book] = texts['train']
+        texts = cut(book, config['val_fraction'] or 0.1)
+    return store_tables(tmp, texts), dict(source=root)
 
 
-def cut(path, share):
-    """The pieces of a text, whose last share begins behind a line or, without lines, behind a character"""
-    raw = read_bytes(path)
-    if not raw:
-        fail(f'{path} is an empty file.')
+def cut(book, share):
+    """The parts of a text, whose last share begins behind a line or, without lines, behind a character"""
+    raw = book.encode()
     at = int(len(raw) * (1 - share))
     line = raw.find(b'\n', at) + 1
     if 0 < line < len(raw):
@@ -108,8 +103,8 @@ def cut(path, share):
     while at < len(raw) and raw[at] & 0xC0 == 0x80:
         at += 1
     if not 0 < at < len(raw):
-        return {'train': [(path,)]}
-    return {'train': [(path, 0, at)], 'val': [(path, at)]}
+        fail('The text is too short to train and validate. Give a longer one.')
+    return {'train': [raw[:at].decode()], 'val': [raw[at:].decode()]}
 
 
 def open_hub(config, tmp):
@@ -128,11 +123,13 @@ def open_hub(config, tmp):
 
 def store_stream(tmp, label, streams, config):
     """The first rows. Without a split of its own, validation is the first of every so many of them."""
-    splits = {split: [rows.take(config['max_docs'])] for split, rows in streams.items()}
+    texts = {}
+    for split, rows in streams.items():
+        texts[split] = map(itemgetter(config['text_column']), rows.take(config['max_docs']))
     try:
-        tables = store_tables(tmp, read_stream, splits, config['text_column'])
+        tables = store_tables(tmp, texts)
     except Exception as error:
-        fail(hub_reason(label, error, 'download'))
+        fail(hub_reason(label, error))
     if 'val' not in tables:
         train = tables['train']
         every = max(2, round(1 / (config['val_fraction'] or NANOGPT)))
@@ -140,11 +137,6 @@ def store_stream(tmp, label, streams, config):
         rest = np.delete(np.arange(len(train)), held_out)
         tables = {'train': train.select(rest), 'val': train.select(held_out)}
     return tables
-
-
-def read_stream(pieces, column):
-    for row in pieces[0]:
-        yield row[column]
 
 
 # ---- tokens
@@ -160,12 +152,7 @@ def run_job(rows):
     """-> the ids of the documents in these rows of the table, the number of empty documents"""
     [texts] = table[rows].values()
     pieces, empty = [], 0
-    for row, text in zip(rows, texts):
-        try:
-            if isinstance(text, bytes):  # as some writers of parquet leave it
-                text = text.decode()
-        except UnicodeDecodeError:
-            fail(f'Row {row} of the table is not UTF-8. Convert it, or choose another --text_column.')
+    for text in texts:
         pieces += [encode(text or ''), end_of_text]
         empty += not text
     return np.concatenate(pieces).astype(end_of_text.dtype), empty
@@ -221,7 +208,7 @@ def write_bins(tmp, tables, encode, end_of_text, config):
 def main(config):
     name = config['dataset']
     local = name not in ('stdlib', 'openwebtext') and os.path.exists(name)
-    is_id = re.fullmatch(r'(\w[\w.-]*/)?\w[\w.-]*(:[\w.-]+)?', name) and split_ending(name)[1] not in DATA
+    is_id = re.fullmatch(r'(\w[\w.-]*/)?\w[\w.-]*(:[\w.-]+)?', name) and not DATA.search(name)
     if not local and not is_id:
         fail(f'There is no file or folder {name}. Check the path.')
     if config['max_docs'] < 0 or config['num_proc'] < 0 or not 0 <= config['val_fraction'] < 1:
@@ -252,7 +239,7 @@ def main(config):
         documents, tokens = counts[f'{split}_documents'], counts[f'{split}_tokens']
         print(f'  {split}.bin: {documents:,} documents, {tokens:,} tokens')
     if counts['val_tokens'] < 10_000:
-        print('  There are few tokens to validate on. A higher --val_fraction cuts more from train.')
+        print('  There are few tokens to validate on. Give more by --val, or cut more by --val_fraction.')
 
 
 if __name__ == '__main__':

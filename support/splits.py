@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 
 from support.console import fail
 
@@ -14,9 +15,8 @@ may say one (valset, train_en), the script stops with the command that states th
 
 WORDS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'test': 'test'}
 NEAR = re.compile('(train|val|valid|validation|dev|test|eval|evaluation)(set|sets|ing|data|split)?')
-# the endings of files that hold data, and what may follow them; names of other files (train.py) say nothing
-DATA = {'.txt', '.text', '.tokens', '.raw', '.jsonl', '.ndjson', '.json', '.parquet'}
-PACKED = {'.gz', '.bz2', '.xz', '.zst', '.zstd'}
+# the endings of files that hold data; names of other files (train.py) say nothing
+DATA = re.compile('[.](txt|text|tokens|raw|jsonl|ndjson|json|parquet)([.](gz|bz2|xz|zstd?))?$', re.IGNORECASE)
 ABOUT = re.compile('(README|LICENSE|NOTICE|CITATION)([.].*)?', re.IGNORECASE)
 
 
@@ -35,9 +35,8 @@ def split_of(name):
 def split_of_path(path):
     """What the first part of a relative path that says something says. Source files say nothing."""
     *names, file = path.split('/')
-    stem, ending = split_ending(file)
-    if ending in DATA:
-        names.append(stem)
+    if DATA.search(file):
+        names.append(DATA.sub('', file))
     return next(filter(None, map(split_of, names)), '')
 
 
@@ -65,8 +64,8 @@ def choose_splits(root, said, config):
         tops.setdefault(split.rstrip('?'), {})[name.split('/')[0]] = None
     perhaps = '; '.join(f'{split or "neither"}: {examples(names)}' for split, names in tops.items())
     train = list(tops.get('train', []))[:1] or list(tops.get('', []))
-    train = os.path.join(root, train[0]) if len(train) == 1 else root
-    val = os.path.join(root, list(tops.get('val') or tops.get('test') or ['VAL'])[0])
+    train = os.path.join(root, *train) if len(train) == 1 else root
+    val = os.path.join(root, *list(tops.get('val') or tops.get('test') or ['VAL'])[:1])
     fail(f'The names in {root} do not tell train from val ({perhaps}). State it with --dataset={train} '
          f'--val={val} or, if all of it is training data, with --val_fraction=0.1.')
 
@@ -87,21 +86,17 @@ def split_files(root, chosen, held_out, config):
 
 def tell_splits(root, files, others):
     """Prints how many files each split has and what is left out, with examples, and if shards are missing."""
-    told, shards = [], {}
+    told = []
     for split, paths in {**files, 'left out': others}.items():
         names = [os.path.relpath(path, root) if os.path.isdir(root) else path for path in paths]
         noun = 'file' if len(names) == 1 else 'files'
         found = f' ({examples(names)})' if names else ''
         told.append(f'{split}: {len(names):,} {noun}{found}')
-        for name in names:
-            match = re.match(r'(.*?)(\d+)-of-(\d+)', name)
-            if match:
-                start, number, total = match.groups()
-                shards.setdefault((start, int(total)), set()).add(number)
     print(', '.join(told), flush=True)
+    shards = Counter(re.findall(r'(?m)^(.*?)\d+-of-(\d+)', '\n'.join(sum(files.values(), []))))
     for (start, total), there in shards.items():
-        if len(there) < total:
-            print(f'{start}*: only {len(there)} of {total} shards are here. Download the others if you want '
+        if there < int(total):
+            print(f'{start}*: only {there} of {int(total)} shards are here. Download the others if you want '
                   'their rows.', flush=True)
 
 
@@ -114,18 +109,10 @@ def examples(names, n=3):
     return ', '.join(names[:n]) + (' ...' if len(names) > n else '')
 
 
-def split_ending(path):
-    """'a.TXT.gz' -> ('a', '.txt')"""
-    stem, ending = os.path.splitext(path)
-    if ending.lower() in PACKED:
-        stem, ending = os.path.splitext(stem)
-    return stem, ending.lower()
-
-
 def prepared_name(dataset):
     """The NAME of data/NAME, where prepare_owt.py puts --dataset: a file, a folder or a set on the Hub."""
-    path = os.path.abspath(dataset)
-    stem, ending = split_ending(os.path.basename(path))
-    if os.path.isfile(path) or ending in DATA and not os.path.isdir(path):
-        return stem
-    return os.path.basename(path).replace(':', '-')  # ID:CONFIG
+    name = os.path.basename(os.path.abspath(dataset))
+    stem = DATA.sub('', name)
+    if stem == name and os.path.isfile(dataset):  # of another ending
+        stem = os.path.splitext(name)[0]
+    return stem.replace(':', '-')  # ID:CONFIG

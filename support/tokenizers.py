@@ -39,9 +39,8 @@ def encode_bytes(text):
 
 def encode_gpt2(encoding, text):
     """
-    The ids of tiktoken, where '<|endoftext|>' in a text is text. Of white space in front of something else,
-    its pattern takes all but the last as one piece, and fails if that is a million. At the end of a text it
-    takes any number. So we cut the text there, which changes no piece.
+    The ids of tiktoken, where '<|endoftext|>' in a text is text. It fails at a million white spaces in front
+    of something else, of which its pattern takes all but the last as one piece. A cut there changes no piece.
     """
     pieces, start = [], 0
     if len(text) > LONG:

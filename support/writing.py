@@ -8,7 +8,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,13 +22,16 @@ def workplace(out, files, overwrite):
     """A new folder in out, for this run alone. Refused are a second run into out, and a data set in it."""
     new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    lock = os.open(out, os.O_RDONLY)
+    lock = os.open(out, os.O_RDONLY)  # it ends with the process, however that ends
     try:
-        wait_for(lock, out)
-        left = list(out.glob('.prepare_tmp_????????'))  # of a run that was killed
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f'Another run writes to {out}. Wait until it ends, or use another --out_dir.')
         there = [file for file in files if (out / file).exists()]
-        killed_at_the_end = files[-1] not in there and any((folder / files[-1]).exists() for folder in left)
-        if there and not overwrite and not killed_at_the_end:
+        left = list(out.glob('.prepare_tmp_????????'))  # by a run that was killed
+        as_it_moved = files[-1] not in there and any((folder / files[-1]).exists() for folder in left)
+        if there and not overwrite and not as_it_moved:
             fail(f'{out} already holds a data set ({", ".join(there)}). Use --overwrite=True to replace it, '
                  'or --out_dir=... to write elsewhere.')
         for folder in left:
@@ -40,16 +42,6 @@ def workplace(out, files, overwrite):
         os.close(lock)
         if new and not any(out.iterdir()):
             out.rmdir()
-
-
-def wait_for(lock, out):
-    """The lock ends with its process. The workers of a run that was killed hold it a moment longer."""
-    for _ in range(20):
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.1)
-    fail(f'Another run writes to {out}. Wait until it ends, or use another --out_dir.')
 
 
 def put_in_place(tmp, out, files):

@@ -152,23 +152,6 @@ TEXTS = ['one two', '', 'na\u00efve \u4e2d\u6587 \U0001f600\r\nnew line', 'x<|en
 NOBODY = 'http://127.0.0.1:9'  # nothing listens there
 
 
-def start_prepare(folder, *flags, hub=NOBODY, **env):
-    """prepare_owt.py in a folder of its own, bytes unless told otherwise, and no way out to the network."""
-    return python(ROOT / 'prepare_owt.py', '--num_proc=2', '--tokenizer=byte', *flags, cwd=folder,
-                  env={'HF_HOME': str(folder / 'hf'), 'HF_ENDPOINT': hub, **env})
-
-
-def end_prepare(process, code=0):
-    """What it printed or, if it refused, the sentence it ended with."""
-    out, err = finish(process, code)
-    assert 'Traceback' not in err, err
-    return out if code == 0 else err.replace('\r', '\n').strip().splitlines()[-1]
-
-
-def prepare(folder, *flags, code=0, **env):
-    return end_prepare(start_prepare(folder, *flags, **env), code)
-
-
 def prepared(folder):
     """-> the documents of train and val as they are decoded from the bins, and the meta file"""
     meta = json.loads((folder / 'meta.json').read_text())

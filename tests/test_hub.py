@@ -8,22 +8,19 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import support.hub
 from support.pretrained import find_weights
 from support.resume import load_checkpoint
 from tests.common import (
     NOBODY,
     TEXTS,
-    end_prepare,
     image_table,
-    in_parallel,
     load_images,
     nanogpt_split,
     noise_picture,
+    one_after_the_other,
     parquet,
-    prepare,
-    prepare_images,
     prepared,
-    start_prepare,
 )
 from tests.test_pretrained import assert_refused, write_gpt2, write_timm
 
@@ -110,55 +107,73 @@ def hub():
     server.server_close()
 
 
-@pytest.mark.slow
-def test_prepare_from_the_hub(tmp_path, hub):
-    card = b"""---
+def run_all(monkeypatch, folder, url, *lines, script='prepare_owt.py'):
+    """(the sentence of a refusal, what is printed) of command lines. They write to folder/0, folder/1, ..."""
+    monkeypatch.setenv('HF_ENDPOINT', url)
+    monkeypatch.setenv('HF_HOME', str(folder / 'home'))
+    flags = ['--tokenizer=byte'] if script == 'prepare_owt.py' else []
+    return one_after_the_other([[script, '--num_proc=1', f'--out_dir={folder}/{i}', *flags, *line.split()]
+                                for i, line in enumerate(lines)])
+
+
+CARD = b"""---
 configs:
 - {config_name: one, data_files: a/*.parquet}
 - {config_name: two, data_files: [{split: train, path: b/t.parquet}, {split: validation, path: b/v.parquet}]}
 ---
 """
+
+
+@pytest.mark.slow
+def test_prepare_from_the_hub(tmp_path, hub, monkeypatch):
     hub.sets['me/plain'] = {'data/train-00000-of-00002.parquet': parquet(TEXTS[:90]),
                             'data/train-00001-of-00002.parquet': parquet(TEXTS[90:])}
-    hub.sets['me/parts'] = {'README.md': card, 'a/x.parquet': parquet(TEXTS[:20]),
+    hub.sets['me/parts'] = {'README.md': CARD, 'a/x.parquet': parquet(TEXTS[:20]),
                             'b/t.parquet': parquet(TEXTS[20:100]), 'b/v.parquet': parquet(TEXTS[100:])}
-    prepare(tmp_path, '--dataset=me/plain', hub=hub.url)
-    train, val, meta = prepared(tmp_path / 'data/plain')
-    assert (train, val) == nanogpt_split(TEXTS)
-    assert meta['source'] == 'me/plain'
-    prepare(tmp_path, '--dataset=me/plain', '--out_dir=few', '--max_docs=100', '--val_fraction=0.05',
-            hub=hub.url)
-    assert prepared(tmp_path / 'few')[:2] == ([t for i, t in enumerate(TEXTS[:100]) if i % 20],
-                                              TEXTS[:100:20])
-    prepare(tmp_path, '--dataset=me/parts:two', hub=hub.url)
-    assert prepared(tmp_path / 'data/parts-two')[:2] == (TEXTS[20:100], TEXTS[100:])
-
-    # openwebtext: an export that is cut is not taken, one with too few rows only for want of a better one
+    hub.sets['me/bytes'] = {'train.parquet': parquet([text.encode() for text in TEXTS])}
+    # openwebtext: neither an export that is cut nor a copy with too few rows is taken
     owner = 'Skylion007/openwebtext'
     hub.sets[f'{owner}@refs/convert/parquet'] = {'plain_text/partial-train/0000.parquet': parquet(TEXTS)}
     hub.sets[f'{owner}@refs/pr/18'] = {'data/train-00000-of-00093.parquet': parquet(TEXTS[:50])}
     hub.sets['dylanebert/openwebtext'] = {'plain_text/train-00000-of-00080.parquet': parquet(TEXTS)}
-    said = prepare(tmp_path, hub=hub.url)
+    *_, (sentence, said) = run_all(
+        monkeypatch, tmp_path, hub.url, '--dataset=me/plain', '--dataset=me/bytes', '--dataset=me/parts:two',
+        '--dataset=me/plain --max_docs=100 --val_fraction=0.05', '--dataset=me/bytes --max_docs=100',
+        '--max_docs=30', '')
+    whole, of_bytes, parts, few, few_bytes, openwebtext = (prepared(tmp_path / str(i)) for i in range(6))
+    assert whole[2]['source'] == 'me/plain'
+    assert whole[:2] == of_bytes[:2] == nanogpt_split(TEXTS)
+    assert parts[:2] == (TEXTS[20:100], TEXTS[100:])
+    assert few[:2] == ([text for i, text in enumerate(TEXTS[:100]) if i % 20], TEXTS[:100:20])
+    assert few_bytes[:2] == (TEXTS[1:100], TEXTS[:1])
+    assert openwebtext[2]['source'] == f'{owner}@refs/convert/parquet'
+    assert openwebtext[2]['train_documents'] + openwebtext[2]['val_documents'] == 30
     assert 'cut short' in said
-    assert '50 rows' in said
-    assert '200 rows, OpenWebText has 8,013,769' in said
-    train, val, meta = prepared(tmp_path / 'data/openwebtext')
-    assert meta['source'] == 'dylanebert/openwebtext'
-    assert (train, val) == nanogpt_split(TEXTS)
-    prepare(tmp_path, '--max_docs=30', '--overwrite=True', hub=hub.url)
-    meta = prepared(tmp_path / 'data/openwebtext')[2]
-    assert meta['source'] == f'{owner}@refs/convert/parquet'
-    assert meta['train_documents'] + meta['val_documents'] == 30
+    assert '50 rows, OpenWebText has 8,013,769' in said
+    assert 'dylanebert/openwebtext has 200 rows, OpenWebText has 8,013,769' in said
+    assert sentence.endswith('Name the one that you want, as in --dataset=dylanebert/openwebtext.')
 
 
-CARD = b"""---
-configs:
-- {config_name: one, data_files: a.parquet}
-- {config_name: two, data_files: b.parquet}
----
-"""
+def test_openwebtext_is_the_first_complete_copy(monkeypatch):
+    copies = [SystemExit('The first cannot be read.'), {'train': 'abc'}, {'train': 'abcd'}]
+
+    def load_tables(*given):
+        copy = copies.pop(0)
+        if isinstance(copy, SystemExit):
+            raise copy
+        return copy
+
+    monkeypatch.setattr(support.hub, 'load_tables', load_tables)
+    monkeypatch.setattr(support.hub, 'OPENWEBTEXT_ROWS', 4)
+    assert support.hub.load_openwebtext('text', False) == ({'train': 'abcd'}, 'dylanebert/openwebtext')
+    copies.append(SystemExit('The first cannot be reached on the Hub.'))
+    with pytest.raises(SystemExit, match='cannot be reached'):  # nor can the others
+        support.hub.load_openwebtext('text', False)
+
+
 LOG_IN = 'log in with `hf auth login`'
-COLUMN = "me/column has no column 'text'. Set --text_column to one of content, id."
+COLUMN = ("me/column has no text under 'text'. Set --text_column to one of its columns of text (content: "
+          'string, id: int64).')
 REFUSED = {  # the dataset: what its sentence begins with, and what it says besides
     'me/a401': ('me/a401 is ', LOG_IN),  # the Hub says no more
     'me/a403': ('me/a403 is gated or private. Accept its terms on its page on the Hub', LOG_IN),
@@ -169,60 +184,51 @@ REFUSED = {  # the dataset: what its sentence begins with, and what it says besi
     'me/two': ('me/two cannot be read (', 'Name one as ID:CONFIG.'),
     'me/two:three': ('me/two:three cannot be read (', 'Name one as ID:CONFIG.'),
     'me/test': ('me/test has no split train but test. Download it and use --dataset=FOLDER.', ''),
-    'me/half': ('The download of me/half broke off (', 'Run the same command again.')}
+    'me/half': ('me/half cannot be reached on the Hub (', 'Check the network and run the same command')}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('plain', [False, True], ids=['', 'plain'])
-def test_prepare_says_why_the_hub_refuses(tmp_path, hub, plain):
+def test_prepare_says_why_the_hub_refuses(tmp_path, hub, monkeypatch, plain):
     hub.plain = plain
     hub.sets |= {'me/a401': 401, 'me/a403': 403, 'me/a404': 404,
                  'me/script': {'script.py': b'', 'README.md': b'hello'},
                  'me/column': {'data/train.parquet': parquet(TEXTS, 'content')},
-                 'me/two': {'README.md': CARD, 'a.parquet': parquet(TEXTS), 'b.parquet': parquet(TEXTS)},
+                 'me/two': {'README.md': CARD, 'a/x.parquet': parquet(TEXTS), 'b/t.parquet': parquet(TEXTS)},
                  'me/test': {'data/test.parquet': parquet(TEXTS)},
                  'me/half': {'data/train-half.parquet': parquet(TEXTS * 99)}}
     hub.broken.add('data/train-half.parquet')
-    jobs = []
-    for i, dataset in enumerate(REFUSED):
-        flags = f'--dataset={dataset} --out_dir=data/{i}'.split()
-        jobs.append(lambda flags=flags: prepare(tmp_path, *flags, code=1, hub=hub.url))
-    for dataset, sentence in zip(REFUSED, in_parallel(jobs)):
-        begin, besides = REFUSED[dataset]
+    ended = run_all(monkeypatch, tmp_path, hub.url, *(f'--dataset={dataset}' for dataset in REFUSED))
+    for (begin, besides), (sentence, _) in zip(REFUSED.values(), ended):
         assert sentence.startswith(begin)
         assert besides in sentence
-    assert not (tmp_path / 'data').exists() or not list((tmp_path / 'data').iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {'home'}
 
 
 @pytest.mark.slow
-def test_prepare_says_that_there_is_no_network(tmp_path):
-    for process in [start_prepare(tmp_path, *flags) for flags in (['--dataset=me/any'], [])]:
-        sentence = end_prepare(process, code=1)
-        assert 'The Hub cannot be reached for ' in sentence
-        assert 'Check the network, or give a file or folder as --dataset.' in sentence
-    said = prepare_images(tmp_path / 'no', 'cifar100', code=1,
-                          env={'HF_ENDPOINT': NOBODY, 'HF_HOME': str(tmp_path / 'home')})
-    assert 'The Hub cannot be reached for uoft-cs/cifar100 (' in said
-    assert 'Traceback' not in said
+def test_prepare_says_that_there_is_no_network(tmp_path, monkeypatch):
+    ended = run_all(monkeypatch, tmp_path, NOBODY, '--dataset=me/any')
+    ended += run_all(monkeypatch, tmp_path, NOBODY, '--dataset=cifar100', script='prepare_imagenet.py')
+    for sentence, _ in ended:
+        assert ' cannot be reached on the Hub (' in sentence
+        assert sentence.endswith('run the same command again, or give a file or folder as --dataset.')
 
 
 @pytest.mark.slow
-def test_sets_on_the_hub(tmp_path, hub):
+def test_pictures_from_the_hub(tmp_path, hub, monkeypatch):
     for split, n in (('train', 6), ('test', 2)):
         pictures = [(noise_picture(4, 4, i), i % 2) for i in range(n)]
         image_table(tmp_path / f'hub/{split}.parquet', pictures, 'img', names=['a', 'b'])
     hub.sets |= {'uoft-cs/cifar10': {p.name: p.read_bytes() for p in (tmp_path / 'hub').iterdir()},
                  'ILSVRC/imagenet-1k': 403}
-    env = {'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path / 'home')}
-    said = prepare_images(tmp_path / 'out', 'cifar10', env=env)
-    assert 'Downloading uoft-cs/cifar10 (0.0 GB)' in said
-    assert 'test split is stored as val_*' in said
-    assert load_images(tmp_path / 'out', 'train')[1].tolist() == [0, 1, 0, 1, 0, 1]
-    assert len(load_images(tmp_path / 'out', 'val')[1]) == 2
-    said = prepare_images(tmp_path / 'no', 'imagenet-1k', code=1, env=env)
-    assert 'ILSVRC/imagenet-1k is gated or private. Accept its terms' in said
-    said = prepare_images(tmp_path / 'no', 'nobody/nothing', code=1, env=env)
-    assert 'nobody/nothing is not on the Hub' in said
+    datasets = [f'--dataset={name}' for name in ('cifar10', 'imagenet-1k', 'nobody/nothing')]
+    cifar, gated, nothing = run_all(monkeypatch, tmp_path, hub.url, *datasets, script='prepare_imagenet.py')
+    assert 'Downloading uoft-cs/cifar10 to ' in cifar[1]
+    assert 'test split is stored as val_*' in cifar[1]
+    assert load_images(tmp_path / '0', 'train')[1].tolist() == [0, 1, 0, 1, 0, 1]
+    assert len(load_images(tmp_path / '0', 'val')[1]) == 2
+    assert gated[0].startswith('ILSVRC/imagenet-1k is gated or private. Accept its terms')
+    assert nothing[0].startswith('nobody/nothing is not on the Hub')
 
 
 # -----------------------------------------------------------------------------

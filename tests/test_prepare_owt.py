@@ -1,54 +1,182 @@
-"""prepare_owt.py as people run it."""
+"""Text as people have it: prepare_owt.py reads it exactly right or says in one sentence what to do."""
 
+import bz2
+import gzip
 import hashlib
+import io
 import json
+import lzma
 import os
-import random
 import signal
+import struct
 import sys
 import sysconfig
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+import prepare_owt
 from support import tokenizers
-from support.hub import hub_reason
-from support.splits import RULE
-from tests.common import (
-    NOBODY,
-    ROOT,
-    TEXTS,
-    finish,
-    gpt2_is_here,
-    in_parallel,
-    nanogpt_split,
-    parquet,
-    prepare,
-    prepared,
-    python,
-    start_prepare,
-)
+from support.splits import RULE, prepared_name, split_of_path
+from support.textfiles import KINDS
+from support.writing import run, workplace
+from tests.common import NOBODY, ROOT, TEXTS, finish, gpt2_is_here, nanogpt_split, prepared, python
+
+DEFAULTS = {key: getattr(prepare_owt, key) for key in (
+    'val', 'val_fraction', 'out_dir', 'text_column', 'max_docs', 'revision')}
 
 
-def digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
-def write_lines(path, texts):
-    path.write_text(''.join(json.dumps({'id': i, 'text': text}) + '\n' for i, text in enumerate(texts)))
-    return path
+def lines(*texts):
+    return b''.join(json.dumps({'text': text}).encode() + b'\n' for text in texts)
 
 
-def test_prepare_stdlib(tmp_path):
-    said = prepare(tmp_path, '--dataset=stdlib', '--tokenizer=auto')
-    train, val, meta = prepared(tmp_path / 'data/stdlib')
+def table(*texts, **columns):
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns or {'text': list(texts)}), file)
+    return file.getvalue()
+
+
+def zstd(raw):
+    return pa.Codec('zstd').compress(raw).to_pybytes()
+
+
+def write(files):
+    for path, content in files.items():
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def prepare(dataset, out='out', **keys):
+    """-> the documents of train and of val"""
+    run(prepare_owt.main, {**DEFAULTS, 'dataset': str(dataset), 'tokenizer': 'byte', 'num_proc': 1,
+                           'out_dir': out, 'overwrite': True, **keys})
+    return list(prepared(Path(out))[:2])
+
+
+def place(files):
+    """Writes files into the folder in -> the dataset: that folder, or the file if it is the only one"""
+    write({f'in/{path}': content for path, content in files.items()})
+    return 'in' if len(files) > 1 else f'in/{next(iter(files))}'
+
+
+def refusal(dataset, out='out', **keys):
+    with pytest.raises(SystemExit) as stop:
+        prepare(dataset, out, **keys)
+    return stop.value.code
+
+
+def digests(folder='out'):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(folder).iterdir()}
+
+
+# ---- what is taken
+
+WORDS = 'na\u00efve \u042d\u0442\u043e \u4e2d\u6587 \U0001f600\r\nline 2\n'
+ABC = lines('a', 'b', 'c')
+FRAME = b'\x50\x2a\x4d\x18' + struct.pack('<I', 4) + b'skip'  # which zstd skips
+# name: files; train and val, or the documents of both, if val is cut from train; keys
+ACCEPTED = {
+    'a text is cut behind a line': (
+        {'a.txt': 'w\n' + 'x' * 90 + '\nz'}, [['w\n' + 'x' * 90 + '\n'], ['z']]),
+    'without lines, behind a character': ({'a.log': '\u00e9' * 50}, [['\u00e9' * 45], ['\u00e9' * 5]]),
+    'at the share that is asked for': (
+        {'a.txt': '1\n2\n3\n4\n'}, [['1\n2\n'], ['3\n4\n']], dict(val_fraction=0.6)),
+    'the mark of UTF-8 is dropped, lines end as they do, a zero byte is a byte': (
+        {'a.txt': b'\xef\xbb\xbf' + WORDS.encode(), 'b.txt': WORDS, 'c.txt': 'x\0' + 'y' * 98},
+        [WORDS, WORDS, 'x\0' + 'y' * 98]),
+    'packed texts of any name': (
+        {'a.txt': gzip.compress(WORDS.encode()), 'b.md.BZ2': bz2.compress(b'b'),
+         'c.txt.xz': lzma.compress(b'c'), 'd.txt.zst': FRAME + zstd(b'd'),
+         'e.txt': gzip.compress(b'e1 ') + gzip.compress(b'e2')},
+        [WORDS, 'b', 'c', 'd', 'e1 e2']),
+    'packed json lines of any name': (
+        {'a.JSONL': b'\xef\xbb\xbf' + ABC, 'b.ndjson.gz': gzip.compress(lines('d')),
+         'c.json.bz2': bz2.compress(lines('e')), 'D.JSONL.XZ': lzma.compress(lines('f')),
+         'e.jsonl.zst': zstd(lines('g')), 'f.jsonl': b''}, ['a', 'b', 'c', 'd', 'e', 'f', 'g']),
+    'odd lines of json': (
+        {'a.json': b'{"body": "a\\ud800b", "id": []}\r\n\n  \n{"body": null, "id": "x"}\n'
+         + b'{"body": "\\ud83d\\ude00\\r\\n", "id": ' + b'9' * 5000 + b'}'},
+        ['', 'a\ufffdb', '\U0001f600\r\n'], dict(text_column='body')),
+    'tables of other writers': (
+        {'a.parquet': table('one', 'two'), 'b.parquet': table(text=['three'], extra=[1]),
+         'c.parquet': table(text=pa.array([], pa.string())), 'd.PARQUET': table(text=[b'zw\xc3\xb6lf']),
+         'e.parquet': table(text=pa.array(['e', None]).dictionary_encode()),
+         'f.parquet': table(text=pa.array(['f'], pa.large_string()))},
+        ['one', 'two', 'three', 'zw\u00f6lf', 'e', '', 'f']),
+    'brackets and stars': ({'a[1]*?/tr[ai]n{x}.parquet': table('a', 'b'), '.x': ''}, ['a', 'b']),
+    'splits by the names of files': (
+        {'wiki-train.txt': 'a', 'wiki-valid.txt': 'b', 'wiki.test.tokens': 'c', 'README.md': 'd'},
+        [['a'], ['b']]),
+    'splits by the names of folders': (
+        {'train/x/a.md': 'a', 'val/a.md': 'b', 'dev/a.md': 'c', 'test/a.md': 'd'}, [['a'], ['c', 'b']]),
+    'splits of tables at any depth': (
+        {'en/train-00000-of-00001-abc0.parquet': table('a'), 'dataset_infos.json': '{}',
+         'en/validation-00000-of-00001.parquet': table('b')}, [['a'], ['b']]),
+    'validation data of another name': (
+        {'part1.jsonl': ABC, 'part2.jsonl': lines('d'), '../held out/x.jsonl': lines('e')},
+        [['a', 'b', 'c', 'd'], ['e']], dict(val='held out')),
+    'validation data that lies in the dataset': (
+        {'a.txt': 'a', 'b.txt': 'b', 'val.txt': 'c', 'test.txt': 'd'}, [['a', 'b'], ['c']],
+        dict(val='in/val.txt')),
+    'a file of train is used whole if val is stated': (
+        {'valset.txt': 'v', 'trainset.txt': 't'}, [['t'], ['v']],
+        dict(dataset='in/trainset.txt', val='in/valset.txt')),
+    'unclear names say nothing if a share is stated': (
+        {'a.txt': 'a', 'test_of_time.txt': 'b', 'val.txt': 'c'}, ['a', 'b', 'c'], dict(val_fraction=0.3)),
+    'source code says nothing': (
+        {'train.py': 'a', 'val.py': 'b', 'README.md': 'c', 'package.json': '{}'}, ['a', 'b', 'c']),
+    'the first documents of each split': (
+        {'train.jsonl': ABC, 'val.jsonl': ABC}, [['a', 'b'], ['a', 'b']], dict(max_docs=2)),
+}
+
+
+@pytest.mark.parametrize('name', ACCEPTED)
+def test_text_is_read_exactly(name):
+    files, wanted, *keys = ACCEPTED[name]
+    train, val = prepare(**{'dataset': place(files), **(keys or [{}])[0]})
+    assert {path.name for path in Path('out').iterdir()} == {'train.bin', 'val.bin', 'meta.json'}
+    if isinstance(wanted[0], list):
+        assert [train, val] == wanted
+    else:
+        assert sorted(train + val) == sorted(wanted) and val
+
+
+def test_all_kinds_of_files_give_nanogpts_bins(monkeypatch, capsys):
+    rows = [json.dumps({'id': i, 'text': text}).encode() + b'\n' for i, text in enumerate(TEXTS)]
+    write({'lines/a.jsonl': b''.join(rows[:90]), 'lines/b.jsonl': b''.join(rows[90:]),
+           'table/a.parquet': table(*TEXTS[:90]), 'table/b.parquet': table(*TEXTS[90:])})
+    write({f'texts/{i:03}.txt': text for i, text in enumerate(TEXTS)})
+    for num_proc, name in enumerate(('lines', 'table', 'texts'), 1):
+        assert tuple(prepare(name, name, num_proc=num_proc)) == nanogpt_split(TEXTS)
+        assert digests(name)['train.bin'] == digests('lines')['train.bin']
+    assert '1 documents are empty. Each becomes a single end-of-text' in capsys.readouterr().out
+    # that is what `datasets` itself calls the split
+    from datasets import Dataset
+    split = Dataset.from_dict({'text': TEXTS}).train_test_split(test_size=0.0005, seed=2357, shuffle=True)
+    assert (list(split['train']['text']), list(split['test']['text'])) == nanogpt_split(TEXTS)
+    # ids past 65,536 take four bytes
+    monkeypatch.setitem(prepare_owt.VOCAB, 'byte', 70_000)
+    assert tuple(prepare('texts')) == nanogpt_split(TEXTS)
+    assert np.fromfile('out/val.bin', '<u4')[-1] == 69_999
+
+
+def test_stdlib():
+    train, val = prepare('stdlib', tokenizer='auto')
+    meta = json.loads(Path('out/meta.json').read_text())
     wanted = dict(tokenizer='byte', vocab_size=257, dtype='uint16', source='stdlib',
                   python=sys.version.split()[0])
     assert {key: meta[key] for key in wanted} == wanted
     assert len(meta['sha256']) == 64
-    assert f'{meta["train_tokens"]:,} tokens' in said
     root = Path(sysconfig.get_path('stdlib'))
     for name in ('html/entities.py', 'encodings/aliases.py', 'keyword.py'):
         assert (root / name).read_bytes().decode() not in train + val
@@ -59,170 +187,292 @@ def test_prepare_stdlib(tmp_path):
           for name in ('abc.py', 'ast.py', 'json/decoder.py', 'logging/handlers.py', 'zipapp.py')]
     assert at == sorted(at)
 
-    before = digests(tmp_path / 'data/stdlib')
-    assert '--overwrite=True' in prepare(tmp_path, '--dataset=stdlib', code=1)
-    prepare(tmp_path, '--dataset=stdlib', '--overwrite=True', '--num_proc=1')
-    assert digests(tmp_path / 'data/stdlib') == before
+
+SAYS = {
+    'train': 'train.txt Train.txt train-1.txt train-00000-of-00002.txt train-00000-of-00001-b42a775f.parquet '
+             'train2017/a StoriesTrain/a TinyStoriesV2-GPT4-train.txt c4-train.00000-of-00002.json.gz '
+             'imagenet_train/a train/val.txt',
+    'val': 'val/a valid/a.py validation.txt a/dev/b.md wiki-valid.txt wiki.valid.tokens val-1.txt',
+    'test': 'test.txt wiki_test.txt en/test.jsonl.gz acid-test/a',
+    'train?': 'trainset.txt training/a train_en.txt train_data.txt en_train_v2.txt',
+    'val?': 'valset.txt val_en.txt evaluation/a eval/a dev_notes.txt', 'test?': 'testing/a test_tube/a',
+    '': 'trainspotting.txt invalid.txt devil.txt latest.txt contest/a part1.txt caf\u00e9.txt 2017/_ '
+        'train.py',
+}
 
 
-def test_all_kinds_of_files_give_nanogpts_bins(tmp_path):
-    for folder in ('lines', 'table', 'texts'):
-        (tmp_path / folder).mkdir()
-    for name, part in (('a', TEXTS[:90]), ('b', TEXTS[90:])):
-        write_lines(tmp_path / f'lines/{name}.jsonl', part)
-        (tmp_path / f'table/{name}.parquet').write_bytes(parquet(part))
-    for i, text in enumerate(TEXTS):
-        (tmp_path / f'texts/{i:03}.txt').write_bytes(text.encode())
-    said = [prepare(tmp_path, f'--dataset={name}') for name in ('lines', 'table', 'texts')]
-    for name in ('lines', 'table', 'texts'):
-        train, val, meta = prepared(tmp_path / 'data' / name)
-        assert (train, val) == nanogpt_split(TEXTS)
-        assert meta['source'] == name
-    assert '1 documents are empty. Each becomes a single end-of-text' in said[2]
-
-    # that is what `datasets` itself calls the split
-    from datasets import Dataset
-    split = Dataset.from_dict({'text': TEXTS}).train_test_split(test_size=0.0005, seed=2357, shuffle=True)
-    assert (train, val) == (list(split['train']['text']), list(split['test']['text']))
+@pytest.mark.parametrize('split', SAYS)
+def test_the_first_part_of_a_path_that_says_something_counts(split):
+    paths = SAYS[split].split()
+    assert {path: split_of_path(path) for path in paths} == dict.fromkeys(paths, split)
 
 
-MISTAKES = {
-    '--dataset=good.jsonl --tokenizer=gpt3':
-        "unknown tokenizer 'gpt3'. Use --tokenizer=gpt2 or --tokenizer=byte.",
-    '--dataset=good.jsonl --val_fraction=1.5':
-        'max_docs and num_proc must be 0 or more, val_fraction 0 or more and below 1.',
-    '--dataset=stdlib --val=good.jsonl':
-        '--val only works if --dataset is a file or folder, and without --val_fraction. Leave it out.',
-    '--dataset=good.jsonl --out_dir=file':
-        'File exists (file). Fix that and run the same command again. --out_dir and HF_HOME choose another '
-        'disk.',
-    '--dataset=good.jsonl --out_dir=images':
-        'images already holds a data set (meta.json). Use --overwrite=True to replace it, or --out_dir=... '
-        'to write elsewhere.',
-    '--dataset=empty.jsonl': 'There is no text to train on: all documents are empty. See --text_column.',
-    '--dataset=good.jsonl --max_doc=1': '--max_doc=1: unknown key max_doc. Did you mean max_docs?'}
+def test_what_is_found_is_printed(capsys):
+    write({f'in/train-0000{i}-of-00004.txt': 'a' for i in (0, 3)})
+    write({'in/val.txt': 'b', 'in/x.png': b'', 'in/.git/a': ''})
+    prepare('in')
+    assert capsys.readouterr().out.startswith(
+        'in: text, train: 2 files (train-00000-of-00004.txt, train-00003-of-00004.txt), val: 1 file '
+        '(val.txt), left out: 2 files (.git, x.png)\n'
+        'in/train-*: only 2 of 4 shards are here. Download the others if you want their rows.\n')
 
 
-def test_mistakes_get_one_sentence_and_nothing_is_written(tmp_path):
-    write_lines(tmp_path / 'good.jsonl', TEXTS)
-    write_lines(tmp_path / 'empty.jsonl', ['', ''])
-    (tmp_path / 'file').write_text('in the way')
-    (tmp_path / 'images').mkdir()
-    (tmp_path / 'images/meta.json').write_text('{"classes": 10}')
-    before = {path for path in tmp_path.rglob('*')}
-    said = in_parallel([lambda line=line: prepare(tmp_path, *line.split(), code=1) for line in MISTAKES])
-    assert dict(zip(MISTAKES, said)) == MISTAKES
-    left = {path for path in tmp_path.rglob('*') if 'hf' not in path.parts} - before
-    assert left <= {tmp_path / 'data'}
-    assert (tmp_path / 'images/meta.json').read_text() == '{"classes": 10}'
+def test_links_are_followed_once(capsys):
+    write({f'set/deep/{i}.txt': f'text {i}' for i in range(4)} | {'elsewhere/far/5.txt': 'text 5'})
+    for link, to in (('deep/up', '..'), ('deep/self', '.'), ('again', 'deep'), ('0.txt', 'deep/0.txt'),
+                     ('nowhere.txt', 'gone.txt'), ('loop', 'loop'), ('one', '../elsewhere'),
+                     ('two', '../elsewhere')):
+        Path('set', link).symlink_to(to)
+    Path('elsewhere/back').symlink_to('../set')
+    Path('elsewhere/home').symlink_to('..')
+    Path('link').symlink_to('set')
+    os.mkfifo('set/pipe.txt')
+    for root in 'set', 'link':
+        assert sorted(sum(prepare(root), [])) == ['text 0', 'text 1', 'text 2', 'text 3', 'text 5']
+        assert 'train: 5 files' in capsys.readouterr().out
+    # links into a store are files, as the cache of the Hub and git-annex keep them
+    for i in range(3):
+        write({f'cache/blobs/{i}': f'text {i}', f'annex/.git/{i}.txt': f'text {i}'})
+        Path(f'cache/{i}.txt').symlink_to(f'blobs/{i}')
+        Path(f'annex/{i}.txt').symlink_to(f'.git/{i}.txt')
+    for name in 'cache', 'annex':
+        assert sorted(sum(prepare(name), [])) == ['text 0', 'text 1', 'text 2']
 
 
-def test_the_old_set_and_other_files_stay(tmp_path):
-    write_lines(tmp_path / 'good.jsonl', TEXTS)
-    prepare(tmp_path, '--dataset=good.jsonl')
-    out = tmp_path / 'data/good'
-    before = digests(out)
-    with open(tmp_path / 'good.jsonl', 'a') as f:
-        f.write('broken\n')
-    assert 'line 201' in prepare(tmp_path, '--dataset=good.jsonl', '--overwrite=True', code=1)
-    assert digests(out) == before
-    write_lines(tmp_path / 'good.jsonl', TEXTS)
-    left = out / '.prepare_tmp_abcd1234'  # killed between two renames
-    for folder in (left, out / 'unfinished', out / '.prepare_tmp_mine'):  # the others are the user's
-        folder.mkdir()
-        (folder / 'notes').write_text('mine')
-    (out / 'val.bin').rename(left / 'val.bin')
-    prepare(tmp_path, '--dataset=good.jsonl')
-    assert not left.exists()
+def test_the_name_of_a_prepared_folder():
+    names = {'mytext.txt': 'mytext', 'in/my.text.TXT': 'my.text', 'mytext.txt.gz': 'mytext',
+             'a.jsonl.zst': 'a', 'book': 'book', 'folder.v1/': 'folder.v1', 'stdlib': 'stdlib',
+             'owner/set': 'set', 'owner/set-1.5:config': 'set-1.5-config',
+             'book.md': 'book', 'gone.md': 'gone.md'}
+    write({'book.md': ''})
+    assert {dataset: prepared_name(dataset) for dataset in names} == names
+    assert {dataset: prepared_name(os.path.abspath(dataset)) for dataset in names} == names
+
+
+# ---- what is refused
+
+NEW = '-t UTF-8 FILE > NEW'
+NOT_TEXT = f'not UTF-8 text. Fix: iconv -f ENCODING {NEW}, or unpack it if it is an archive'
+LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'
+LONG_WINDOW = b'\x28\xb5\x2f\xfd\0' + bytes([21 << 3]) + struct.pack('<I', 5 << 3 | 1)[:3] + b'hello'
+CUT = 'packed, but cannot be unpacked: it may be cut short. Fix: fetch it again'
+BAD = [  # a file, and what it is
+    (WORDS.encode('utf-16'), f'UTF-16 text. Fix: iconv -f UTF-16 {NEW}'),
+    (WORDS.encode('utf-32'), f'UTF-32 text. Fix: iconv -f UTF-32 {NEW}'),
+    (gzip.compress(WORDS.encode('utf-16')), f'UTF-16 text. Fix: iconv -f UTF-16 {NEW}'),
+    ('\u042d\u0442\u043e\n'.encode('utf-16-le') * 20, NOT_TEXT),
+    (LFS, 'a pointer of git-lfs to the real file. Fix: git lfs pull'),
+    (b'PK\3\4' + bytes(99), 'a zip archive. Fix: unzip FILE'),
+    (gzip.compress(b'x' * 257 + b'ustar\0' + b'x' * 300), 'a tar archive. Fix: tar -xf FILE'),
+    (gzip.compress(os.urandom(5000))[:3000], CUT),
+    (lzma.compress(os.urandom(5000))[:3000], CUT),
+    (b'\x28\xb5\x2f\xfd' + bytes(99), CUT),
+    (LONG_WINDOW, 'packed by zstd with a long window. Fix: zstd -d --long=31 FILE'),
+    (table('a'), 'a parquet file. Fix: mv FILE FILE.parquet'),
+]
+ODD = {  # a line of json, and what is wrong with it
+    b'{"text": "cut': 'Invalid control character at: line 1 column 14 (char 13)',
+    b'3': "'float' object is not subscriptable", b'{"body": "a"}': "'text'",
+    b'{"text": ["a"]}': "'list' object has no attribute 'encode'",
+    b'{"text": "x", "a": ' + b'[' * 200_000 + b']' * 200_000 + b'}':
+        'maximum recursion depth exceeded while decoding a JSON array from a unicode string',
+}
+UNCLEAR = {  # files in a folder, what their names say, the command that is proposed
+    'train.txt val.txt notes.txt': ('neither: notes.txt; train: train.txt; val: val.txt',
+                                    '--dataset=in/train.txt --val=in/val.txt'),
+    'a.txt b.txt c.txt d.txt dev.txt': ('neither: a.txt, b.txt, c.txt ...; val: dev.txt',
+                                        '--dataset=in --val=in/dev.txt'),
+    'trainset.txt valset.txt testset.txt': ('test: testset.txt; train: trainset.txt; val: valset.txt',
+                                            '--dataset=in/trainset.txt --val=in/valset.txt'),
+    'training/a.txt testing/b.txt': ('test: testing; train: training',
+                                     '--dataset=in/training --val=in/testing'),
+}
+EMPTY = 'its files are empty. Give files that hold some.'
+REFUSED = {  # name: files; the sentence; keys
+    **{f'bad {i}': ({'a.txt': 'fine', 'b.txt': raw}, f'in/b.txt is {what}', dict(val_fraction=0.5))
+       for i, (raw, what) in enumerate(BAD)},
+    **{f'odd {i}': ({'a.jsonl': ABC + line + b'\n' + ABC},
+                    f"in/a.jsonl, line 4 ({why}: {line[:80].decode()}) is no JSON object with text under "
+                    "'text'. Fix: write one object per line, or set --text_column to the key of the text")
+       for i, (line, why) in enumerate(ODD.items())},
+    **{names: (dict.fromkeys(names.split(), 'text'),
+               f'The names in in do not tell train from val ({perhaps}). State it with {command} or, if all '
+               'of it is training data, with --val_fraction=0.1.')
+       for names, (perhaps, command) in UNCLEAR.items()},
+    'several of a kind': (
+        {f'{i}.txt': 'caf\u00e9'.encode('latin1') for i in range(5)},
+        f'in/0.txt (byte 3), in/1.txt (byte 3), in/2.txt (byte 3) and 2 more are {NOT_TEXT}'),
+    'latin1 in json': ({'a.jsonl': ABC + b'{"text": "caf\xe9"}'}, f'in/a.jsonl, line 4 is {NOT_TEXT}'),
+    'an array': ({'a.json': b' [\n{"text": "a"}]'},
+                 "in/a.json is a JSON array. Fix: jq -c '.[]' FILE > NEW.jsonl"),
+    'no lines': ({'a.jsonl': b'', 'b.jsonl': b'\n'}, f'There are no documents for train: {EMPTY}'),
+    'no rows': ({'train.parquet': table('a'), 'val.parquet': table(text=pa.array([], pa.string()))},
+                f'There are no documents for val: {EMPTY}'),
+    'no column of text': ({'a.parquet': table(body=['a'], text=[1])},
+                          "in/a.parquet has no text under 'text'. Set --text_column to one of its columns of "
+                          'text (body: string, text: int64).'),
+    'no parquet': ({'a.parquet': b'text'}, 'in/a.parquet is no parquet file. Fix: fetch it again'),
+    'latin1 in parquet': ({'a.parquet': table(text=[b'caf\xe9'])},
+                          'in/a.parquet is not readable as parquet (Invalid UTF8 payload). Fix: fetch or '
+                          'write it again'),
+    'empty': ({'a.txt.gz': gzip.compress(b'')},
+              'The text is too short to train and validate. Give a longer one.'),
+    'too few': ({'a.jsonl': lines('a')},
+                'in/a.jsonl has too few documents (1) to train and validate. A file of text, a line of json '
+                'or a row of a table is one document: cut the text into more.'),
+    'no words': ({'a.jsonl': lines('', '')},
+                 'There is no text to train on: all documents are empty. See --text_column.'),
+    'no text': ({'a.png': b'\x89PNG', 'train.bin': b'', 'meta.json': '{}'},
+                'in holds no text but a.png, meta.json, train.bin. It needs files that end in '
+                f'.{" .".join(KINDS)}.'),
+    'save_to_disk': ({'data-00000-of-00001.arrow': b'ARROW1', 'state.json': '{}'},
+                     'in was written by save_to_disk. Convert each of its splits to parquet: python -c '
+                     "\"import datasets; datasets.load_from_disk('SPLIT').to_parquet('NEW/train.parquet')\""),
+    'two kinds': ({'a.jsonl': ABC, 'b.txt': 'b', 'README.md': 'c'},
+                  'in holds text (README.md, b.txt) and json lines (a.jsonl). Move all but one kind out of '
+                  'it, or give a single file.'),
+    'no such file': ({}, 'There is no file or folder ./not/there. Check the path.',
+                     dict(dataset='./not/there')),
+    'no such text': ({}, 'There is no file or folder a.txt.gz. Check the path.', dict(dataset='a.txt.gz')),
+    'val of another kind': ({'a.txt': 'a', '../v.jsonl': ABC},
+                            '--val=v.jsonl is json lines, but in is text. Give the same kind.',
+                            dict(val='v.jsonl')),
+    'val and val_fraction': ({'a.txt': 'a'}, '--val only works if --dataset is a file or folder, and without '
+                             '--val_fraction. Leave it out.', dict(val='in', val_fraction=0.1)),
+    'named val and val_fraction': ({'train.txt': 'a', 'val.txt': 'b'},
+                                   'in has validation data by its names. Leave --val_fraction out, or give '
+                                   'the training data alone as --dataset.', dict(val_fraction=0.1)),
+    'no train': ({'val.txt': 'a', 'test.txt': 'b'},
+                 'in has no training data: by their names, all files are for validation or test. Rename one '
+                 'of them, or give it as --dataset.'),
+    'no such tokenizer': ({'a.txt': 'a'}, "unknown tokenizer 'gpt3'. Use --tokenizer=gpt2 or "
+                          '--tokenizer=byte.', dict(tokenizer='gpt3')),
+    'no such share': ({'a.txt': 'a'}, 'max_docs and num_proc must be 0 or more, val_fraction 0 or more and '
+                      'below 1.', dict(val_fraction=1.5)),
+    'a file in the way': ({'a.txt': 'a', '../out': ''}, 'File exists (out). Fix that and run the same '
+                          'command again. --out_dir and HF_HOME choose another disk.'),
+    'a data set in the way': ({'a.txt': 'a', '../out/meta.json': '{}'},
+                              'out already holds a data set (meta.json). Use --overwrite=True to replace it, '
+                              'or --out_dir=... to write elsewhere.', dict(overwrite=False)),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_text_is_refused_in_one_sentence(name):
+    files, sentence, *keys = REFUSED[name]
+    dataset = place(files) if files else ''
+    before = set(Path().rglob('*'))
+    assert refusal(**{'dataset': dataset, **(keys or [{}])[0]}) == sentence
+    assert set(Path().rglob('*')) == before
+
+
+# ---- the files
+
+
+def test_the_old_set_and_other_files_stay(monkeypatch):
+    write({'a.jsonl': lines(*TEXTS)})
+    prepare('a.jsonl')
+    before = digests()
+    write({'out/unfinished/notes': 'mine', 'out/.prepare_tmp_mine/notes': 'mine',
+           'out/.prepare_tmp_abcd1234/train.bin': 'left by a run that was killed',
+           'b.jsonl': lines(*TEXTS) + b'broken\n', 'c.jsonl': ABC})
+
+    def full(file):
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'fsync', full)
+        assert refusal('c.jsonl').startswith('No space left on device. Fix that and run the same command')
+    assert 'line 201' in refusal('b.jsonl')
+    assert '--overwrite=True' in refusal('c.jsonl', overwrite=False)
     for name in ('unfinished', '.prepare_tmp_mine'):
-        assert (out / name / 'notes').read_text() == 'mine'
-        (out / name / 'notes').unlink()
-        (out / name).rmdir()
-    assert digests(out) == before
-
-
-def test_two_runs_into_one_folder(tmp_path):
-    write_lines(tmp_path / 'a.jsonl', [f'a {text} ' * 3000 for text in TEXTS])
-    write_lines(tmp_path / 'b.jsonl', TEXTS)
-    first = start_prepare(tmp_path, '--dataset=a.jsonl', '--out_dir=out')
-    while not list(tmp_path.glob('out/.prepare_tmp_*/train.bin')) and first.poll() is None:
-        time.sleep(0.01)
-    first.send_signal(signal.SIGSTOP)
-    second = prepare(tmp_path, '--dataset=b.jsonl', '--out_dir=out', code=1)
-    first.send_signal(signal.SIGCONT)
-    finish(first)
-    assert second == 'Another run writes to out. Wait until it ends, or use another --out_dir.'
-    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'train.bin', 'val.bin', 'meta.json'}
-    assert prepared(tmp_path / 'out')[2]['source'] == 'a.jsonl'
-
-
-def test_a_full_disk(tmp_path):
-    write_lines(tmp_path / 'good.jsonl', [text * 100 for text in TEXTS])
-    code = ('import os, errno, runpy, sys\ndef full(f): raise OSError(errno.ENOSPC, '
-            'os.strerror(errno.ENOSPC))\n'
-            f'os.fsync = full; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = "{ROOT}/prepare_owt.py"\n'
-            'runpy.run_path(sys.argv[0], run_name="__main__")')
-    _, err = finish(python('-c', code, '--dataset=good.jsonl', '--tokenizer=byte', cwd=tmp_path), 1)
-    assert 'Traceback' not in err
-    assert 'No space left on device. Fix that and run the same command again. --out_dir and' in err
-    assert not (tmp_path / 'data/good').exists()
-    below = RuntimeError('An error occurred while generating the dataset')
-    below.__cause__ = OSError(28, 'No space left on device')
-    said = hub_reason('me/set', below, 'download')
-    assert said.startswith('me/set cannot be read (No space left on device). Fix that')
+        assert Path('out', name, 'notes').read_text() == 'mine'
+        Path('out', name, 'notes').unlink()
+        Path('out', name).rmdir()
+    assert digests() == before
+    with workplace(Path('out'), prepare_owt.FILES, True):  # another run
+        sentence = refusal('c.jsonl')
+    assert sentence == 'Another run writes to out. Wait until it ends, or use another --out_dir.'
+    assert digests() == before
+    assert sorted(sum(prepare('c.jsonl'), [])) == ['a', 'b', 'c']
+    Path('out/.prepare_tmp_abcd1234').mkdir()  # killed between two renames
+    Path('out/val.bin').rename('out/.prepare_tmp_abcd1234/val.bin')
+    prepare('a.jsonl', overwrite=False)
+    assert digests() == before
 
 
 def test_names_that_the_terminal_cannot_show_and_nobody_who_reads(tmp_path):
-    folder = tmp_path / 'caf\u00e9'
-    folder.mkdir()
-    (folder / 'train.txt').write_text('text one')
-    (folder / 'val.txt').write_text('text two')
-    (folder / '\u042d.png').write_bytes(b'')
-    (folder / os.fsdecode(b'\xff.png')).write_bytes(b'')
-    said = prepare(tmp_path, '--dataset=caf\u00e9', PYTHONIOENCODING='ascii')
+    write({'caf\u00e9/train.txt': 'text one', 'caf\u00e9/val.txt': 'text two', 'caf\u00e9/\u042d.png': '',
+           'caf\u00e9/' + os.fsdecode(b'\xff.png'): ''})
+    process = python(ROOT / 'prepare_owt.py', '--dataset=caf\u00e9', '--tokenizer=byte', cwd=tmp_path,
+                     env={'PYTHONIOENCODING': 'ascii'})
+    process.stderr.close()
+    said = process.stdout.readline()
+    process.stdout.close()
     assert 'caf\\xe9: text, train: 1 file (train.txt), val: 1 file (val.txt), left out: 2 files (' in said
-    assert prepared(tmp_path / 'data/caf\u00e9')[1] == ['text two']
-    line = f'{sys.executable} {ROOT}/prepare_owt.py --dataset=caf\u00e9 --tokenizer=byte --out_dir=out'
-    assert os.system(f'cd {tmp_path} && {line} 2>&1 | true') == 0
-    deadline = time.monotonic() + 30
-    while not (tmp_path / 'out/val.bin').exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert prepared(tmp_path / 'out')[0] == ['text one']
+    assert process.wait(60) == 0
+    assert prepared(Path('data/caf\u00e9'))[:2] == (['text one'], ['text two'])
 
 
 def test_help_states_the_contract():
     said = finish(python('prepare_owt.py', '--help'))[0]
     assert RULE in said
     assert 'gzip, bz2, xz or zstd' in said
-    lines = said.partition('keys, as')[2].splitlines()
-    keys = {line.split(' = ')[0].strip() for line in lines if ' = ' in line}
+    said = said.partition('keys, as')[2].splitlines()
+    keys = {line.split(' = ')[0].strip() for line in said if ' = ' in line}
     assert keys == set('dataset val val_fraction out_dir tokenizer text_column max_docs revision num_proc '
                        'overwrite'.split())
 
 
+@pytest.mark.slow
+def test_killed_at_random_moments_then_the_same_bytes(tmp_path):
+    """Nothing looks finished after kill -9, no worker survives, and the next run is not refused."""
+    write({'a.jsonl': lines(*[f'{text} ' * 4000 for text in TEXTS * 5])})
+    prepare('a.jsonl', 'straight')
+    for wait in (0, 0.05, 0.1, 0.2):
+        process = python(ROOT / 'prepare_owt.py', '--dataset=a.jsonl', '--tokenizer=byte', '--num_proc=2',
+                         cwd=tmp_path)
+        while process.poll() is None and not list(Path().glob('data/a/.prepare_tmp_*/train.bin')):
+            time.sleep(0.01)
+        time.sleep(wait)
+        children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+        process.kill()
+        process.communicate(timeout=20)
+        assert process.returncode == -signal.SIGKILL
+        assert not Path('data/a/val.bin').exists()
+        deadline = time.monotonic() + 20
+        while any(Path(f'/proc/{pid}').exists() for pid in children) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(Path(f'/proc/{pid}').exists() for pid in children)
+    prepare('a.jsonl', 'data/a', overwrite=False)
+    assert digests('data/a') == digests('straight')
+
+
 # ---- tokens
 
-GPT2 = ['--dataset=good.jsonl', '--tokenizer=gpt2', '--val_fraction=0.1']
 
-
-def test_prepare_says_where_the_file_of_gpt2_goes(tmp_path):
-    write_lines(tmp_path / 'good.jsonl', TEXTS)
-    sentence = prepare(tmp_path, *GPT2, code=1, TIKTOKEN_CACHE_DIR=str(tmp_path / 'none'), HTTPS_PROXY=NOBODY)
+def test_prepare_says_where_the_file_of_gpt2_goes(monkeypatch):
+    for key, value in (('TIKTOKEN_CACHE_DIR', 'none'), ('HTTPS_PROXY', NOBODY)):
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr('tiktoken.registry.ENCODINGS', {})
+    write({'a.jsonl': ABC})
+    sentence = refusal('a.jsonl', tokenizer='auto')
     assert 'Put r50k_base.tiktoken into a folder as 0ea1e91bbb3a60' in sentence
     assert 'set TIKTOKEN_CACHE_DIR to it, or prepare the text with --tokenizer=byte.' in sentence
 
 
 @gpt2_is_here
-def test_prepare_gpt2(tmp_path):
+def test_gpt2():
     import tiktoken
-    write_lines(tmp_path / 'good.jsonl', TEXTS)
-    prepare(tmp_path, *GPT2)
+    write({'a.jsonl': lines(*TEXTS)})
+    run(prepare_owt.main, {**DEFAULTS, 'dataset': 'a.jsonl', 'tokenizer': 'auto', 'num_proc': 1,
+                           'val_fraction': 0.1, 'overwrite': False})
     encoding = tiktoken.get_encoding('r50k_base')
-    meta = json.loads((tmp_path / 'data/good/meta.json').read_text())
+    meta = json.loads(Path('data/a/meta.json').read_text())
     assert (meta['tokenizer'], meta['vocab_size'], meta['dtype']) == ('gpt2', 50257, 'uint16')
     order = np.random.default_rng(2357).permutation(len(TEXTS))
     for split, documents in (('train', order[20:]), ('val', order[:20])):
-        ids = np.fromfile(tmp_path / f'data/good/{split}.bin', '<u2').tolist()
+        ids = np.fromfile(f'data/a/{split}.bin', '<u2').tolist()
         assert ids == [i for d in documents for i in [*encoding.encode_ordinary(TEXTS[d]), 50256]]
         assert len(ids) == meta[f'{split}_tokens']
 
@@ -242,9 +492,9 @@ def test_long_white_space_has_the_ids_of_tiktoken(encoding, monkeypatch):
     rng = np.random.default_rng(1)
     monkeypatch.setattr(tokenizers, 'LONG', 2)
     parts = [' ', '  ', '\n', '\t', '\r\n', '\x0b', '\x1c', '\x1f', '\x85', '\xa0', '\u2028', '\u3000',
-             '\u200b',
-             '\ufeff', ' ' * 33, '\n' * 64, 'a', 'ab', '\u4e2d', '1', "'s", "'", '.', '<|endoftext|>']
-    for _ in range(5000):
+             '\u200b', '\ufeff', ' ' * 33, '\n' * 64, 'a', 'ab', '\u4e2d', '1', "'s", "'", '.',
+             '<|endoftext|>']
+    for _ in range(2000):
         text = ''.join(rng.choice(parts, rng.integers(12)))
         assert tokenizers.encode_gpt2(encoding, text).tolist() == encoding.encode_ordinary(text), repr(text)
 
@@ -259,30 +509,3 @@ def test_a_million_white_spaces(encoding):
     # where tiktoken can do it, its ids
     text = ' ' * 900_000 + 'ab' + '\n' * 700_000 + ' a'
     assert tokenizers.encode_gpt2(encoding, text).tolist() == encoding.encode_ordinary(text)
-
-
-@pytest.mark.slow
-def test_prepare_killed_at_random_moments_then_gives_the_same_bytes(tmp_path):
-    """Nothing looks finished after kill -9, no worker survives, and the next run is not refused."""
-    write_lines(tmp_path / 'good.jsonl', [f'{text} ' * 4000 for text in TEXTS * 5])
-    prepare(tmp_path, '--dataset=good.jsonl', '--out_dir=straight')
-    out, killed = tmp_path / 'killed', 0
-    for wait in [0, *(random.Random(1).uniform(0, 1) for _ in range(4))]:
-        process = start_prepare(tmp_path, '--dataset=good.jsonl', '--out_dir=killed', '--overwrite=True')
-        while process.poll() is None and not list(out.glob('.prepare_tmp_*/train.bin')):
-            time.sleep(0.01)
-        time.sleep(wait)
-        children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
-        children = children.read_text().split() if children.exists() else []
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=20)
-        if process.returncode == -signal.SIGKILL:
-            killed += 1
-            assert not (out / 'val.bin').exists() or not list(out.glob('.prepare_tmp_*'))
-        deadline = time.monotonic() + 20
-        while any(Path(f'/proc/{pid}').exists() for pid in children) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not any(Path(f'/proc/{pid}').exists() for pid in children)
-    prepare(tmp_path, '--dataset=good.jsonl', '--out_dir=killed', '--overwrite=True')
-    assert killed >= 3
-    assert digests(out) == digests(tmp_path / 'straight')
