@@ -309,9 +309,10 @@ def main(config):
         mean = (share @ values).clip(0, 1)
         std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
         meta = dict(classes=source['classes'], mean=mean.tolist(), std=std.tolist())
-        meta |= dict(layout='arrays' if size else 'jpeg', source=config['dataset'], seed=config['seed'])
+        meta['layout'] = 'arrays' if size else 'jpeg'
         meta |= {f'{split}_images': n for split, n in counts.items()}
-        meta['val_from_train'] = int((goals['train'] == 'val').sum())
+        held_out = int((goals['train'] == 'val').sum())
+        meta |= dict(source=config['dataset'], val_from_train=held_out, seed=config['seed'])
         if not size:
             meta |= dict(resize_short=config['resize_short'], quality=config['quality'])
         skipped = sum(skipped.values(), [])
