@@ -115,13 +115,19 @@ def open_source(config):
     tables, pictures = list(filter(is_table, files)), list(filter(is_picture, files))
     if tables and pictures:
         fail(f'{root} holds both pictures ({pictures[0]}) and tables ({tables[0]}). Move one kind out of it.')
-    if tables:
-        source = open_tables(root, tables, list(filter(is_table, held_out)), config)
-    elif pictures:
-        source = open_folder(root, pictures, list(filter(is_picture, held_out)), config)
-    else:
+    if not tables and not pictures:
         refuse_arrow(root, files)
         fail(f'{root} holds no pictures. {NEEDS}')
+    held_out = list(filter(is_table if tables else is_picture, held_out))
+    if config['val'] and not held_out:
+        fail(f'--val={config["val"]} holds no {"parquet" if tables else "pictures"}, as {root} does. Give a '
+             'folder of the same kind.')
+    if tables and config['val_labels']:
+        fail(f'{root} holds tables, which have labels of their own. Leave --val_labels out.')
+    if tables:
+        source = open_tables(root, tables, held_out, config)
+    else:
+        source = open_folder(root, pictures, held_out, config)
     left_out = {*files, *skipped}.difference(*source['files'].values())
     tell_splits(root, {'train': [], 'val': [], **source['files']}, sorted(left_out))
     return source

@@ -80,7 +80,7 @@ def check_few(root, classes, pairs, alone):
 def by_list(file, pairs, classes):
     """(class, path) of the pictures in pairs, as the lines of file say: a name, then a class"""
     listed = {}
-    with open(file, encoding='utf-8-sig') as f:
+    with open(file, encoding='utf-8-sig', errors='replace') as f:
         for line in f:
             words = line.replace(',', ' ').split()
             if len(words) > 1:

@@ -235,9 +235,9 @@ class Jpegs(Dataset):
 def read_meta(folder):
     """meta.json, checked."""
     path = os.path.join(folder, 'meta.json')
-    if not os.path.isdir(folder):
+    if not os.path.exists(path):
         fail(f'There is no data set in {folder}. Make it with python prepare_imagenet.py '
-             f'--dataset=NAME_OR_FOLDER --out_dir={folder}.')
+             '--dataset=NAME_OR_FOLDER, which writes meta.json last.')
     try:
         with open(path, encoding='utf-8') as f:
             meta = dict(json.load(f))
@@ -245,9 +245,6 @@ def read_meta(folder):
                  and isinstance(meta['classes'], list) and len(meta['classes']) > 0
                  and len(meta['mean']) == len(meta['std']) == 3
                  and all(0 <= v <= 1 for v in meta['mean'] + meta['std']))  # std 0: a constant channel
-    except FileNotFoundError:
-        fail(f'{folder} has no meta.json. It is not a data set of pictures, or preparing it did not finish. '
-             'Prepare it with python prepare_imagenet.py.')
     except (OSError, ValueError, KeyError, TypeError):
         valid = False
     if not valid:

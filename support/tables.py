@@ -87,7 +87,7 @@ def read_labels(path, split, config):
         if '' in columns or not re.match(LABELS, str(schema.field(label).type)):
             return image, None, [None]
         labels = table.read([label]).column(0).to_pylist()
-    info = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
+        info = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
     names = info.get('info', {}).get('features', {}).get(label, {}).get('names')
     if names:
         numbers = range(len(names))

@@ -211,6 +211,10 @@ REFUSED = [
      'train for 1 validation pictures (in/val/images/val_3.JPEG: n9). Use the list of this data set.'),
     (TEN | {'list': ''}, dict(val_labels='list'), '--val_labels=list needs validation pictures. Put them '
      'into val/, or use --val=FOLDER.'),
+    (BOTH, dict(dataset='in/train', val='in/train/notes'), 'There is no file or folder in/train/notes. Check '
+     'the path.'),
+    (BOTH | {'held/notes.txt': ''}, dict(dataset='in/train', val='held'), '--val=held holds no pictures, as '
+     'in/train does. Give a folder of the same kind.'),
     (numbered('train/a/0.png train/b/1.png'), {}, 'in has no validation split. State it with --val=FOLDER, '
      'or hold out --val_from_train=1 pictures, or --val_fraction=0.1 of each class.'),
     (TEN, dict(val_from_train=10), 'val_from_train=10 is out of range for 10 training pictures. Use '
@@ -233,6 +237,8 @@ REFUSED = [
     ({'in/train-1.parquet': CAT_DOG, **tables(extra=CAT_DOG, val=CAT_DOG)}, {},
      UNCLEAR.format('neither: extra.parquet; train: train-1.parquet; val: val.parquet',
                     '--dataset=in/train-1.parquet --val=in/val.parquet')),
+    (tables(train=CAT_DOG), dict(val_labels='list'), 'in holds tables, which have labels of their own. Leave '
+     '--val_labels out.'),
     (tables(train=CAT_DOG, val=table([(0, 2)], names='cat dog')), {}, STRANGE.format('val', 2)),
     (tables(train=CAT_DOG, val=table([(0, 0)])), {}, STRANGE.format('val', 0)),
     (tables(train=table([(0, -1)], names='cat dog'), val=CAT_DOG), {}, STRANGE.format('train', -1)),
