@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 ENDINGS = set('.jpg .jpeg .jpe .jfif .png .webp .avif .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2'.split())
 ORIENTATION, PHOTOMETRIC = 0x0112, 262  # tags
 logging.getLogger('PIL').setLevel(logging.CRITICAL)  # what is wrong with a file is said by who asked for it
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**31 - 1  # a long text loses no picture
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**30  # a long text loses no picture
 
 
 class OtherSize(Exception):

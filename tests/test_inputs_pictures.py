@@ -78,7 +78,7 @@ def numbered(paths):
 
 
 def tables(**shards):
-    """{path: parquet} with names like train_1"""
+    """{path: what it holds} of tables below in"""
     return {f'in/{name}.parquet': content for name, content in shards.items()}
 
 

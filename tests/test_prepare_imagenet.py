@@ -192,9 +192,10 @@ def test_constant_channels(tmp_path):
 # how it ends
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(tmp_path):
     """Nothing looks finished after kill -9, the old set stays, and the next run starts again."""
-    root, out = image_folder(tmp_path / 'set', train=150, val=5, size=(100, 90)), tmp_path / 'out'
+    root, out = image_folder(tmp_path / 'set', train=80, val=5, size=(100, 90)), tmp_path / 'out'
     prepare(out, root)
     wanted = digests(out)
     (out / 'unfinished').mkdir()  # of the user's
@@ -224,6 +225,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     prepare(tmp_path / 'out', root)
 
 
+@pytest.mark.slow
 def test_names_that_cannot_be_shown_and_nobody_who_reads(tmp_path):
     root = image_folder(tmp_path / 'set', classes=('caf\u00e9', 'b'))
     (root / 'train/caf\u00e9/\u03b1.png').write_bytes(b'')
