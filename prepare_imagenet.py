@@ -7,9 +7,10 @@ Pictures in, memmapped arrays out: data/NAME/, which is what train_vit.py reads.
     python prepare_imagenet.py --dataset=ILSVRC/Data/CLS-LOC --val_labels=LOC_val_solution.csv
     python prepare_imagenet.py --dataset=cifar10 --val_from_train=5000 --out_dir=data/cifar10-tune
 
-It takes any picture that Pillow turns into 8-bit RGB, and 16-bit grey (support/pictures.py says how). Others
-are skipped, counted and listed. --val_labels=FILE sorts pictures of val that lie in no class folders: each of
-its lines begins with a name and a class (val_annotations.txt of Tiny ImageNet, LOC_val_solution.csv).
+It takes any picture that Pillow turns into 8-bit RGB, and 16-bit grey (upper 8 bits). Others (12 or 32 bits,
+values of a camera that fill no 16 bits) are skipped, counted and listed. --val_labels=FILE sorts pictures of
+val that lie in no class folders: the first two words of each of its lines are a name and a class
+(val_annotations.txt of Tiny ImageNet, LOC_val_solution.csv of ImageNet).
 
 If all pictures have one square size of at most 96 pixels, they become arrays: {train,val,test}_images.npy,
 uint8 (N, H, W, 3). Otherwise they become JPEGs, one after another in {split}_jpeg.bin. Picture i is its bytes
@@ -47,8 +48,9 @@ from support.folders import open_folder
 from support.hub import download
 from support.pictures import OtherSize, is_picture, open_picture, stored
 from support.splits import RULE as _RULE  # no key
+from support.splits import tell_splits
 from support.synthetic import SHAPES, draw
-from support.tables import open_tables
+from support.tables import is_table, open_tables
 from support.textfiles import find_files, refuse_arrow
 from support.writing import count_cores, in_order, put_in_place, run, said, workplace
 
@@ -105,17 +107,30 @@ def open_source(config):
     if not os.path.isdir(root):
         fail(f'{root} is not a folder. {NEEDS}')
     files, skipped = find_files(root)
-    tables = [path for path in files if path.lower().endswith('.parquet')]
-    pictures = [path for path in files if is_picture(path)]
-    others = sorted({*files, *skipped}.difference(tables or pictures))
+    held_out = []
+    if config['val']:
+        held_out = find_files(config['val'])[0]
+        real = set(map(os.path.realpath, held_out))
+        files = [path for path in files if os.path.realpath(path) not in real]
+    tables, pictures = list(filter(is_table, files)), list(filter(is_picture, files))
     if tables and pictures:
         fail(f'{root} holds both pictures ({pictures[0]}) and tables ({tables[0]}). Move one kind out of it.')
+    if not tables and not pictures:
+        refuse_arrow(root, files)
+        fail(f'{root} holds no pictures. {NEEDS}')
+    held_out = list(filter(is_table if tables else is_picture, held_out))
+    if config['val'] and not held_out:
+        fail(f'--val={config["val"]} holds no {"parquet" if tables else "pictures"}, as {root} does. Give a '
+             'folder of the same kind.')
+    if tables and config['val_labels']:
+        fail(f'{root} holds tables, which have labels of their own. Leave --val_labels out.')
     if tables:
-        return open_tables(root, tables, others, config)
-    if pictures:
-        return open_folder(root, pictures, others, config)
-    refuse_arrow(root, files)
-    fail(f'{root} holds no pictures. {NEEDS}')
+        source = open_tables(root, tables, held_out, config)
+    else:
+        source = open_folder(root, pictures, held_out, config)
+    left_out = {*files, *skipped}.difference(*source['files'].values())
+    tell_splits(root, {'train': [], 'val': [], **source['files']}, sorted(left_out))
+    return source
 
 
 def assign(source, config):
@@ -300,9 +315,10 @@ def main(config):
         mean = (share @ values).clip(0, 1)
         std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
         meta = dict(classes=source['classes'], mean=mean.tolist(), std=std.tolist())
-        meta |= dict(layout='arrays' if size else 'jpeg', source=config['dataset'], seed=config['seed'])
+        meta['layout'] = 'arrays' if size else 'jpeg'
         meta |= {f'{split}_images': n for split, n in counts.items()}
-        meta['val_from_train'] = int((goals['train'] == 'val').sum())
+        held_out = int((goals['train'] == 'val').sum())
+        meta |= dict(source=config['dataset'], val_from_train=held_out, seed=config['seed'])
         if not size:
             meta |= dict(resize_short=config['resize_short'], quality=config['quality'])
         skipped = sum(skipped.values(), [])

@@ -1,146 +1,99 @@
 """Folders of pictures: CLASS/** or SPLIT/CLASS/**, and validation pictures whose classes are in a list."""
 
 import os
-import re
 from unicodedata import normalize
 
 import numpy as np
 
 from support.console import fail
-from support.pictures import is_picture
-from support.splits import choose_splits, examples, split_of, tell_splits
-from support.textfiles import find_files
+from support.splits import choose_splits, examples, split_of
 
 
-def open_folder(root, pictures, others, config):
+def open_folder(root, pictures, held_out, config):
     """The source of the pictures below root. The classes are the folders of train, sorted by name."""
-    held_out = []
-    if config['val']:
-        folder = config['val']
-        held_out = [path for path in find_files(folder)[0] if is_picture(path)]
-        real = set(map(os.path.realpath, held_out))
-        pictures = [path for path in pictures if os.path.realpath(path) not in real]
-    tops = by_folder(root, pictures, 0)
-    others = others + tops.pop('', [])  # pictures in root itself
-    said = {top: says(root, top, tops[top]) for top in tops}
+    found = [(*folders_of(path, root), path) for path in pictures]
+    said = {top: split_of(top) for top in dict.fromkeys(top for top, _, _ in found) if top}
     splits = choose_splits(root, said, config)
-    alone = any(splits[top] and splits[top] != said[top] for top in tops)  # CLASS/**
-    found = {'train': {}, 'val': {}, 'test': {}}  # {split: {class: paths}}
-    for top, split in splits.items():
-        if not split:
-            others = others + tops[top]
-        elif alone:
-            found[split][top] = tops[top]
-        else:
-            for name, paths in by_folder(root, tops[top], 1).items():
-                found[split].setdefault(name, []).extend(paths)
-    check_layout(root, found, alone)
-    others = others + found['train'].pop('', [])  # pictures in train itself
+    alone = any(splits[top] == 'train' != said[top] for top in splits)  # CLASS/**
+    pairs, val_folder = {'train': [], 'val': [], 'test': []}, config['val']
+    for top, inner, path in found:
+        split = splits.get(top)
+        if split:  # a picture in root itself has none
+            pairs[split].append((top if alone else inner, path))
+        if split == 'val':
+            val_folder = os.path.join(root, top)
     if config['val']:
-        found['val'] = by_folder(folder, held_out, 0)
-    elif found['val']:
-        folder = os.path.join(root, next(top for top in splits if splits[top] == 'val'))
+        pairs['val'] = [(folders_of(path, val_folder)[0], path) for path in held_out]
+    classes = sorted({name for name, _ in pairs['train'] if name})
+    if alone and 'train' in map(split_of, {inner for _, inner, _ in found}):
+        name = next(top for top, inner, _ in found if split_of(inner) == 'train')
+        fail(f'{root}/{name} looks like a data set of its own. Use --dataset={root}/{name}.')
+    if len(classes) < 2:
+        check_few(root, classes, pairs, alone)
     if config['val_labels']:
-        found['val'] = by_list(config['val_labels'], found['val'], found['train'])
-    elif found['val'] and not set(found['val']) & set(found['train']):
-        fail(f'The pictures of {folder} are not in the class folders of train. Use '
-             f'--val_labels={find_list(root, folder)}, or move each to {folder}/CLASS/.')
-    others = others + found['val'].pop('', [])
-    strange = sorted(set(found['val']) - set(found['train']))
+        pairs['val'] = by_list(config['val_labels'], pairs['val'], set(classes))
+    val = {name for name, _ in pairs['val']}
+    strange = val.difference(classes)
+    if strange - {''} or val and strange == val:
+        name = max(strange) or 'no folder'
+        fail(f'{val_folder} has pictures in {name}, which is no class folder of train. Use --val_labels=FILE '
+             '(a name and a class in each line; Tiny ImageNet comes with val_annotations.txt, ImageNet with '
+             f'LOC_val_solution.csv), or move each to {val_folder}/CLASS/.')
+    strange = {name for name, _ in pairs['test']}.difference(classes)
     if strange:
-        fail(f'The class {strange[0]} is in {folder} but not in train, whose folders are the classes. Rename '
-             'or remove it.')
-    strange = sorted(set(found['test']) - set(found['train']))
-    if strange:
-        print(f'The test split is left out: it has {strange[0] or "pictures"}, which is no class of train.')
-        others = others + sum(found.pop('test').values(), [])
+        name = max(strange) or 'pictures'
+        print(f'The test split is left out: it has {name}, which is no class of train.')
+        del pairs['test']
 
-    classes, paths, labels = sorted(found['train']), {}, {}
-    for split in found:
-        if found[split]:
-            paths[split], labels[split] = [], []
-            for i, name in enumerate(classes):
-                of_class = sorted(found[split].get(name, []))
-                paths[split] += of_class
-                labels[split] += [i] * len(of_class)
-            labels[split] = np.array(labels[split])
-    tell_splits(root, {'train': [], 'val': [], **paths}, sorted(others))
-    return dict(classes=classes, labels=labels, alone=alone,
-                items=lambda split: ((path, path) for path in paths[split]))
+    number = {name: i for i, name in enumerate(classes)}
+    files, labels = {}, {}
+    for split in pairs:
+        if pairs[split]:
+            known = sorted((number[name], path) for name, path in pairs[split] if name)
+            labels[split] = np.array([label for label, _ in known])
+            files[split] = [path for _, path in known]
+    return dict(classes=classes, labels=labels, alone=alone, files=files,
+                items=lambda split: ((path, path) for path in files[split]))
 
 
-def by_folder(root, paths, depth):
-    """{name of the folder that many levels below root: paths in it}; '' for those that are not so deep"""
-    found, start = {}, len(os.path.join(root, ''))
-    for path in paths:
-        parts = path[start:].split(os.sep)
-        name = parts[depth] if len(parts) > depth + 1 else ''
-        found.setdefault(normalize('NFC', name), []).append(path)  # an accent may be a letter of its own
-    return found
+def folders_of(path, root):
+    """The folder below root that a path is in, and the one below that; '' where there is none"""
+    inside = normalize('NFC', path[len(os.path.join(root, '')):])  # an accent may be a letter of its own
+    names = inside.split(os.sep)[:-1]
+    return (*names, '', '')[:2]
 
 
-def says(root, top, paths):
-    """What the name of a folder says. One that holds pictures itself may be a class (test_tube)."""
-    split = split_of(top)
-    return '' if split.endswith('?') and '' in by_folder(root, paths, 1) else split
+def check_few(root, classes, pairs, alone):
+    """Stops where there are no classes, and at a folder around them."""
+    train = [path for name, path in pairs['train'] if name]
+    folders = [os.path.dirname(path) for path in train]
+    if train and not any(normalize('NFC', os.path.basename(folder)) == classes[0] for folder in folders):
+        val = [os.path.dirname(path) for _, path in pairs['val'] + pairs['test']]
+        around = [os.path.dirname(folder) for folder in (folders[0], *val[:1])]
+        fail(f'{root} has one class, {classes[0]}, and it holds folders only. If those are the classes, use '
+             f'--dataset={" --val=".join(around)}.')
+    if alone or not classes:
+        fail(f'{root} has fewer than two class folders of training pictures ({examples(classes) or "none"}). '
+             'It needs CLASS/** or train/CLASS/**.')
 
 
-def check_layout(root, found, alone):
-    """Stops at a folder around the classes, and where there are none."""
-    train = found['train']
-    if not train:
-        fail(f'{root} has no folder of training pictures. It needs CLASS/** or train/CLASS/**.')
-    if set(train) == {''}:
-        fail(f'The training pictures of {root} are not in class folders. Move each to train/CLASS/.')
-    for name, paths in train.items():
-        inner = by_folder(root, paths, 1 if alone else 2)
-        if alone and any(split_of(folder) == 'train' for folder in inner):
-            fail(f'{root}/{name} looks like a data set of its own. Use --dataset={root}/{name}.')
-        if len(train) == 1 and '' not in inner:
-            val = [path for split in ('val', 'test') for paths in found[split].values() for path in paths]
-            places = [os.path.dirname(os.path.dirname(path)) for path in (paths[0], *val[:1])]
-            fail(f'{root} has one class, {name}, and it holds folders only. If those are the classes, use '
-                 f'--dataset={" --val=".join(places)}.')
-    if alone and len(train) == 1:
-        fail(f'{root} has pictures in one folder only ({", ".join(train)}). Sort them into at least two '
-             'class folders.')
-
-
-def by_list(file, found, train):
-    """{class: paths} of the pictures in found, as the lines of file say: a name, then a class"""
+def by_list(file, pairs, classes):
+    """(class, path) of the pictures in pairs, as the lines of file say: a name, then a class"""
     listed = {}
-    with open(file, encoding='utf-8-sig') as f:
+    with open(file, encoding='utf-8-sig', errors='replace') as f:
         for line in f:
-            words = re.split('[\t,]' if re.search('[\t,]', line) else ' ', line.strip(), maxsplit=1)
-            if len(words) == 2 and words[1].strip():
-                listed[stem(words[0])] = words[1].split()[0]
-    classes, missing = {}, []
-    for path in sum(found.values(), []):
-        name = listed.pop(stem(path), None)
-        if name not in train:
-            missing.append(path if name is None else f'{path}: {name}')
-        classes.setdefault(name, []).append(path)
-    if not classes:
+            words = line.replace(',', ' ').split()
+            if len(words) > 1:
+                listed[stem(words[0])] = words[1]
+    if not pairs:
         fail(f'--val_labels={file} needs validation pictures. Put them into val/, or use --val=FOLDER.')
+    found = [(listed.get(stem(path)), path) for _, path in pairs]
+    missing = [f'{path}: {name}' for name, path in found if name not in classes]
     if missing:
         fail(f'{file} states no class of train for {len(missing):,} validation pictures '
              f'({examples(missing)}). Use the list of this data set.')
-    if len(listed) > 1:  # a table has a head
-        print(f'{file} lists {len(listed):,} pictures that are not there ({examples(listed)}).')
-    return classes
+    return found
 
 
 def stem(path):
     return os.path.splitext(os.path.basename(path))[0]
-
-
-def find_list(root, folder):
-    """The list of classes that comes with Tiny ImageNet or ImageNet, if it lies where they have it."""
-    places = [folder, root]
-    for _ in range(3):
-        places.append(os.path.dirname(os.path.abspath(places[-1])))
-    for place in places:
-        for name in ('val_annotations.txt', 'LOC_val_solution.csv'):
-            if os.path.exists(os.path.join(place, name)):
-                return os.path.join(place, name)
-    return 'FILE (a name and a class in each line)'

@@ -11,13 +11,15 @@ import sys
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from support import augment
 from support.console import fail
-from support.pictures import pictures_in, silence
+from support.pictures import is_picture, open_picture, quiet, to_rgb
+from support.textfiles import find_files
 from support.tokens import data_folder
+from support.writing import said
 
 AGAIN = 'Prepare the data set again with python prepare_imagenet.py --overwrite=True.'
 
@@ -64,10 +66,20 @@ class Images:
 
     def read_split(self, split):
         """(pictures, labels) of a split, checked."""
-        pictures, labels, jpeg_bytes = self.load(split)
-        layouts = [(array.dtype, array.ndim) for array in (pictures, labels)]
-        wanted = [(np.uint8, 4) if self.arrays else (np.int64, 1), (np.int64, 1)]
-        if layouts != wanted or not len(labels):
+        files, jpeg_bytes = 'images' if self.arrays else 'offsets', 0
+        try:
+            labels = np.load(os.path.join(self.folder, f'{split}_labels.npy'))
+            pictures = np.load(os.path.join(self.folder, f'{split}_{files}.npy'), mmap_mode='c')
+            if not self.arrays:
+                jpeg_bytes = os.path.getsize(os.path.join(self.folder, f'{split}_jpeg.bin'))
+        except FileNotFoundError as e:
+            fail(f'{e.filename} does not exist. The data set is incomplete or has no {split} split. {AGAIN} '
+                 'To get a val split, put a folder val/ beside train/ or use --val_from_train=N.')
+        except (OSError, ValueError, EOFError) as e:
+            fail(f'The {split} split in {self.folder} cannot be read ({e}). {AGAIN}')
+        layout = pictures.dtype, pictures.ndim, labels.dtype, labels.ndim
+        wanted = (np.uint8, 4, np.int64, 1) if self.arrays else (np.int64, 1, np.int64, 1)
+        if layout != wanted or not len(labels):
             fail(f'The {split} split in {self.folder} is empty, or its arrays have the wrong type or shape. '
                  f'{AGAIN}')
         count = self.meta.get(f'{split}_images', len(labels))
@@ -77,7 +89,6 @@ class Images:
             complete = (len(pictures) == count + 1 and pictures[0] == 0 and pictures[-1] == jpeg_bytes
                         and (np.diff(pictures) > 0).all())
         if len(labels) != count or not complete:
-            files = 'images' if self.arrays else 'offsets'
             fail(f'The {split} split in {self.folder} is incomplete ({len(labels)} labels, '
                  f'{len(pictures)} {files}, but meta.json states {count} images). {AGAIN}')
         classes = len(self.meta['classes'])
@@ -90,21 +101,6 @@ class Images:
             if self.env.device_type != 'cpu':
                 pictures = pictures.to(self.env.device)
         return pictures, torch.from_numpy(labels)
-
-    def load(self, split):
-        """The arrays of a split as they lie on the disk, and the size of the file of JPEGs."""
-        files = 'images' if self.arrays else 'offsets'
-        try:
-            labels = np.load(os.path.join(self.folder, f'{split}_labels.npy'))
-            pictures = np.load(os.path.join(self.folder, f'{split}_{files}.npy'), mmap_mode='c')
-            if self.arrays:
-                return pictures, labels, 0
-            return pictures, labels, os.path.getsize(os.path.join(self.folder, f'{split}_jpeg.bin'))
-        except FileNotFoundError as e:
-            fail(f'{e.filename} does not exist. The data set is incomplete or has no {split} split. {AGAIN} '
-                 'To get a val split, put a folder val/ beside train/ or use --val_from_train=N.')
-        except (OSError, ValueError, EOFError) as e:
-            fail(f'The {split} split in {self.folder} cannot be read ({e}). {AGAIN}')
 
     def check_size(self, pictures):
         """Small pictures must be square and at most as large as image_size; smaller ones are resized."""
@@ -223,7 +219,7 @@ class Jpegs(Dataset):
         self.file.seek(self.offsets[picture])
         blob = self.file.read(self.offsets[picture + 1] - self.offsets[picture])
         try:
-            with silence():
+            with quiet():
                 image = Image.open(io.BytesIO(blob)).convert('RGB')
         except Exception as e:  # Pillow raises nearly everything on broken files
             raise ValueError(f'Picture {picture} (counted from 0) in {self.path} is damaged. {AGAIN}') from e
@@ -239,9 +235,9 @@ class Jpegs(Dataset):
 def read_meta(folder):
     """meta.json, checked."""
     path = os.path.join(folder, 'meta.json')
-    if not os.path.isdir(folder):
+    if not os.path.exists(path):
         fail(f'There is no data set in {folder}. Make it with python prepare_imagenet.py '
-             f'--dataset=NAME_OR_FOLDER --out_dir={folder}.')
+             '--dataset=NAME_OR_FOLDER, which writes meta.json last.')
     try:
         with open(path, encoding='utf-8') as f:
             meta = dict(json.load(f))
@@ -249,9 +245,6 @@ def read_meta(folder):
                  and isinstance(meta['classes'], list) and len(meta['classes']) > 0
                  and len(meta['mean']) == len(meta['std']) == 3
                  and all(0 <= v <= 1 for v in meta['mean'] + meta['std']))  # std 0: a constant channel
-    except FileNotFoundError:
-        fail(f'{folder} has no meta.json. It is not a data set of pictures, or preparing it did not finish. '
-             'Prepare it with python prepare_imagenet.py.')
     except (OSError, ValueError, KeyError, TypeError):
         valid = False
     if not valid:
@@ -261,18 +254,30 @@ def read_meta(folder):
 
 @torch.no_grad()
 def predict_files(path, model, data):
-    """Print the five likeliest classes, with probabilities, of a picture or of each picture in a folder."""
-    size, classes, env, read = data.config['image_size'], data.meta['classes'], data.env, 0
+    """
+    Print the five likeliest classes, with probabilities, of a picture or of each picture in a folder. Of a
+    data set of arrays, the model knows pictures of that size, so others are made as small first.
+    """
+    size, classes, env = data.config['image_size'], data.meta['classes'], data.env
+    small = data.meta.get('stored_size', size)
     model.eval()
     data.tell_resolution()
-    for file, image, reason in pictures_in(path, data.meta, data.meta.get('stored_size', size)):
-        if reason and not os.path.isdir(path):
-            fail(f'{file} cannot be read as a picture ({reason}). Use another file with --predict.')
-        if reason:
-            env.say(f'{file}: skipped ({reason})')
+    files = [path]
+    if os.path.isdir(path):
+        files = list(filter(is_picture, find_files(path)[0]))
+    read = 0
+    for file in files:
+        try:
+            image = to_rgb(open_picture(file)[0])
+            if data.arrays:
+                image = ImageOps.fit(image, (small, small), Image.Resampling.BICUBIC)
+            else:
+                image = augment.eval_crop(image, size)
+        except Exception as error:  # Pillow raises nearly everything on broken files
+            if file == path:
+                fail(f'{file} cannot be read as a picture ({said(error)}). Use another file with --predict.')
+            env.say(f'{file}: skipped ({said(error)})')
             continue
-        if not data.arrays:
-            image = augment.eval_crop(image, size)
         images = data.normalized(augment.to_tensor(image)[None].to(env.device))
         with env.autocast:
             top = model(images)[0].float().softmax(-1).topk(min(5, len(classes)))

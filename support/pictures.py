@@ -3,49 +3,33 @@ Any picture file -> the RGB picture that a data set stores. prepare_imagenet.py 
 both call this file, so that a model is asked about the pixels that it would have been trained on.
 
 Grey, palette, CMYK and alpha become RGB; transparency is dropped, and of several frames the first counts. The
-rotation in EXIF is ignored, as timm and torchvision do. Of 16 bits a channel the upper 8 are kept, of a
-12-bit TIFF the upper 8 of 12. Some files do not tell what black and white are: 32-bit and signed values, and
-16-bit files whose values all lie in the lowest quarter, as 10, 12 or 14 bits of a camera do. They raise
-ValueError with the reason.
+rotation in EXIF is ignored, as timm and torchvision do. Of 16 bits a channel the upper 8 are kept. Other
+depths raise ValueError, because they do not tell what black and white are. So do 16-bit files whose values
+all lie in the lowest quarter, as 10, 12 or 14 bits of a camera do.
 """
 
 import io
 import logging
 import os
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-
-from support.textfiles import find_files
-from support.writing import said
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 ENDINGS = set('.jpg .jpeg .jpe .jfif .png .webp .avif .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2'.split())
+ORIENTATION, PHOTOMETRIC = 0x0112, 262  # tags
 logging.getLogger('PIL').setLevel(logging.CRITICAL)  # what is wrong with a file is said by who asked for it
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**30  # a long text loses no picture
 
 
 class OtherSize(Exception):
     """The pictures are not all of one small size."""
 
 
-@contextmanager
-def silence(image_format=''):
-    """Pillow warns about odd metadata and many pixels, and libtiff writes to standard error on its own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        if image_format != 'TIFF':
-            yield
-            return
-        stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            os.close(null)
+def quiet():
+    """Pillow warns about odd metadata and many pixels."""
+    return warnings.catch_warnings(action='ignore')
 
 
 def is_picture(path):
@@ -60,51 +44,32 @@ def open_picture(source):
     if raw.startswith(b'version https://git-lfs'):
         raise ValueError('a pointer of git-lfs; `git lfs pull` fetches the picture')
     try:
-        with silence():
-            return Image.open(io.BytesIO(without_texts(raw))), raw
+        with quiet():
+            return Image.open(io.BytesIO(raw)), raw
     except UnidentifiedImageError:  # its message has an address in memory
         raise ValueError('Pillow cannot read this format' if raw else 'the file is empty') from None
-
-
-def without_texts(raw):
-    """A PNG without texts and color profile, for whose size Pillow would refuse it. Other files stay."""
-    if not raw.startswith(b'\x89PNG'):
-        return raw
-    kept, at = [raw[:8]], 8
-    while at < len(raw):
-        end = at + 12 + int.from_bytes(raw[at:at + 4], 'big')
-        if raw[at + 4:at + 8] not in (b'tEXt', b'zTXt', b'iTXt', b'iCCP'):
-            kept.append(raw[at:end])
-        at = end
-    return b''.join(kept)
 
 
 def to_rgb(image):
     """A PIL image in RGB, 8 bits a channel."""
     packing = str([tile[3] for tile in getattr(image, 'tile', ())])  # how the file packs its samples: 'I;16B'
-    with silence(image.format):
+    with quiet():
         image.load()
-        if image.mode in ('I', 'F') and image.format not in ('PNG', 'PPM'):  # whose I is 16 bits
-            raise ValueError('32-bit or signed values do not say what black and white are; save 8 or 16 bits')
-        deep = ';16' in packing or '65535' in packing  # 12 bits of a PPM that says so are scaled by Pillow
-        if not image.mode.startswith('I'):
-            rgb = image.convert('RGB')
-            if deep:  # Pillow has dropped the lower 8 bits
-                refuse_dark(max(high for _, high in rgb.getextrema()) * 256)
-            return rgb
-        values, bits = np.asarray(image), 12 if ';12' in packing else 16
-        # 8 bits that were stretched to 16 are multiples of 256 or 257
-        if (deep or packing == '[]') and (values % 256).any() and (values % 257).any():
-            refuse_dark(int(values.max()))
-        if image.format == 'TIFF' and image.tag_v2.get(262) == 0:  # white is 0: Pillow minds it for 8 bits
-            values = 2**bits - 1 - values
-        return Image.fromarray((values >> bits - 8).astype(np.uint8)).convert('RGB')
-
-
-def refuse_dark(highest):
-    if highest < 2**14:
-        raise ValueError(f'the highest 16-bit value is about {highest} of 65535, so it may be 10, 12 or 14 '
-                         'bits; scale the values to 16 bits, or save 8 bits')
+    plain = image.mode.startswith('I;16') or image.mode == 'I' and image.format in ('PNG', 'PPM')
+    if image.format == 'TIFF':
+        plain = plain and ';12' not in packing and image.tag_v2.get(PHOTOMETRIC) != 0
+    if plain:
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode[0] in 'IF':
+        raise ValueError('of more than 8 bits a channel, only plain 16-bit grey says what black and white '
+                         'are; save 8 bits')
+    rgb = image.convert('RGB')
+    if plain or ';16' in packing or '65535' in packing:
+        highest = max(high for _, high in rgb.getextrema())
+        if highest < 64:
+            raise ValueError(f'the highest 16-bit value is about {highest * 256} of 65535, so it may be 10, '
+                             '12 or 14 bits; scale the values to 16 bits, or save 8 bits')
+    return rgb
 
 
 def stored(source, size=None, short=256, quality=95):
@@ -126,8 +91,8 @@ def stored(source, size=None, short=256, quality=95):
         w, h = (short, short * H // W) if W <= H else (short * W // H, short)
         rgb = rgb.resize((w, h), Image.Resampling.BICUBIC)
     elif keep:
-        with silence():
-            turned = image.getexif().get(0x0112, 1) != 1
+        with quiet():
+            turned = image.getexif().get(ORIENTATION, 1) != 1
         if not turned:  # else some reader of the bytes would turn it
             return raw, rgb
     if len(rgb.info.get('comment', b'')) > 65_000:  # a JPEG has no room for more
@@ -136,22 +101,3 @@ def stored(source, size=None, short=256, quality=95):
     rgb.save(out, 'JPEG', quality=quality)
     return out.getvalue(), rgb
 
-
-def pictures_in(path, meta, image_size):
-    """
-    (file, RGB picture, '') for each picture of a folder, or one; else (file, None, reason). A data set of
-    arrays holds pictures of image_size alone: others are cropped to the middle square and resized.
-    """
-    files, skipped = find_files(path) if os.path.isdir(path) else ([path], [])
-    if os.path.isdir(path):
-        files = filter(is_picture, files)
-    for file in sorted([*files, *filter(is_picture, skipped)]):
-        try:
-            if file in skipped:
-                raise ValueError('it is hidden, no regular file, or there already')
-            rgb = to_rgb(open_picture(file)[0])
-            if meta['layout'] == 'arrays':
-                rgb = ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BICUBIC)
-            yield file, rgb, ''
-        except Exception as error:  # Pillow raises nearly everything on broken files
-            yield file, None, said(error)

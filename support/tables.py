@@ -1,57 +1,51 @@
-"""Tables of pictures: parquet with a column of pictures and one of labels, as the Hub has them."""
+"""Tables of parquet with a column of pictures and one of labels, as the Hub has them."""
 
 import json
 import os
 import re
+from contextlib import contextmanager
 
 import numpy as np
 
 from support.console import fail
-from support.splits import examples, split_files, tell_splits
-from support.textfiles import check_text, each, find_files
+from support.splits import examples, split_files
+from support.textfiles import check_text, each
 from support.writing import said
 
-USUAL = {'image_column': ['image', 'img'], 'label_column': ['label', 'fine_label']}
+LABELS = 'u?int|bool|(large_)?string|dictionary|null'  # types that pyarrow names so
 
 
-def open_tables(root, tables, others, config):
+def is_table(path):
+    return path.lower().endswith('.parquet')
+
+
+def open_tables(root, tables, held_out, config):
     """The source of the tables below root. Labels are matched by the names that each file gives them."""
-    held_out = []
-    if config['val']:
-        found = find_files(config['val'])[0]
-        held_out = [path for path in found if path.lower().endswith('.parquet')]
     files = split_files(root, tables, held_out, config)
-    columns, labels, names = {}, {}, {}
     check_files(root, files)
-    for split, path in [(split, path) for split in files for path in files[split]]:
-        found, columns[path], names[path] = read_labels(path, split, config)
-        labels.setdefault(split, []).extend(found)
-    if not labels['train']:
+    columns, names, values = {}, {}, {'train': [], 'val': [], 'test': []}
+    for split, paths in files.items():
+        for path in paths:
+            columns[path], names[path], found = read_labels(path, split, config)
+            values[split] += found
+    if not values['train']:
         fail(f'{root} has no rows in train. Download it again.')
-    classes = names[files['train'][0]]
-    values = classes or classes_of(root, labels)
-    classes = list(map(str, values))
-    number = {value: i for i, value in enumerate(values)}
-    for split in list(labels):
-        strange = [value for value in labels[split] if isinstance(value, list) or value not in number]
-        if not strange:
-            labels[split] = np.array([number[value] for value in labels[split]])
-        elif split == 'test':
+    classes = names[files['train'][0]] or classes_of(root, values['train'])
+    number = {value: i for i, value in enumerate(classes)}
+    labels = {}
+    for split in values:
+        strange = [value for value in values[split] if value not in number]
+        if strange and split == 'test':
             print(f'The test split of {root} is left out, because it has rows without a label of train '
                   f'({strange[0]}).')
-            others = others + files.pop('test')
-            del labels['test']
-        else:
+        elif strange:
             fail(f'The {split} split of {root} has the label {strange[0]}, which is not one of the classes '
                  f'({examples(classes)}). Correct it, or choose another column with --label_column.')
-    files = {split: paths for split, paths in files.items() if paths}
-    tell_splits(root, {'train': [], 'val': [], **files}, sorted(others + tables_left(tables, files)))
-    return dict(classes=classes, labels={split: labels[split] for split in files},
+        elif values[split]:
+            labels[split] = np.array([number[value] for value in values[split]])
+    files = {split: files[split] for split in labels}
+    return dict(classes=list(map(str, classes)), labels=labels, files=files,
                 items=lambda split: items_of(files[split], columns))
-
-
-def tables_left(tables, files):
-    return sorted(set(tables).difference(*files.values()))
 
 
 def check_files(root, files):
@@ -65,65 +59,62 @@ def check_files(root, files):
     folders = sorted({os.path.dirname(path) for path in files['train']})
     if len(folders) > 1:
         fail(f'The train files of {root} are in several folders ({", ".join(folders)}). Choose one of them '
-             f'with '
-             '--dataset=FOLDER.')
+             'with --dataset=FOLDER.')
+
+
+@contextmanager
+def opened(path):
+    from pyarrow.parquet import ParquetFile
+    try:
+        with open(path, 'rb') as f:  # pyarrow would read [ ] * ? in a path as a pattern
+            yield ParquetFile(f)
+    except (ValueError, OSError) as error:
+        fail(f'{path} cannot be read as parquet ({said(error)}). Download it again or remove it.')
 
 
 def read_labels(path, split, config):
-    """The labels of a file, as names if it names them; its column of pictures; the names in their order"""
-    import pyarrow.parquet as pq
-    columns = {}
-    try:
-        with open(path, 'rb') as f:  # pyarrow would read [ ] * ? in a path as a pattern
-            schema = pq.read_schema(f)
-            for key, usual in USUAL.items():
-                usual = [config[key]] if config[key] else usual
-                columns[key] = next((column for column in usual if column in schema.names), '')
-                if not columns[key] and split != 'test':
-                    fail(f'{path} has no column {" or ".join(usual)}. Set --{key} to one of '
-                         f'{examples(schema.names, 20)}.')
-            image, label = columns['image_column'], columns['label_column']
-            labels = pq.read_table(f, columns=[label]).column(0).to_pylist() if image and label else [None]
+    """The column of pictures, the names of the classes or None, the labels: names where the file has them"""
+    with opened(path) as table:
+        schema, columns = table.schema_arrow, []
+        for key, usual in (('image_column', ['image', 'img']), ('label_column', ['label', 'fine_label'])):
+            usual = [config[key]] if config[key] else usual
+            there = [column for column in usual if column in schema.names]
+            if not there and split != 'test':
+                fail(f'{path} has no column {" or ".join(usual)}. Set --{key} to one of '
+                     f'{examples(schema.names, 20)}.')
+            columns += there[:1] or ['']
+        image, label = columns
+        if '' in columns or not re.match(LABELS, str(schema.field(label).type)):
+            return image, None, [None]
+        labels = table.read([label]).column(0).to_pylist()
         info = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
-    except (ValueError, OSError) as error:
-        fail(f'{path} cannot be read as parquet ({said(error)}). Download it again or remove it.')
     names = info.get('info', {}).get('features', {}).get(label, {}).get('names')
     if names:
         numbers = range(len(names))
         labels = [names[value] if value in numbers else value for value in labels]
-    return labels, image, names
+    return image, names, labels
 
 
 def classes_of(root, labels):
-    """Names in their order, or the numbers that occur in train and those between them in val and test"""
-    kinds = {type(value) for value in labels['train']}
+    """The names in their order, or the numbers that occur"""
+    kinds = {type(value) for value in labels}
     if kinds == {str}:
-        return sorted(set(labels['train']))
-    if kinds not in ({int}, {bool}):
-        fail(f'The labels of {root} are not whole numbers or names in all files. Choose another column with '
-             '--label_column.')
-    low, high = max(0, min(labels['train'])), max(labels['train'])
-    found = sum(labels.values(), [])
-    values = sorted({value for value in found if isinstance(value, int) and low <= value <= high})
-    if values != list(range(len(values))):
-        print(f'The {len(values):,} labels that occur ({low} to {high}) are numbered as the classes 0 to '
-              f'{len(values) - 1}. The name of each class is its label.')
-    return values
+        return sorted(set(labels))
+    if kinds in ({int}, {bool}):
+        return sorted(value for value in set(labels) if value >= 0)
+    fail(f'The labels of {root} are not whole numbers or names in all files. Choose another column with '
+         '--label_column.')
 
 
 def items_of(paths, columns):
     """(name, bytes) of each picture"""
-    import pyarrow.parquet as pq
     for path in paths:
-        at = 0
-        try:
-            with open(path, 'rb') as f:
-                batches = pq.ParquetFile(f).iter_batches(64, columns=[columns[path]], use_threads=False)
-                for batch in batches:
-                    column = batch.column(0)
-                    cells = column.field('bytes') if hasattr(column, 'field') else column
-                    for i, cell in enumerate(cells.to_pylist(), at):
-                        yield f'{os.path.basename(path)} row {i}', cell or b''
-                    at += len(column)
-        except (ValueError, OSError) as error:
-            fail(f'{path} is damaged after row {at} ({said(error)}). Download it again.')
+        with opened(path) as table:
+            row = 0
+            for batch in table.iter_batches(64, columns=[columns[path]], use_threads=False):
+                cells = batch.column(0)
+                if hasattr(cells, 'field'):  # {'bytes', 'path'}
+                    cells = cells.field('bytes')
+                for cell in cells.to_pylist():
+                    yield f'{os.path.basename(path)} row {row}', cell or b''
+                    row += 1

@@ -228,7 +228,7 @@ def load_images(out, split):
     return images, labels, meta
 
 
-def image_table(path, rows, image='image', label='label', names=None, kind='image'):
+def image_table(path, rows, image='image', label='label', names=None, **columns):
     """A parquet file as the Hub stores pictures; the names of classes go into the metadata of `datasets`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -236,8 +236,8 @@ def image_table(path, rows, image='image', label='label', names=None, kind='imag
     for picture, _ in rows:
         f = io.BytesIO()
         picture.save(f, 'PNG')
-        cells.append({'bytes': f.getvalue(), 'path': None} if kind == 'image' else f.getvalue())
-    data = pa.table({image: cells, label: [y for _, y in rows]})
+        cells.append({'bytes': f.getvalue(), 'path': None})
+    data = pa.table({image: cells, label: [y for _, y in rows], **columns})
     if names:
         info = {'info': {'features': {image: {'_type': 'Image'},
                                       label: {'names': names, '_type': 'ClassLabel'}}}}

@@ -1,5 +1,6 @@
 """Crops, RandAugment, mixup and cutmix against their definitions."""
 
+import itertools
 import math
 
 import numpy as np
@@ -204,16 +205,22 @@ def test_one_sample_is_a_function_of_its_key():
     assert np.allclose(augment.normalize(pixels[None], mean, std)[0].permute(1, 2, 0), wanted, atol=1e-6)
 
 
-def test_pad_crop_flip():
-    images = torch.randint(0, 256, (40, 3, 9, 11), dtype=torch.uint8,
-                           generator=torch.Generator().manual_seed(0))
-    offsets = augment.small_offsets(stream(0), 40)
+@pytest.mark.parametrize('H, W, pad', [(9, 11, 4), (1, 1, 0), (2, 2, 1), (3, 3, 2), (4, 4, 3), (5, 5, 4)])
+def test_pad_crop_flip(H, W, pad):
+    """Every shift is that of NumPy's reflected picture, for tiny ones too."""
+    shifts = range(-pad, pad + 1)
+    offsets = torch.tensor(list(itertools.product(shifts, shifts, (0, 1))))
+    images = torch.from_numpy(stream(0).integers(0, 256, (len(offsets), 3, H, W), dtype=np.uint8))
     got = augment.pad_crop_flip(images, offsets)
     for x, (dy, dx, flip), y in zip(images.numpy(), offsets.tolist(), got.numpy()):
-        padded = np.pad(x, ((0, 0), (4, 4), (4, 4)), mode='reflect')[:, 4 + dy:13 + dy, 4 + dx:15 + dx]
-        assert (y == (padded[:, :, ::-1] if flip else padded)).all()
+        padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad)), mode='reflect') if pad else x
+        shifted = padded[:, pad + dy:pad + dy + H, pad + dx:pad + dx + W]
+        assert (y == (shifted[:, :, ::-1] if flip else shifted)).all()
     assert torch.equal(augment.pad_crop_flip(images.float(), offsets), got.float())
-    assert torch.equal(augment.pad_crop_flip(images[8:16], offsets[8:16]), got[8:16])  # a slice of the batch
+    assert torch.equal(augment.pad_crop_flip(images[1:2], offsets[1:2]), got[1:2])  # a slice of the batch
+
+
+def test_small_offsets():
     dy, dx, flip = augment.small_offsets(stream(1), 20_000).T
     for values, n in ((dy + 4, 9), (dx + 4, 9), (flip, 2)):
         assert abs(torch.bincount(values) / 20_000 - 1 / n).max() < 0.015
