@@ -249,13 +249,15 @@ def claims():
 
     page = 'ablation'
     for name, network in LADDER.items():
-        yield matches(page, f'{name}: mSGDW matches AdamW', 'parts', network, ROWNORM)
+        yield matches(page, f'ladder, {name}: mSGDW matches AdamW', 'parts', network, ROWNORM)
     for other, name in ('S1', 'S5'), ('S1', 'S2'), ('S2', 'S3'), ('S3', 'S4'), ('S4', 'S5'):
-        yield smaller(page, f'the gap is smaller in {name} than in {other}', 'parts', LADDER[name],
+        yield smaller(page, f'ladder: the gap is smaller in {name} than in {other}', 'parts', LADDER[name],
                       LADDER[other], ROWNORM)
     for name in ROWNORM:
-        yield claim(page, f'S2 is like S1 with {name}', 'parts', [f'S2 {name}'], [f'S1 {name}'], 'match')
-        yield claim(page, f'S5 is like S4 with {name}', 'parts', [f'L-DNT {name}'], [f'S4 {name}'], 'match')
+        yield claim(page, f'ladder: S2 is like S1 with {name}', 'parts', [f'S2 {name}'], [f'S1 {name}'],
+                    'match')
+        yield claim(page, f'ladder: S5 is like S4 with {name}', 'parts', [f'L-DNT {name}'], [f'S4 {name}'],
+                    'match')
         yield claim(page, f'InputNorm helps {name} (S2 to S3)', 'parts', [f'S3 {name}'], [f'S2 {name}'])
 
     page, loss = 'images', itemgetter('test_loss')

@@ -2,7 +2,7 @@
 What the paper's runs cost: table 2, and estimates on paper.
 
     python -m experiments.costs                        H100, at an assumed share of its peak
-    python -m experiments.costs --gpu=A100 --mfu=0.29  at the share that the paper's own figure comes to
+    python -m experiments.costs --gpu=A800 --mfu=0.29  at the share that the paper's own figure comes to
 
 Table 2 is measured: the tensors in the optimizers' own state after a step on the meta device, which makes
 tensors without contents. GB are 10^9 bytes.
@@ -101,5 +101,5 @@ if __name__ == '__main__':
     config = read_file('config/dnt_xl.py')
     tokens = config['max_iters'] * config['global_batch_size'] * config['block_size']
     rate = flops_per_unit(build(config)) * tokens / (PAPER_GPU_DAYS * 86400) / 1e12
-    print(f"\nThe paper's 4 days on 32 GPUs of an unknown kind are {rate:.0f} TFLOP/s a GPU: an MFU of "
-          f'{rate / peaks["A100"]:.0%} if they were A100, {rate / peaks["H100"]:.0%} if they were H100.')
+    share = rate / peaks['A800']
+    print(f"\nThe paper's 4 days on 32 A800 GPUs are {rate:.0f} TFLOP/s a GPU, an MFU of {share:.0%}.")

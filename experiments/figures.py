@@ -149,7 +149,8 @@ def curves():
     space = 0.05 * (max(shown) - min(shown)) or 0.1
     ax.set(xlabel='update', ylabel=f'{key} (nats)' if key == 'loss' else key,
            ylim=(min(shown) - space, max(shown) + space))
-    fig.legend(loc='outside right upper', title='thin: training\nthick: validation,\nthe last value')
+    ax.locator_params(axis='x', nbins=6)  # 200000 is a wide label
+    fig.legend(loc='outside right upper', title='thin: training\n(smoothed)\nthick: validation')
     print_table(['run', 'out_dir', 'last iteration', f'last validation {key}'], table)
     return fig
 

@@ -241,6 +241,8 @@ def read_meta(folder):
     try:
         with open(path, encoding='utf-8') as f:
             meta = dict(json.load(f))
+        if 'tokenizer' in meta:
+            fail(f'{folder} holds text. Use train_gpt.py, or choose pictures with --dataset.')
         valid = (meta['layout'] in ('arrays', 'jpeg')
                  and isinstance(meta['classes'], list) and len(meta['classes']) > 0
                  and len(meta['mean']) == len(meta['std']) == 3
