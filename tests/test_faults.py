@@ -73,7 +73,7 @@ VISION_MISTAKES = """
 --dataset={tmp}/one_less {new} | is incomplete (23 labels, 23 images, but meta.json states 24
 --dataset={tmp}/cut_jpegs {new} | is incomplete (23 labels, 24 offsets
 --dataset={tmp}/one_mean {new} | is not a valid meta.json for pictures
---dataset={tokens} {new} | is not a valid meta.json for pictures
+--dataset={tokens} {new} | holds text. Use train_gpt.py
 --init_from=resume --dataset={tmp}/seven_classes | was made with n_classes=6, now it is 7
 --init_from={run}/ckpt.pt --dataset={tmp}/other_classes --eval_only=True {new} | its class 3 is 'd', that of
 --init_from=resume --dataset={tmp}/other_source | was made with source=test, now it is x
