@@ -42,7 +42,7 @@ def weights(model):
     return {k: v.detach().numpy() for k, v in model.state_dict().items()}
 
 
-def np_norm(x, w, name, kind):
+def np_norm(x, w, name, kind, eps=1e-5):
     """The paper's RMSN and LN (section 2) or DyT where there is a gain of that name, else the identity."""
     if f'{name}.weight' not in w:
         return x
@@ -51,7 +51,7 @@ def np_norm(x, w, name, kind):
         return gamma * np.tanh(w[f'{name}.alpha'].item() * x) + w[f'{name}.bias']
     if kind == 'layer':
         y = x - x.mean(-1, keepdims=True)
-        return gamma * y / np.sqrt((y ** 2).sum(-1, keepdims=True) / x.shape[-1] + 1e-5) + beta
+        return gamma * y / np.sqrt((y ** 2).sum(-1, keepdims=True) / x.shape[-1] + eps) + beta
     return gamma * x / np.sqrt((x ** 2).sum(-1, keepdims=True) / x.shape[-1] + 1e-6)
 
 
@@ -77,50 +77,30 @@ def np_attention(x, w, name, n_head, kind, causal=True):
     return out @ w[f'{name}.c_proj.weight'].T + w.get(f'{name}.c_proj.bias', 0.0)
 
 
-def np_ffn(x, w, name):
-    gelu = np.vectorize(lambda z: 0.5 * z * (1 + math.erf(z / math.sqrt(2))))
-    h = gelu(x @ w[f'{name}.c_fc.weight'].T + w.get(f'{name}.c_fc.bias', 0.0))
-    return h @ w[f'{name}.c_proj.weight'].T + w.get(f'{name}.c_proj.bias', 0.0)
+def np_gelu(x, kind='exact'):
+    if kind == 'tanh':
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-def reference(idx, w, setting, n_layer, n_head, kind):
-    """The logits of a sequence, as np_trunk spells the network out."""
-    x = w['wte.weight'][idx] + w['wpe.weight'][:len(idx)]
-    return np_trunk(x, w, setting, n_layer, n_head, kind) @ w['lm_head.weight'].T
-
-
-def np_trunk(x, w, setting, n_layer, n_head, kind, causal=True):
-    """
-    From the sum of embeddings and positions to what the head reads, setting by setting. S1 to S5: section
-    4.4 and figures 2, 3 and 7. PeriLN: x + Norm(Module(Norm(x))). OLMo2: x + Norm(Module(x)). NoNorm and rows
-    that are added to SETTINGS: the one block of model.py's docstring.
-    """
-    N = lambda x, name: np_norm(x, w, name, kind)
-    if setting not in ('S1', 'S2', 'PostLN', 'PeriLN', 'OLMo2'):
-        x = N(x, 'input_norm')
+def np_trunk(x, w, n_layer, n_head, kind, causal=True, gelu='exact', eps=1e-5):
+    """From the sum of embeddings and positions to what the head reads: section 4.4, figures 2, 3 and 7."""
+    N = lambda x, name: np_norm(x, w, name, kind, eps)
+    x = N(x, 'input_norm')
     for i in range(n_layer):
         b = f'blocks.{i}.'
-        att = lambda x: np_attention(x, w, b + 'attn', n_head, kind, causal)
-        ffn = lambda x: np_ffn(x, w, b + 'ffn')
-        if setting in ('S1', 'S2', 'S3'):
-            x = x + att(N(x, b + 'pre_norm'))
-            x = x + ffn(N(x, b + 'ffn_pre_norm'))
-        elif setting in ('S4', 'PeriLN'):
-            x = x + N(att(N(x, b + 'pre_norm')), b + 'mid_norm')
-            x = x + N(ffn(N(x, b + 'ffn_pre_norm')), b + 'ffn_mid_norm')
-        elif setting == 'S5':
-            x = x + N(att(N(x, b + 'pre_norm')), b + 'mid_norm')
-            x = x + N(ffn(x), b + 'ffn_mid_norm')
-        elif setting == 'OLMo2':
-            x = x + N(att(x), b + 'mid_norm')
-            x = x + N(ffn(x), b + 'ffn_mid_norm')
-        elif setting == 'PostLN':
-            x = N(x + att(x), b + 'post_norm')
-            x = N(x + ffn(x), b + 'ffn_post_norm')
-        else:  # what is not there is the identity
-            x = N(x + N(att(N(x, b + 'pre_norm')), b + 'mid_norm'), b + 'post_norm')
-            x = N(x + N(ffn(N(x, b + 'ffn_pre_norm')), b + 'ffn_mid_norm'), b + 'ffn_post_norm')
-    return x if setting == 'PostLN' else N(x, 'final_norm')
+        y = np_attention(N(x, b + 'pre_norm'), w, b + 'attn', n_head, kind, causal)
+        x = N(x + N(y, b + 'mid_norm'), b + 'post_norm')
+        y = N(x, b + 'ffn_pre_norm') @ w[b + 'ffn.c_fc.weight'].T + w.get(b + 'ffn.c_fc.bias', 0.0)
+        y = np_gelu(y, gelu) @ w[b + 'ffn.c_proj.weight'].T + w.get(b + 'ffn.c_proj.bias', 0.0)
+        x = N(x + N(y, b + 'ffn_mid_norm'), b + 'ffn_post_norm')
+    return N(x, 'final_norm')
+
+
+def reference(idx, w, n_layer, n_head, kind, **options):
+    """The logits of a sequence, as np_trunk spells the network out."""
+    x = w['wte.weight'][idx] + w['wpe.weight'][:len(idx)]
+    return np_trunk(x, w, n_layer, n_head, kind, **options) @ w['lm_head.weight'].T
 
 
 IDX = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
@@ -145,7 +125,7 @@ def test_each_setting_has_its_norms(setting):
 def test_each_setting_is_its_equations(setting, kind, bias):
     """S1 with LayerNorm and bias is GPT-2 and the original ViT (equations 1 to 4 of Dosovitskiy et al.)."""
     models = [tiny(setting, norm=kind, bias=bias, flash=flash) for flash in (True, False)]
-    expected = reference(IDX[:-1], weights(models[0]), setting, 3, 2, kind)
+    expected = reference(IDX[:-1], weights(models[0]), 3, 2, kind)
     nll = -np.log(np_softmax(expected))[np.arange(len(IDX) - 1), IDX[1:]].mean()
     for model in models:
         logits, loss = model(torch.tensor(IDX[None, :-1]), torch.tensor(IDX[None, 1:]))
@@ -157,27 +137,9 @@ def test_each_setting_is_its_equations(setting, kind, bias):
     patches = [images[1, :, r:r + 4, c:c + 4].reshape(-1) for r in (0, 4, 8) for c in (0, 4, 8)]
     E, b = w['patch_embed.weight'].reshape(16, -1), w['patch_embed.bias']
     x = np.stack([w['cls_token'][0, 0]] + [E @ patch + b for patch in patches]) + w['pos_embed'][0]
-    x = np_trunk(x, w, setting, 3, 2, kind, causal=False)
+    x = np_trunk(x, w, 3, 2, kind, causal=False)
     logits = model(torch.tensor(images))[1].detach().numpy()
     np.testing.assert_allclose(logits, w['head.weight'] @ x[0] + w['head.bias'], atol=1e-10)
-
-
-def test_parameter_counts(monkeypatch):
-    """Table 3 at vocabulary 50304, without bias, tied; the published ViT-L/16 and ViT-H/14, 1000 classes."""
-    monkeypatch.setattr(ViT, 'init_weights', lambda self: None)  # which is slow without values
-
-    def count(network, config):
-        with torch.device('meta'):
-            return sum(p.numel() for p in network(config).parameters())
-
-    for L, H, C, expected in ((12, 12, 768, 124.4e6), (36, 20, 1280, 773.6e6), (48, 24, 1536, 1438.0e6)):
-        n = count(GPT, GPTConfig(n_layer=L, n_head=H, n_embd=C))
-        assert n == 50304 * C + 1024 * C + L * 12 * C * C + L * (3 * C + 2 * C // H) + 2 * C
-        assert abs(n - expected) < 0.06e6
-    for patch, C, H, L, expected in ((16, 1024, 16, 24, 304_326_632), (14, 1280, 16, 32, 632_045_800)):
-        size = dict(patch_size=patch, n_embd=C, n_head=H, n_layer=L)
-        assert count(ViT, ViTConfig(**SETTINGS['S1'], norm='layer', **size)) == expected
-        assert abs(count(ViT, ViTConfig(**size)) - expected) < 0.001 * expected
 
 
 def test_initial_standard_deviations():
@@ -215,23 +177,6 @@ def test_stochastic_depth():
     assert torch.equal(y[..., 0], y[..., 1])
     assert abs(y.mean().item() - 1) < 0.02
     assert torch.equal(drop.eval()(x), x)
-
-
-def test_scale_before_a_norm_changes_nothing():
-    """MidNorm after W_o and W_2, QKNorm after W_q and W_k, InputNorm: up to the eps inside the norms."""
-    places = [lambda m: [m.blocks[1].attn.c_proj.weight], lambda m: [m.blocks[1].ffn.c_proj.weight],
-              lambda m: [m.blocks[1].attn.c_attn.weight[:16]],
-              lambda m: [m.blocks[1].attn.c_attn.weight[16:32]], lambda m: [m.wte.weight, m.wpe.weight]]
-    idx, eps_aside = torch.tensor(IDX[None]), 2e-3
-    for setting, kind in (('S5', 'rms'), ('S5', 'layer'), ('S1', 'rms')):
-        for place in places:
-            model = tiny(setting, norm=kind, tied=False)
-            before = model(idx)[0].detach()
-            with torch.no_grad():
-                for w in place(model):
-                    w.mul_(3.0)
-            change = (model(idx)[0] - before).abs().max() / before.std()
-            assert change < eps_aside if setting == 'S5' else change > 10 * eps_aside
 
 
 @pytest.mark.parametrize('tied', [True, False])
@@ -340,7 +285,7 @@ def updates(make, steps=5, dtype=torch.float32, seed=0):
 @pytest.mark.parametrize('foreach', [False, True])
 @pytest.mark.parametrize('momentum,nesterov', [(0.0, False), (0.9, False), (0.9, True)])
 def test_sgdw_is_its_equations(foreach, momentum, nesterov):
-    """Without decay torch.optim.SGD, bit for bit; with decay the recursion, which is not the coupled one."""
+    """Without decay torch.optim.SGD, bit for bit; with decay the recursion."""
     ours = updates(lambda p: SGDW(p, 0.1, momentum, nesterov=nesterov, foreach=foreach))
     theirs = updates(lambda p: torch.optim.SGD(p, 0.1, momentum, nesterov=nesterov, foreach=False))
     torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
@@ -357,5 +302,3 @@ def test_sgdw_is_its_equations(foreach, momentum, nesterov):
         w = [(1 - lr * wd) * x - lr * step for x, step in zip(w, steps)]
     for a, b in zip(ours, w):
         np.testing.assert_allclose(a.numpy(), b, rtol=1e-13)
-    coupled = updates(lambda p: torch.optim.SGD(p, lr, momentum, weight_decay=wd), dtype=torch.float64)
-    assert momentum == 0 or not torch.allclose(ours[0], coupled[0], atol=1e-3)

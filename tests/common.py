@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -39,6 +38,15 @@ def finish(process, code=0):
     if process.returncode != code:  # an assert would cut short what was said
         pytest.fail(f'{process.args} ended with {process.returncode}\n{out}\n{err}')
     return out, err
+
+
+def assert_refused(action, *words):
+    """It ends with one sentence that has these words."""
+    with pytest.raises(SystemExit) as stop:
+        action()
+    assert '\n' not in stop.value.code
+    for word in words:
+        assert word in stop.value.code
 
 
 # the start of a process takes most of a short run's time, so several command lines are run in one
@@ -78,10 +86,13 @@ def write_tokens(folder, n_train=3000, n_val=400, vocab=257, seed=0, **meta):
     return folder
 
 
+def gpt_line(tokens, out, *extra):
+    return ['train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', *extra]
+
+
 def train(tokens, out, *extra, code=0, torchrun=0):
     """Runs train_gpt.py to its end; returns what it said."""
-    line = ['train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', *extra]
-    return finish(python(*line, torchrun=torchrun), code)
+    return finish(python(*gpt_line(tokens, out, *extra), torchrun=torchrun), code)
 
 
 def make_optimizer(model, config):
@@ -112,21 +123,22 @@ def assert_same_run(a, b):
         assert all(torch.equal(x['model'][k], y['model'][k]) for k in y['model'])
 
 
-def killed_and_resumed(tokens, out, *extra):
-    for _ in range(5):  # until it was not at its end when the signal came
-        process = python('train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', '--overwrite=True',
-                         *extra)
-        while not (out / 'ckpt.pt').exists():
+def killed_and_resumed(line, out, last):
+    """Kills the run of a command line once it has a checkpoint, and lets it go on to iteration last."""
+    for _ in range(5):  # until the signal came before the end
+        process = python(*line, '--overwrite=True', '--ckpt_interval=1')
+        while not (out / 'ckpt.pt').exists() and process.poll() is None:
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.communicate()
-        if killed := process.returncode == -signal.SIGKILL and final(out)['iter'] < 20:
+        if final(out)['iter'] < last:
             break
         (out / 'ckpt.pt').unlink()
-    assert killed
+    assert 0 < final(out)['iter'] < last
     with open(out / 'log.jsonl', 'a') as f:
         f.write('{"iter": 19, "split": "tr')  # and a line that the kill cut short
-    train(tokens, out, *extra, '--init_from=resume')
+    finish(python(*line, '--init_from=resume'))
+    assert final(out)['iter'] == last
 
 
 def runs_like_one(tokens, folder, **jobs):
@@ -134,11 +146,10 @@ def runs_like_one(tokens, folder, **jobs):
     in_parallel([lambda n=n: train(tokens, folder / n, *jobs[n], torchrun=2 if n.startswith('two') else 0)
                  for n in jobs])
     runs = {n: rows(folder / n) for n in jobs}
-    assert len({r['loss'] for r in runs['one'] if r['split'] == 'train'}) == 20
-    for run in runs.values():
-        a, b = ([r for r in log if r['split'] == 'train'] for log in (runs['one'], run))
-        assert [r['iter'] for r in a] == [r['iter'] for r in b] == list(range(20))
-        assert all(abs(x['loss'] - y['loss']) < 1e-5 for x, y in zip(a, b))
+    losses = {n: {r['iter']: r['loss'] for r in log if r['split'] == 'train'} for n, log in runs.items()}
+    assert len(set(losses['one'].values())) == 20
+    for each in losses.values():
+        assert each == pytest.approx(losses['one'], abs=1e-5)
     return runs
 
 
@@ -213,15 +224,11 @@ def load_images(out, split):
     labels = np.load(out / f'{split}_labels.npy')
     if meta['layout'] == 'arrays':
         images = np.load(out / f'{split}_images.npy', mmap_mode='r')
-        assert images.dtype == np.uint8
-        assert images.ndim == 4
-        assert images.shape[3] == 3
+        assert images.dtype == np.uint8 and images.shape[3:] == (3,)
     else:
         offsets, blob = np.load(out / f'{split}_offsets.npy'), (out / f'{split}_jpeg.bin').read_bytes()
         assert offsets.dtype == np.int64
-        assert offsets[0] == 0
-        assert offsets[-1] == len(blob)
-        assert (np.diff(offsets) > 0).all()
+        assert offsets[0] == 0 and offsets[-1] == len(blob) and (np.diff(offsets) > 0).all()
         images = [blob[a:b] for a, b in zip(offsets, offsets[1:])]
     assert labels.dtype == np.int64
     assert len(images) == len(labels) == meta[f'{split}_images']
@@ -283,18 +290,6 @@ def vit_line(data, out, *extra):
 
 def train_vit(data, out, *extra, code=0, torchrun=0):
     return finish(python(*vit_line(data, out, *extra), torchrun=torchrun), code)
-
-
-def killed_in_an_epoch(data, out, *extra):
-    process = python(*vit_line(data, out, *extra))
-    # iteration 2: in the middle of the first epoch
-    while not (out / 'ckpt.pt').exists() and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    at = final(out)['iter']
-    train_vit(data, out, '--init_from=resume', *extra)
-    return at
 
 
 def table_of(said):

@@ -11,8 +11,8 @@ from torch.distributed.run import get_args_parser
 
 from tests.common import ROOT, finish, in_parallel, python
 
-PAGES = ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))
-DOCS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8') for path in PAGES}
+PAGES = ['README.md', 'CONTRIBUTING.md'] + [f'docs/{path.name}' for path in sorted(ROOT.glob('docs/*.md'))]
+DOCS = {page: (ROOT / page).read_text(encoding='utf-8') for page in PAGES}
 WALK = DOCS['docs/walkthrough.md']
 each_page = pytest.mark.parametrize('page', DOCS)
 
@@ -29,8 +29,6 @@ def prose(text):
 def sections(text):
     return re.split(r'(?m)^(?=## )', text)
 
-# -----------------------------------------------------------------------------
-# code
 
 @pytest.fixture
 def clean_torch(monkeypatch):
@@ -50,9 +48,8 @@ def test_code_runs_and_prints_the_text_below_it(page, clean_torch):
     for section in sections(DOCS[page]):  # the blocks of a section continue each other
         names, printed = {'__name__': '__main__'}, io.StringIO()
         torch.set_default_dtype(torch.float32)
-        if not re.search(r'(?m)^import torch$', section):  # the sample of a run is in Python too
-            continue
-        for tag, body in fenced(section):
+        runs = re.search(r'(?m)^import torch$', section)  # the sample of a run is in Python too
+        for tag, body in fenced(section) if runs else ():
             if tag == 'python':
                 with contextlib.redirect_stdout(printed):
                     exec(compile(body, f'{page}: {section.splitlines()[0]}', 'exec'), names)
@@ -76,8 +73,6 @@ def test_quotes_are_verbatim():
     for part in ('self.mid_norm(self.attn(', 'def sgdw(', 'opt = SGDW(', 'def get_lr(', 'default_rng((seed'):
         assert part in quotes
 
-# -----------------------------------------------------------------------------
-# commands, names, links, numbers
 
 def keys(script):
     """The names that a script assigns at its top level before it calls configure(globals())."""
@@ -114,22 +109,23 @@ def example(name):
 
 
 def test_commands_name_scripts_configs_and_keys_that_exist():
-    found = [script_of(words) for text in DOCS.values() for words in commands(text)]
-    found = [(script, rest) for script, rest in found if script]
-    for script, rest in found:
+    scripts, folders = set(), []
+    for page, words in [(page, words) for page, text in DOCS.items() for words in commands(text)]:
+        script, rest = script_of(words)
+        if not script:
+            continue
         assert (ROOT / script).is_file(), script
+        scripts.add(script)
         for word in rest:
             if word.startswith('--'):
                 assert word[2:].partition('=')[0] in keys(script), f'{script} has no {word}'
             elif word.endswith('.py'):
                 assert example(word) or (ROOT / word).is_file(), f'{word} of {script}'
-    assert {'train_gpt.py', 'train_vit.py', 'prepare_owt.py', 'sample.py'} <= {script for script, _ in found}
-
-
-def test_no_exercise_is_refused_because_another_left_its_files():
-    exercises = [words for words in commands(WALK) if 'config/dnt_tiny_plain.py' in words]
-    folders = [word for words in exercises for word in words if word.startswith('--out_dir=')]
-    assert len(set(folders)) == len(folders) - 1 >= 15  # one of them resumes
+        if page == 'docs/walkthrough.md' and 'config/dnt_tiny_plain.py' in rest:  # an exercise
+            folders += [word for word in rest if word.startswith('--out_dir=')]
+    assert {'train_gpt.py', 'train_vit.py', 'prepare_owt.py', 'sample.py'} <= scripts
+    # none is refused because another left its files; one of them resumes
+    assert len(set(folders)) == len(folders) - 1 >= 15
 
 
 @each_page
@@ -163,8 +159,6 @@ def test_numbers_are_in_the_results(page):
         digits = len(number) - 2
         assert any(f'{x:.{digits}f}' == number for x in known), number
 
-# -----------------------------------------------------------------------------
-# form
 
 def test_pages_are_short_and_the_walkthrough_fits_a_projector():
     longest = {'README.md': 900, 'docs/paper.md': 1000, 'docs/walkthrough.md': 3500}
@@ -174,8 +168,6 @@ def test_pages_are_short_and_the_walkthrough_fits_a_projector():
     assert all(len(body.splitlines()) <= 15 for _, body in fenced(WALK))
     assert all(section.count('![') <= 1 for section in sections(WALK))
 
-# -----------------------------------------------------------------------------
-# exercises
 
 @pytest.mark.slow
 def test_exercises_run_as_printed(tokens, tmp_path):

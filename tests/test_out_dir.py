@@ -5,16 +5,15 @@ import os
 import platform
 import signal
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from configurator import Config, configure
-from support import report, resume, run
+from configurator import Config
+from support import resume, run
+from support.console import fail
 from support.distributed import join_torchrun
-from tests.common import SIZE, final, finish, python, rows, train
-from tests.test_pretrained import assert_refused
+from tests.common import assert_refused, final, finish, gpt_line, python, rows, train
 
 ENV = SimpleNamespace(world_size=1, master=True, device_type='cpu', say=print)
 
@@ -26,8 +25,7 @@ def test_a_live_out_dir_is_refused_and_a_killed_one_is_free(tokens, tmp_path, to
     out, lock = tmp_path / 'out', tmp_path / 'out/run.lock'
     (tmp_path / 'sitecustomize.py').write_text(
         'import os\ndef link(*_):\n    raise OSError(95, "Operation not supported")\nos.link = link')
-    line = ['train_gpt.py', *SIZE, f'--dataset={tokens}', f'--out_dir={out}', '--max_iters=1000000',
-            '--eval_interval=0', '--keep_interval=5']
+    line = gpt_line(tokens, out, '--max_iters=1000000', '--eval_interval=0', '--keep_interval=5')
 
     def start(*extra):
         return python(*line, *extra, torchrun=torchrun, env={'PYTHONPATH': str(tmp_path)})
@@ -73,23 +71,31 @@ def test_a_lock_that_its_owner_removes_meanwhile_and_a_disk_without_locks(tmp_pa
             assert 'is on a disk without locks' in capsys.readouterr().out
 
 
+SLURM = '"srun --ntasks=1 torchrun --standalone --nproc_per_node=2 train_gpt.py -v"'
+MISSING = ('(WORLD_SIZE=2), but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Start several processes with '
+           'torchrun. For a single process, run "unset RANK LOCAL_RANK WORLD_SIZE" first.')
+
+
 @pytest.mark.parametrize('there,words', [
-    ({'SLURM_NTASKS': '2'}, '"srun --ntasks=1 torchrun --standalone --nproc_per_node=2 train_gpt.py -v"'),
-    ({'SLURM_NTASKS': '2', 'SLURM_PROCID': '1'}, None),  # one task says it
-    ({'SLURM_NTASKS': '2', 'SLURM_STEP_NUM_TASKS': '1'}, 'alone'),
-    ({'SLURM_NTASKS': '2', 'RANK': '0', 'WORLD_SIZE': '1'}, 'alone')])
-def test_several_tasks_of_slurm_need_torchrun(monkeypatch, there, words):
+    ({'SLURM_NTASKS': '2'}, f'Slurm starts 2 tasks without torchrun, and each would be a run of its own. Use '
+                            f'{SLURM}'),
+    ({'SLURM_NTASKS': '2', 'SLURM_STEP_NUM_TASKS': '1'}, None),
+    ({'SLURM_NTASKS': '2', 'RANK': '0', 'WORLD_SIZE': '1'}, None),
+    ({'WORLD_SIZE': '2'}, MISSING),
+    ({'LOCAL_RANK': '1'}, None)])
+def test_a_process_is_alone_or_of_torchrun(monkeypatch, there, words):
     monkeypatch.setattr('sys.argv', ['train_gpt.py', '-v'])
     for key, value in there.items():
         monkeypatch.setenv(key, value)
-    if words == 'alone':
-        assert join_torchrun() == (0, 1, 0)
-    elif words:
-        assert_refused(join_torchrun, 'Slurm starts 2 tasks without torchrun', words)
+    if words:
+        assert_refused(join_torchrun, words)
     else:
-        with pytest.raises(SystemExit) as stop:
+        assert join_torchrun() == (0, 1, 0)
+    assert_refused(lambda: fail('a sentence'), 'a sentence')  # it is said with any of these variables
+    if words and 'SLURM_NTASKS' in there:  # one task says it
+        monkeypatch.setenv('SLURM_PROCID', '1')
+        with pytest.raises(SystemExit, match='^1$'):
             join_torchrun()
-        assert stop.value.code == 1
 
 
 def test_weights_in_the_out_dir_that_would_be_overwritten_are_found_behind_links(tmp_path):
@@ -110,29 +116,12 @@ def test_weights_in_the_out_dir_that_would_be_overwritten_are_found_behind_links
     assert resume.find(config, ENV).state is None
 
 
-def test_the_latest_checkpoint_is_that_of_the_highest_iteration(tmp_path):
-    for name in ('ckpt_000500.pt', 'ckpt_999999.pt', 'ckpt_1000000.pt', 'best.pt'):
+def test_which_checkpoint_of_a_folder(tmp_path):
+    assert resume.find_checkpoint(str(tmp_path)) == str(tmp_path)
+    for name in ('ckpt_000500.pt', 'ckpt_999999.pt', 'ckpt_1000000.pt', 'ckpt.pt', 'best.pt'):
         (tmp_path / name).touch()
-    assert resume.latest_checkpoint(tmp_path) == str(tmp_path / 'ckpt_1000000.pt')
-    (tmp_path / 'ckpt.pt').touch()
+        assert resume.find_checkpoint(str(tmp_path)) == str(tmp_path / name)  # weights: the best
+        if name != 'best.pt':
+            assert resume.latest_checkpoint(tmp_path) == str(tmp_path / name)
     assert resume.latest_checkpoint(tmp_path) == str(tmp_path / 'ckpt.pt')
-
-
-def test_a_clock_that_stands_still_ends_no_run(monkeypatch):
-    monkeypatch.setattr(report.time, 'time', lambda: 1.0)
-    logged = SimpleNamespace(start_iter=0, log=lambda **row: rows.append(row))
-    rows = []
-    model = SimpleNamespace()
-    report.Report(logged, ENV, 10, 5, 'tokens', 100, model).train(0, 1.0, 0.1, 1.0, None)
-    assert rows[0]['data_wait'] == 0
-
-
-def test_a_tilde_is_the_home_folder_in_every_key_but_the_prompt(tmp_path, monkeypatch):
-    monkeypatch.setenv('HOME', str(tmp_path))
-    (tmp_path / 'mine.py').write_text('from pathlib import Path\ndataset = Path("~/text")\nexport = "~/e"')
-    script = dict.fromkeys(('out_dir', 'init_from', 'export', 'predict', 'dataset', 'prompt', 'rest'), '')
-    config = configure(script, [f'{tmp_path}/mine.py', '--out_dir=~/out', '--init_from=~', '--predict=a/~',
-                                '--prompt=~/x'])
-    home = str(Path.home())
-    assert config == {'out_dir': f'{home}/out', 'init_from': home, 'export': f'{home}/e', 'predict': 'a/~',
-                      'dataset': f'{home}/text', 'prompt': '~/x', 'rest': ''}
+    assert resume.find_checkpoint(str(tmp_path / 'ckpt.pt')) == str(tmp_path / 'ckpt.pt')

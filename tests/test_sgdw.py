@@ -30,9 +30,6 @@ def steps(opt, params, count=4, seed=0):
 def assert_equal(a, b):
     torch.testing.assert_close(list(a), list(b), rtol=0, atol=0)
 
-# -----------------------------------------------------------------------------
-# rownorm
-
 
 @pytest.mark.parametrize('foreach', [False, True])
 @pytest.mark.parametrize('momentum,nesterov', MOMENTA)
@@ -93,9 +90,6 @@ def test_rownorm_fades_with_a_gradient_that_has_ended():
         assert step <= (1 + 1e-3) / 1.1
     assert step == 0
 
-# -----------------------------------------------------------------------------
-# loop and foreach
-
 
 @pytest.mark.parametrize('nesterov', [False, True])
 @pytest.mark.parametrize('rownorm', [False, True])
@@ -145,62 +139,49 @@ def test_gradients_that_stay_are_views_into_a_bucket(foreach, momentum, nesterov
         opts[1].zero_grad(set_to_none=False)
         assert not bucket.any()
 
-# -----------------------------------------------------------------------------
-# copies, pickles, saved states
-
 
 @pytest.mark.parametrize('copied', [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
-def test_copies_keep_everything(monkeypatch, copied):
-    """Pickles of earlier versions have the option compile, which is dropped."""
+def test_copies_keep_everything(copied):
     params = tensors([(3, 2), (2,)])
     opt = SGDW(params, 0.1, 0.9, 0.2, nesterov=True, rownorm=True)
+    opt.step()
+    assert not opt.state  # nothing has a gradient yet
     steps(opt, params)
-    names = {name for name in vars(opt) if not name.startswith('_')}
-    state = opt.__getstate__()
-    monkeypatch.setattr(SGDW, '__getstate__', lambda self: {**state, 'compile': True})
     other = copied(opt)
-    assert {name for name in vars(other) if not name.startswith('_')} == names
     theirs = other.param_groups[0]['params']
     assert all(a is not b for a, b in zip(params, theirs))
-    for each, of_each in ((opt, params), (other, theirs)):
-        steps(each, of_each, seed=1)
+    steps(opt, params, seed=1)
+    steps(other, theirs, seed=1)
     assert_equal(params, theirs)
+    opt.__setstate__({**opt.__getstate__(), 'compile': True})  # as in pickles of earlier versions
+    assert not hasattr(opt, 'compile')
 
 
-def test_states_of_earlier_versions_and_of_torch_sgd_continue(tmp_path):
-    """From disk; without the newer keys, with an older one, with torch's None for no momentum."""
-    def continued(make, momentum, edit=lambda state: None):
-        params = tensors([(3, 2), (2,)])
-        opt = make(params, 0.1, momentum)
-        steps(opt, params)
-        state = copy.deepcopy(opt.state_dict())
-        edit(state)
-        torch.save(state, tmp_path / 'state.pt')
-        opt = SGDW(params, lr=9.0)
-        opt.load_state_dict(torch.load(tmp_path / 'state.pt', weights_only=True))
-        steps(opt, params, seed=1)
-        return params
-
-    def none(state):
+@pytest.mark.parametrize('momentum', [0.0, 0.9])
+@pytest.mark.parametrize('kind', ['nesterov', 'foreach', 'rownorm', 'compile', 'torch'])
+def test_states_of_earlier_versions_and_of_torch_sgd_continue(tmp_path, kind, momentum):
+    """From disk: without one of the newer keys, with an older one, or torch's, which may have None."""
+    params, plain = (tensors([(3, 2), (2,)]) for _ in range(2))
+    opt = (torch.optim.SGD if kind == 'torch' else SGDW)(params, 0.1, momentum)
+    steps(opt, params)
+    state = opt.state_dict()
+    if kind == 'compile':
+        state['param_groups'][0]['compile'] = True
+    elif kind != 'torch':
+        del state['param_groups'][0][kind]
+    elif momentum == 0:
         state['state'] = {i: {'momentum_buffer': None} for i in range(2)}
-
-    for momentum in (0.0, 0.9):
-        plain = tensors([(3, 2), (2,)])
-        opt = SGDW(plain, 0.1, momentum)
-        opt.step()  # nothing has a gradient yet: no state, no change
-        assert not opt.state
-        for seed in (0, 1):
-            steps(opt, plain, seed=seed)
-        for key in ('nesterov', 'foreach', 'rownorm'):
-            assert_equal(continued(SGDW, momentum, lambda state: state['param_groups'][0].pop(key)), plain)
-        old = continued(SGDW, momentum, lambda state: state['param_groups'][0].update(compile=True))
-        assert_equal(old, plain)
-        assert_equal(continued(torch.optim.SGD, momentum), plain)
-        if momentum == 0:
-            assert_equal(continued(torch.optim.SGD, momentum, none), plain)
-
-# -----------------------------------------------------------------------------
-# what torch's own tests ask of an optimizer
+    torch.save(state, tmp_path / 'state.pt')
+    opt = SGDW(params, lr=9.0)
+    opt.load_state_dict(torch.load(tmp_path / 'state.pt', weights_only=True))
+    steps(opt, params, seed=1)
+    straight = SGDW(plain, 0.1, momentum)
+    for seed in (0, 1):
+        steps(straight, plain, seed=seed)
+    assert_equal(params, plain)
+    if momentum == 0:  # which may be switched on later
+        opt.param_groups[0]['momentum'] = 0.9
+        steps(opt, params)
 
 
 def test_closure_runs_with_gradients_and_its_loss_comes_back():

@@ -9,7 +9,8 @@ import torch
 
 from model import GPT, GPTConfig
 from support.normfree import build
-from tests.common import final, finish, in_parallel, python, rows, runs_like_one, train, write_tokens
+from tests import common
+from tests.common import final, gpt_line, in_parallel, one_after_the_other, rows, runs_like_one, train
 
 
 def network_and_ids(out, data, split):
@@ -41,10 +42,10 @@ def test_log_and_checkpoint_are_as_promised(straight, tokens):
 def test_batches_are_windows_of_the_data_and_change_with_iteration_and_seed(tmp_path):
     """A rate of 0 leaves the weights alone, so the losses of a run tell which windows it saw."""
     n = 60
-    write_tokens(tmp_path / 'tokens', n_train=n)
-    in_parallel([lambda name=name, seed=seed: train(
-        tmp_path / 'tokens', tmp_path / name, '--learning_rate=0', '--min_lr=0', '--weight_decay=0',
-        f'--seed={seed}', '--global_batch_size=1', '--setting=S1') for name, seed in (('a', 5), ('b', 6))])
+    common.write_tokens(tmp_path / 'tokens', n_train=n)
+    still = '--learning_rate=0', '--min_lr=0', '--weight_decay=0', '--global_batch_size=1', '--setting=S1'
+    for name, seed in (('a', 5), ('b', 6)):
+        train(tmp_path / 'tokens', tmp_path / name, *still, f'--seed={seed}')
     model, ids = network_and_ids(tmp_path / 'a', tmp_path / 'tokens', 'train')
     every = np.array([model(ids[None, i:i + 8], ids[None, i + 1:i + 9])[1].item() for i in range(n - 8)])
     losses, other = ([r['loss'] for r in rows(tmp_path / name) if r['split'] == 'train'] for name in 'ab')
@@ -67,29 +68,32 @@ def test_processes_micro_batches_and_evaluation_change_nothing(tokens, tmp_path)
 
 
 @pytest.mark.slow
-def test_other_optimizers_and_bfloat16_learn(tokens, tmp_path):
-    kinds = {'float32': [], 'bfloat16': ['--dtype=bfloat16']}
+def test_other_optimizers_and_bfloat16_learn(straight, tokens, tmp_path):
+    line = ['--learning_rate=0.01', '--setting=S1', '--norm=layer', '--bias=True', '--tied=False',
+            '--log_interval=0']
+    in_parallel([lambda: train(tokens, tmp_path / 'bfloat16', '--dtype=bfloat16', '--dropout=0.1'),
+                 lambda: train(tokens, tmp_path / 'adamw', *line, '--optimizer=adamw'),
+                 lambda: train(tokens, tmp_path / 'sgd', *line, '--optimizer=sgd')])
+    assert abs(rows(straight)[-1]['loss'] - rows(tmp_path / 'bfloat16')[-1]['loss']) < 0.02
     for name in ('adamw', 'sgd'):
-        kinds[name] = [f'--optimizer={name}', '--learning_rate=0.01', '--setting=S1', '--norm=layer',
-                       '--bias=True', '--tied=False', '--log_interval=0']
-    in_parallel([lambda n=n, flags=flags: train(tokens, tmp_path / n, *flags) for n, flags in kinds.items()])
-    logs = {name: rows(tmp_path / name) for name in kinds}
-    assert abs(logs['float32'][-1]['loss'] - logs['bfloat16'][-1]['loss']) < 0.02
-    for name in ('adamw', 'sgd'):
-        assert logs[name][-1]['loss'] < logs[name][0]['loss'] - 0.05
-        assert {r['split'] for r in logs[name]} == {'val'}
+        log = rows(tmp_path / name)
+        assert log[-1]['loss'] < log[0]['loss'] - 0.05
+        assert {r['split'] for r in log} == {'val'}
 
 
 @pytest.mark.slow
 def test_eval_only_and_samples(straight, tokens):
-    out, _ = train(tokens, straight, '--init_from=resume', '--eval_only=True', '--dropout=0.1')
-    assert f'val loss {rows(straight)[-1]["loss"]:.4f} nats per token' in out
-    texts = in_parallel([lambda s=s: finish(python(
-        'sample.py', f'--out_dir={straight}', '--device=cpu', '--max_new_tokens=40', '--prompt=ab',
-        '--num_samples=2', f'--seed={s}', '--top_k=30'))[0] for s in (1, 1, 2)])
-    assert texts[0] == texts[1] != texts[2]
-    assert texts[0].count('-' * 80) == 2
-    assert all(t.startswith('ab') for t in texts)
+    sample = ['sample.py', '--device=cpu', '--dtype=float32', '--max_new_tokens=40', '--prompt=ab',
+              '--num_samples=2', '--top_k=30']
+    lines = [gpt_line(tokens, straight, '--init_from=resume', '--eval_only=True', '--dropout=0.1')]
+    lines += [[*sample, f'--{key}={path}'] for key in ('out_dir', 'checkpoint')
+              for path in (straight, f'{straight}/best.pt')]
+    (_, evaluated), *said = one_after_the_other([*lines, [*lines[-1], '--seed=2']])
+    assert f'val loss {rows(straight)[-1]["loss"]:.4f} nats per token' in evaluated
+    *same, other = [text for _, text in said]
+    assert len(set(same)) == 1 and other != same[0]
+    assert same[0].count('-' * 80) == 2
+    assert all(text.startswith('ab') for text in (*same, other))
 
 
 @pytest.mark.slow
@@ -105,7 +109,7 @@ before, x = resident(), torch.ones(2**24)
 del x
 print(resident() - before)
 """
-    ours, torchs = (int(finish(python('-c', kept.format(line)))[0]) for line in (
+    ours, torchs = (int(common.finish(common.python('-c', kept.format(line)))[0]) for line in (
         "start('cpu', 'float32', False, 0, False)", ''))
     assert ours > 6e7
     assert torchs < 1e7
