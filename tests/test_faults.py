@@ -19,6 +19,7 @@ TEXT_MISTAKES = """
 --dataset=nowhere {new} | There is no data set in data/nowhere. Make it with python prepare_owt.py
 --dataset={tmp}/no_train {new} | train.bin does not exist
 --dataset={tmp}/torn_meta {new} | is not a valid meta.json for text data
+--dataset={arrays} {new} | holds pictures. Use train_vit.py
 --dataset={tmp}/too_long {new} | has 6000 bytes, not 2 for each of 2999 tokens
 --dataset={tmp}/pickled {new} | meta.pkl of nanoGPT
 --vocab_size=100 {new} | vocab_size=100 is less than the 257 of
@@ -153,7 +154,7 @@ def mistakes(straight, tokens, seen, arrays, tmp_path_factory):
     (text / 'file').write_text('')
 
     def words(line, tmp, run):
-        return line.partition('| ')[0].format(tmp=tmp, run=run, text=straight, tokens=tokens,
+        return line.partition('| ')[0].format(tmp=tmp, run=run, text=straight, tokens=tokens, arrays=arrays,
                                               new=f'--out_dir={tmp}/new').split()
 
     def run_text():
