@@ -107,7 +107,8 @@ def test_weights_in_the_out_dir_that_would_be_overwritten_are_found_behind_links
     (tmp_path / 'link.pt').symlink_to(target / 'best.pt')
     (folder / 'best.pt').symlink_to(target / 'best.pt')
     for name in ('target', 'link', 'link.pt', 'folder', 'link/best.pt'):
-        config = Config(init_from=f'{tmp_path}/{name}', out_dir=str(target), overwrite=True, eval_only=False)
+        config = Config(init_from=f'{tmp_path}/{name}', out_dir=f'{tmp_path}/link', overwrite=True,
+                        eval_only=False)
         assert_refused(lambda: resume.find(config, ENV), f'{name} is in the out_dir that would be overwr')
     config = Config(init_from='scratch', out_dir=str(target), overwrite=True, eval_only=False)
     (target / 'model.safetensors').touch()
