@@ -145,7 +145,7 @@ VARIANTS = {
     'NoNorm + init + WS': {'setting': 'NoNorm', 'init': 'tfixup', 'weight_standardization': 'all'},
     'NoNorm + WS on FFN': {'setting': 'NoNorm', 'weight_standardization': 'ffn'},
     'S5': {'setting': 'S5', 'norm': 'rms'},
-    'DyT': {'setting': 'S1', 'norm': 'dyt'},  # not run
+    'DyT': {'setting': 'S1', 'norm': 'dyt'},
 }
 SMALL = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 'dtype': 'float32',
          'eval_interval': 0, 'ckpt_interval': 0}  # a ViT for two cores
