@@ -25,8 +25,8 @@ RENAMED = {  # what people will type who come from nanoGPT, or from an earlier v
     'decay_lr': 'Use min_lr. Set it to learning_rate for a constant rate.',
     'always_save_checkpoint': 'Use ckpt_interval.',
     'lr': 'Use learning_rate.',
-    'wandb_log': 'Use log.jsonl. Every run writes it, one object per line.',
-    'wandb_project': 'Use log.jsonl. Every run writes it, one object per line.',
+    **dict.fromkeys(('wandb_log', 'wandb_project'),
+                    'Use log.jsonl. Every run writes it, one object per line.'),
     'compile_optimizer': 'It is gone, because it saved less than 1 % of an update. Leave it out.',
 }
 

@@ -151,13 +151,14 @@ def optimizer():
         p.grad = 1e-3 * torch.randn_like(p)
     a, b = torch.ones(2, n, device=env.device)
     fused_sgd = torch.optim.SGD(param_groups(model, 1e-4), lr=1e-3, momentum=0.9, fused=True)
-    arms = {'copy': partial(a.copy_, b), 'SGDW loop': sgdw(model, foreach=False).step,
-            'SGDW foreach': sgdw(model).step, 'torch SGD fused': fused_sgd.step,
-            'AdamW foreach': adamw(model, fused=False).step, 'AdamW fused': adamw(model).step}
-    seconds, rows = take_turns(arms, 6 * repeats), []  # short ones
-    # reads and writes per weight: in one pass p, g, m (and v) are read, p, m (and v) written; loop and
-    # foreach do m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW foreach: eight times 2 to 4
-    for name, accesses in zip(arms, (2, 10, 10, 5, 20, 7)):
+    # each with its reads and writes per weight: in one pass p, g, m (and v) are read, p, m (and v) written;
+    # loop and foreach do m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW foreach: eight
+    # times 2 to 4
+    arms = {'copy': (partial(a.copy_, b), 2), 'SGDW loop': (sgdw(model, foreach=False).step, 10),
+            'SGDW foreach': (sgdw(model).step, 10), 'torch SGD fused': (fused_sgd.step, 5),
+            'AdamW foreach': (adamw(model, fused=False).step, 20), 'AdamW fused': (adamw(model).step, 7)}
+    seconds, rows = take_turns({name: run for name, (run, _) in arms.items()}, 6 * repeats), []  # short ones
+    for name, (_, accesses) in arms.items():
         row = times(name, seconds)
         speed = 4 * accesses * n / row['ms'] / 1e6
         rows.append({**row, 'accesses': accesses, 'GB/s': speed,

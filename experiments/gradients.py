@@ -18,6 +18,7 @@ import math
 import os
 import re
 from itertools import product
+from statistics import median
 
 import numpy as np
 import torch
@@ -168,15 +169,20 @@ def draw(rows):
     return fig
 
 def table(rows):
-    """The least and the largest value over weights and seeds."""
+    """The least and the largest value over weights and seeds, and for each seed the median over weights."""
     lines = []
     for run, at in dict.fromkeys((row['run'], row['iter']) for row in rows):
         line = [run, at]
         for number in NUMBERS:
             values = [row[number] for row in rows if (row['run'], row['iter']) == (run, at)]
             line.append(f'{min(values):.1f}–{max(values):.1f}')
+        of_seed = {}
+        for row in rows:
+            if (row['run'], row['iter']) == (run, at):
+                of_seed.setdefault(row['seed'], []).append(row['ratio'])
+        line.append(', '.join(f'{median(ratios):.1f}' for ratios in of_seed.values()))
         lines.append(line)
-    print_table(['run', 'update', *NUMBERS.values()], lines)
+    print_table(['run', 'update', *NUMBERS.values(), 'quantile / median of each seed'], lines)
 
 if __name__ == '__main__':
     config = configure(globals())

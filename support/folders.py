@@ -57,7 +57,7 @@ def open_folder(root, pictures, held_out, config):
 
 
 def folders_of(path, root):
-    """The folder below root that a path is in, and the one below that; '' where there is none"""
+    """The first two folders between root and the file of a path; '' where it has fewer"""
     inside = normalize('NFC', path[len(os.path.join(root, '')):])  # an accent may be a letter of its own
     names = inside.split(os.sep)[:-1]
     return (*names, '', '')[:2]

@@ -211,13 +211,6 @@ IMAGE_DEFAULTS = dict(dataset='', val='', val_labels='', out_dir='', val_from_tr
                       overwrite=False)
 
 
-def prepare_images(out, dataset, code=0, env=None, **keys):
-    """Runs prepare_imagenet.py as a process -> what it says."""
-    keys = {'num_proc': 1, **keys, 'dataset': dataset, 'out_dir': out}
-    return ''.join(finish(python('prepare_imagenet.py', *(f'--{k}={v}' for k, v in keys.items()), env=env),
-                          code))
-
-
 def load_images(out, split):
     """-> pictures (arrays, or JPEG bytes), labels, meta"""
     meta = json.loads((out / 'meta.json').read_text())

@@ -462,7 +462,7 @@ def test_a_shift_as_large_as_the_picture_is_refused():
 
 
 def predicted(path, meta, size=8):
-    """What a model sees of the pictures, as uint8 (H, W, 3), and what is said about them."""
+    """The pixels that reach the model, 0 to 255 (H, W, 3), and the lines that are printed."""
     seen = []
 
     class Model(torch.nn.Module):

@@ -91,7 +91,7 @@ def test_a_process_is_alone_or_of_torchrun(monkeypatch, there, words):
         assert_refused(join_torchrun, words)
     else:
         assert join_torchrun() == (0, 1, 0)
-    assert_refused(lambda: fail('a sentence'), 'a sentence')  # it is said with any of these variables
+    assert_refused(lambda: fail('a sentence'), 'a sentence')  # torchrun's variables change no sentence
     if words and 'SLURM_NTASKS' in there:  # one task says it
         monkeypatch.setenv('SLURM_PROCID', '1')
         with pytest.raises(SystemExit, match='^1$'):

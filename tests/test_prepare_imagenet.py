@@ -24,7 +24,6 @@ from tests.common import (
     image_table,
     load_images,
     noise_picture,
-    prepare_images,
     python,
     smooth_picture,
 )
@@ -230,7 +229,9 @@ def test_names_that_cannot_be_shown_and_nobody_who_reads(tmp_path):
     root = image_folder(tmp_path / 'set', classes=('caf\u00e9', 'b'))
     (root / 'train/caf\u00e9/\u03b1.png').write_bytes(b'')
     (root / os.fsdecode(b'\xff.txt')).write_text('')  # not UTF-8
-    said = prepare_images(tmp_path / 'ascii', root, env={'PYTHONIOENCODING': 'ascii'})
+    flags = [f'--dataset={root}', f'--out_dir={tmp_path}/ascii', '--num_proc=1']
+    process = python('prepare_imagenet.py', *flags, env={'PYTHONIOENCODING': 'ascii'})
+    said = ''.join(finish(process, 0))
     assert 'udcff.txt' in said
     assert '\\u03b1.png' in said
     assert load_images(tmp_path / 'ascii', 'train')[2]['classes'] == ['b', 'caf\u00e9']
