@@ -26,6 +26,23 @@ def test_repeats_and_resumes_bit_for_bit(straight, tokens, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('flags', [['--embed_optimizer=adamw', '--embed_lr=0.01'],
+                                   ['--norm=dyt', '--dtype=bfloat16', '--dropout=0.1']], ids=str)
+def test_a_hybrid_and_dynamic_tanh_resume_bit_for_bit(tokens, tmp_path, flags):
+    train(tokens, tmp_path / 'straight', *flags)
+    common.killed_and_resumed(gpt_line(tokens, tmp_path / 'killed', *flags), tmp_path / 'killed', 20)
+    assert_same_run(tmp_path / 'straight', tmp_path / 'killed')
+    saved = final(tmp_path / 'killed')
+    if '--norm=dyt' in flags:
+        assert 'blocks.0.attn.q_norm.alpha' in saved['model']
+    else:
+        common.runs_like_one(tokens, tmp_path, one=flags, two=flags)
+        steps = [[s['step'].item() for s in opt['state'].values() if 'step' in s]
+                 for opt in saved['optimizer']['optimizers']]
+        assert steps == [[], [20, 20]]  # AdamW has wte and wpe
+
+
+@pytest.mark.slow
 def test_overwrite_replaces_a_run(tokens, tmp_path):
     for extra in ([], ['--overwrite=True', '--seed=3']):
         train(tokens, tmp_path, '--keep_interval=10', *extra)

@@ -92,7 +92,8 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(tokens, tmp_path, kind, 
     resumed_like_straight(tokens, tmp_path, torchrun)
 
 
-@pytest.mark.parametrize('kind,number,torchrun', [('train', 3, 0), ('val', 2, 0), ('train', 2, 2)])
+@pytest.mark.parametrize('kind,number,torchrun', [('train', 3, 0), ('val', 2, 0), ('train', 2, 2),
+                                                  ('val', 2, 2)])
 def test_before_the_first_update_nothing_is_promised(tokens, tmp_path, kind, number, torchrun):
     run = Paused(tokens, tmp_path, kind, number, torchrun)
     assert run.stopped(signal.SIGHUP) == \
