@@ -1,36 +1,30 @@
 """
-How fast, and how near to what this machine can do: nanoGPT, optimizer, training step, loader.
+How fast, and how near to what this machine can do: nanoGPT, optimizer, training step.
 
     python -m experiments.bench                                   under five minutes on two quiet CPU cores
     python -m experiments.bench --only=optimizer,step --repeats=9
     python -m experiments.bench --nanogpt=path/to/nanoGPT         GPT-2 beside a checkout of nanoGPT, too
-    python -m experiments.bench --only=loader --images=FOLDER     how many cores read pictures for 8 GPUs
 
-The things that are compared take turns, after a turn to warm up, so that the noise of a machine hits all of
-them. Times are medians over the turns, 'from' the fastest 'to' the slowest; a ratio is the median of each
-turn's ratio, and the last table has them all.
+What is compared takes turns, after a turn to warm up. Times are medians over the turns, 'from' the fastest
+'to' the slowest; a ratio is the median of each turn's ratio, and the last table has them all.
 """
 
 import datetime
 import io
-import json
 import math
 import os
 import platform
+import runpy
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from contextlib import redirect_stdout
 from functools import partial
 
-import numpy as np
 import torch
 
 from configurator import configure
 from experiments.costs import count
-from experiments.evidence import print_rows
+from experiments.evidence import print_table
 from model import GPT, SETTINGS, GPTConfig
 from sgdw import SGDW
 from support.checks import check_choice, check_range
@@ -38,13 +32,12 @@ from support.console import fail
 from support.distributed import explain, start
 from support.optim import param_groups
 
-only = 'nanogpt,optimizer,step,loader'  # sections
+only = 'nanogpt,optimizer,step'  # sections
 sections = only.split(',')
 repeats = 4  # turns
 size = '124M'  # 124M, 774M, 1438M (table 3) or tiny
 micro_batch_size = 0  # sequences of a step, 0: 16 on a GPU, else 2
 block_size = 0  # tokens of each, 0: 1024 on a GPU, else 256
-images = 'data/imagenet'  # JPEGs for the loader, prepared by prepare_imagenet.py
 nanogpt = ''  # the path of a checkout of nanoGPT
 device = 'auto'  # auto, cpu, cuda, cuda:N, mps
 dtype = 'auto'  # float32, bfloat16; auto: float32, and bfloat16 too where the device has it in hardware
@@ -55,7 +48,6 @@ SIZES = {'124M': dict(n_layer=12, n_head=12, n_embd=768), '774M': dict(n_layer=3
          '1438M': dict(n_layer=48, n_head=24, n_embd=1536),
          'tiny': dict(n_layer=4, n_head=2, n_embd=64, block_size=128, vocab_size=320)}  # config/dnt_tiny.py
 SEED = 1337  # of weights and batches
-GPU_SPEED = 1100  # pictures per second that one H200 trains V-DNT-Large on
 NETWORKS = {'GPT-2': ('S1', 'layer'), 'S1 rms': ('S1', 'rms'), 'L-DNT': ('S5', 'rms')}
 
 check_range(config, 1, 1000, 'repeats')
@@ -80,45 +72,41 @@ B, T = micro_batch_size or (16 if gpu else 2), block_size or min(longest, 1024 i
 
 ratios = []
 
-def clock(run):
-    """Seconds that run() takes."""
-    begin = time.perf_counter()
-    run()
-    if env.device_type != 'cpu':
-        getattr(torch, env.device_type).synchronize()
-    return time.perf_counter() - begin
-
 def take_turns(arms, turns=repeats):
     """Seconds of every turn: {name: function} gives {name: list}."""
-    for run in arms.values():  # the first call compiles, and makes the optimizer's state
-        clock(run)
     seconds = {name: [] for name in arms}
-    for _ in range(turns):
+    for _ in range(1 + turns):
         for name, run in arms.items():
-            seconds[name].append(clock(run))
-    return seconds
+            begin = time.perf_counter()
+            run()
+            if env.device_type != 'cpu':
+                getattr(torch, env.device_type).synchronize()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: of[1:] for name, of in seconds.items()}  # the first call compiles and makes states
+
+def spread(what, values):
+    """Columns of a table: the median of the values, the least and the largest."""
+    return {what: statistics.median(values), 'from': min(values), 'to': max(values)}
 
 def times(name, seconds):
-    """The first columns of a table, in milliseconds."""
-    ms = [1e3 * s for s in seconds[name]]
-    return {'what': name, 'ms': statistics.median(ms), 'from': min(ms), 'to': max(ms)}
+    return {'what': name, **spread('ms', [1e3 * s for s in seconds[name]])}
 
-def compare(seconds, a, b, target=None):
+def compare(seconds, a, b, target=''):
     """Keep a's time in units of b's for the last table. target: what it is meant to be at most."""
     r = [x / y for x, y in zip(seconds[a], seconds[b])]
-    ratios.append({'time of': a, 'in units of': b, 'ratio': statistics.median(r),
-                   'from': min(r), 'to': max(r), 'aim at most': target or ''})
+    ratios.append({'time of': a, 'in units of': b, **spread('ratio', r), 'aim at most': target})
+
+def said(value):
+    if not isinstance(value, float):
+        return value
+    return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
 
 def table(title, rows):
     """Print rows, dicts of the same keys."""
-    def said(value):
-        if isinstance(value, float):
-            return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
-        return value
-    print_rows(title, list(rows[0]), [map(said, row.values()) for row in rows])
+    print_table(title, list(rows[0]), [map(said, row.values()) for row in rows])
 
-def make_gpt(size, setting, norm, on=env.device):
-    with torch.device(on):
+def make_gpt(size, setting, norm):
+    with torch.device(env.device):
         return GPT(GPTConfig(**SETTINGS[setting], **SIZES[size], norm=norm))
 
 def sgdw(model, foreach=None):
@@ -157,13 +145,14 @@ def optimizer():
     arms = {'copy': (partial(a.copy_, b), 2), 'SGDW loop': (sgdw(model, foreach=False).step, 10),
             'SGDW foreach': (sgdw(model).step, 10), 'torch SGD fused': (fused_sgd.step, 5),
             'AdamW foreach': (adamw(model, fused=False).step, 20), 'AdamW fused': (adamw(model).step, 7)}
-    seconds, rows = take_turns({name: run for name, (run, _) in arms.items()}, 6 * repeats), []  # short ones
+    turns = 6 * repeats  # short ones
+    seconds, rows = take_turns({name: run for name, (run, _) in arms.items()}, turns), []
     for name, (_, accesses) in arms.items():
         row = times(name, seconds)
         speed = 4 * accesses * n / row['ms'] / 1e6
-        rows.append({**row, 'accesses': accesses, 'GB/s': speed,
-                     'of the copy': speed / rows[0]['GB/s'] if rows else 1.0})
-    table(f'Optimizer step: {n:,} parameters, float32, {6 * repeats} turns. Shares above 1 are right: small '
+        copy = rows[0]['GB/s'] if rows else speed
+        rows.append({**row, 'accesses': accesses, 'GB/s': speed, 'of the copy': speed / copy})
+    table(f'Optimizer step: {n:,} parameters, float32, {turns} turns. Shares above 1 are right: small '
           'tensors come from the cache, and a copy on a CPU reads what it overwrites, too', rows)
     compare(seconds, 'SGDW foreach', 'AdamW fused')
     compare(seconds, 'SGDW foreach', 'AdamW foreach')
@@ -171,14 +160,14 @@ def optimizer():
 def step():
     X, Y = torch.randint(vocab, (2, B, T), device=env.device)
     side = 8192 if gpu else 2048
-    arms, work = {}, {}  # work: tokens and FLOPs of each arm
+    ways = ('', ', compiled') if env.compile else ('',)
+    arms, work, limits, rows = {}, {}, {}, []  # work: tokens and FLOPs of each arm
     for d in dtypes:
         a, b = torch.randn(2, side, side, device=env.device).to(getattr(torch, d))
         arms[f'a @ b, {d}'], work[f'a @ b, {d}'] = partial(torch.matmul, a, b), (0, 2 * side ** 3)
-    ways = ('', ', compiled') if env.compile else ('',)
     for network, (setting, norm) in NETWORKS.items():
         model = make_gpt(size, setting, norm)
-        c, opt = model.config, sgdw(model)
+        opt, c = sgdw(model), model.config
         # as in train_gpt.py
         flops = 6 * (count(model) - model.wpe.weight.numel()) + 12 * c.n_layer * c.n_embd * T
         for way in ways:
@@ -186,13 +175,13 @@ def step():
             for d in dtypes:
                 arms[f'{network}, {d}{way}'] = partial(update, opt, d, run, X, Y)
                 work[f'{network}, {d}{way}'] = B * T, B * T * flops
-    seconds, best, rows = take_turns(arms), {}, []
-    for name, (n_tokens, flops) in work.items():
-        row = times(name, seconds)
+    seconds = take_turns(arms)
+    for name, (tokens, flops) in work.items():
+        row, d = times(name, seconds), name.split(', ')[1]
         speed = flops / row['ms'] / 1e9
-        best.setdefault(name.split(', ')[1], speed)  # a @ b comes first
-        rows.append({**row, 'tokens/s': 1e3 * n_tokens / row['ms'] if n_tokens else '', 'TFLOP/s': speed,
-                     'of a @ b': speed / best[name.split(', ')[1]]})
+        limits.setdefault(d, speed)  # a @ b comes first
+        rows.append({**row, 'tokens/s': 1e3 * tokens / row['ms'] if tokens else '', 'TFLOP/s': speed,
+                     'of a @ b': speed / limits[d]})
     table(f'Training step: {count(model):,} parameters, {B} x {T} tokens, mSGDW, clip 1.0. a and b: {side}^2',
           rows)
     for way in ways:
@@ -200,84 +189,47 @@ def step():
             for base in ('S1 rms', 'GPT-2'):
                 compare(seconds, f'L-DNT, {d}{way}', f'{base}, {d}{way}', 1.03 if way else 1.12)
 
-def loader():
-    """Pictures per second of one core, by process time; the limit is plain Pillow."""
-    if not os.path.exists(f'{images}/train_offsets.npy'):
-        return print(f'\nNot measured: the loader (--images={images} holds no JPEGs of prepare_imagenet.py)')
-    from PIL import Image  # the other sections need no pictures
-
-    from support.augment import BICUBIC, to_tensor, train_view
-    offsets = np.load(f'{images}/train_offsets.npy')
-    with open(f'{images}/train_jpeg.bin', 'rb') as f:
-        jpegs = [f.read(end - begin) for begin, end in zip(offsets, offsets[1:101])]
-    torch.set_num_threads(1)  # as in a worker process of a DataLoader
-
-    def limit(image, rng):
-        side = min(image.size)
-        return image.crop((0, 0, side, side)).resize((224, 224), BICUBIC)
-
-    def ours(image, rng, **more):
-        return to_tensor(train_view(image, rng, 224, **more))
-    ways = {'decode, crop, resize (the limit)': limit,
-            'our loader without RandAugment': partial(ours, magnitude=0), 'our loader with RandAugment': ours}
-    speeds = {name: [] for name in ways}
-    for turn in range(repeats):
-        for name, view in ways.items():
-            begin = time.process_time()
-            for i, jpeg in enumerate(jpegs):
-                view(Image.open(io.BytesIO(jpeg)).convert('RGB'), np.random.default_rng((turn, i)))
-            speeds[name].append(len(jpegs) / max(1e-3, time.process_time() - begin))
-    cores, rows = f'cores for 8 GPUs at {GPU_SPEED} pictures/s each', []
-    for name, of_way in speeds.items():
-        middle = statistics.median(of_way)
-        rows.append({'what': name, 'pictures per second and core': middle, 'from': min(of_way),
-                     'to': max(of_way), cores: math.ceil(8 * GPU_SPEED / middle)})
-    table(f'Loader: {len(jpegs)} pictures', rows)
-
 def peer():
-    """
-    GPT-2 by nanoGPT's model.py, optimizer and iteration, and by ours: the same weights and batch. Theirs runs
-    in a process of its own (experiments.peer): start has settled how this one keeps its memory.
-    """
+    """GPT-2 by nanoGPT's model.py, optimizer and iteration, and by ours: the same weights and batch."""
     if not nanogpt:
         return print('\nNot measured: nanoGPT (--nanogpt=PATH of a checkout)')
-
-    def answer():
-        return child.stdout.readline() or fail(f'nanoGPT ended with exit code {child.wait()}.')
-
-    def theirs(way):
-        print(way, file=child.stdin, flush=True)
-        answer()
-    with tempfile.TemporaryDirectory() as folder:
-        keys = dict(path=nanogpt, shape=json.dumps(SIZES[size]), batch=B, length=T, device=env.device,
-                    seed=SEED, file=os.path.join(folder, 'weights.pt'))
-        line = [sys.executable, '-m', 'experiments.peer', *(f'--{k}={v}' for k, v in keys.items())]
-        child = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        their_loss, said = float(answer()), torch.load(keys['file'], map_location=env.device)
+    names = runpy.run_path(f'{nanogpt}/model.py')
+    with redirect_stdout(io.StringIO()):
+        theirs = names['GPT'](names['GPTConfig'](bias=False, **SIZES[size])).to(env.device)  # bias as there
+        their_opt = theirs.configure_optimizers(0.1, 1e-4, (0.9, 0.95), env.device_type)
     ours, more = (make_gpt(size, *NETWORKS['GPT-2']) for _ in range(2))
-    X, Y = said['X'], said['Y']
+    X, Y = torch.randint(vocab, (2, B, T), device=env.device)
     with torch.no_grad():
         for model in (ours, more):
-            for p, w in zip(model.parameters(), said['weights'], strict=True):  # in the same order
+            for p, w in zip(model.parameters(), theirs.parameters(), strict=True):  # in the same order
                 p.copy_(w)
-        our_loss = ours(X, Y)[1].item()
+        their_loss, our_loss = theirs(X, Y)[1].item(), ours(X, Y)[1].item()
     if abs(their_loss - our_loss) > 1e-3:
         fail(f'From the same weights, nanoGPT has the loss {their_loss} and ours is {our_loss}. They are not '
              'the same network.')
+
+    def their_update(dtype, model):
+        """What its train.py does with one micro batch."""
+        with torch.autocast(env.device_type, torch.bfloat16, enabled=dtype == 'bfloat16'):
+            loss = model(X, Y)[1]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        their_opt.step()
+        their_opt.zero_grad(set_to_none=True)
+        loss.item()  # for its log
     run = torch.compile(more) if env.compile else more
-    arms = {'nanoGPT, float32, AdamW': partial(theirs, 'float32'),
+    shipped = base = 'nanoGPT, float32, AdamW'  # on a CPU it has no autocast and is not compiled
+    arms = {base: partial(their_update, 'float32', theirs),
             'ours, float32, AdamW': partial(update, adamw(ours), 'float32', ours, X, Y),
             f'ours, {env.dtype}, mSGDW': partial(update, sgdw(more), env.dtype, run, X, Y)}
-    shipped = 'nanoGPT, float32, AdamW'  # on a CPU it has no autocast, and its README says --compile=False
     if gpu:
         shipped = 'nanoGPT, bfloat16, AdamW, compiled'
-        arms[shipped] = partial(theirs, 'bfloat16 compiled')
+        arms[shipped] = partial(their_update, 'bfloat16', torch.compile(theirs))
     seconds = take_turns(arms)
-    child.communicate()  # its input ends, and so does it
     table(f'GPT-2 beside nanoGPT: {count(ours):,} parameters, {B} x {T} tokens, forward, backward, clip 1.0, '
           f'step; from the same weights, with a first loss of {their_loss:.5f} and {our_loss:.5f}',
           [{**times(a, seconds), 'tokens/s': B * T / statistics.median(seconds[a])} for a in arms])
-    compare(seconds, 'ours, float32, AdamW', 'nanoGPT, float32, AdamW', 0.95)
+    compare(seconds, 'ours, float32, AdamW', base, 0.95)
     compare(seconds, f'ours, {env.dtype}, mSGDW', shipped, 0.5)
 
 # -----------------------------------------------------------------------------
@@ -291,8 +243,7 @@ elif os.path.exists('/proc/cpuinfo'):
 try:
     print(f'{machine}, {env.device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, '
           f'{" and ".join(dtypes)}, {repeats} turns, {datetime.date.today()}', flush=True)
-    # nanoGPT takes two processes, and this one keeps all the memory that it was ever given, so it goes first
-    for name, measure in zip(sections, (peer, optimizer, step, loader), strict=True):
+    for name, measure in zip(sections, (peer, optimizer, step), strict=True):
         if name in only.split(','):
             measure()
         torch.compiler.reset()  # it keeps a few programs for each function, not dozens

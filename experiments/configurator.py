@@ -1,7 +1,4 @@
-"""
-Not a study: `python experiments/NAME.py` finds this in place of the configurator of the top folder, which is
-then not on Python's path. It says how to run a study.
-"""
+"""`python experiments/NAME.py` finds this in place of the top folder's configurator. It says what to do."""
 
 import sys
 from pathlib import Path

@@ -6,13 +6,8 @@ Compares optimizers by a protocol: search the settings of every arm, then score 
     python -m experiments.evidence --device=cuda     all questions on a GPU, many runs at once (stack.py)
     python -m experiments.evidence --table=True      print every table of what has finished
 
-results/protocol.md has the rules. The search (Arm.search) returns the best of all that was tried and ends
-where that has no untried neighbour. It is scored with seeds that the search never used, when all arms have
-been searched. Differences are taken between runs of the same seed, with the 95 % interval of the t
-distribution; two arms match if it lies within ±LEVEL.
-
-One line for each finished run goes to results/evidence.jsonl, or to results/STUDY.jsonl of a study without a
-search. To stop, kill the whole process group.
+results/protocol.md has the rules. One line for each finished run goes to results/evidence.jsonl, or to
+results/STUDY.jsonl of a study without a search. To stop, kill the whole process group.
 """
 
 import json
@@ -23,8 +18,9 @@ import statistics
 import subprocess
 import sys
 from concurrent import futures
+from contextlib import suppress
 from datetime import datetime
-from functools import cache, partial
+from functools import cache
 from itertools import chain, zip_longest
 
 import numpy as np
@@ -32,14 +28,13 @@ import torch
 
 from configurator import configure
 from experiments import arms
-from experiments.arms import AXES, DECAYS, NETWORKS, OPTIMIZERS, RATES, STUDIES, WARMUPS
-from experiments.stack import CPU, OWN, read_config, train_stack
+from experiments.arms import QUESTIONS, STUDIES
+from experiments.stack import CPU, OWN, RULES, read_config, train_stack
 from support.console import fail
 from support.tokens import Tokens
 
 question = 'all'  # or some of the questions and studies of experiments/arms.py, with commas
 processes = 2  # runs at the same time
-threads = 1  # of each run
 device = 'cpu'  # or 'cuda': the runs on text, as stacks in one process
 compile = True  # of each run, with a C++ compiler; the same for all arms of a comparison
 table = False  # True: print tables of results/, run nothing
@@ -58,136 +53,87 @@ PLAIN = {'embed_optimizer': 'auto', 'embed_lr': 0.0, 'embed_weight_decay': -1.0}
 def key(run):
     return ' '.join(f'{k}={v}' for k, v in run.items())
 
+def read_rows(path):
+    """The rows of a .jsonl file, without one that a kill cut short; none where there is no file."""
+    rows = []
+    if os.path.exists(path):
+        with open(path, encoding='utf-8') as f:
+            for line in f:
+                with suppress(ValueError):
+                    rows.append(json.loads(line))
+    return rows
+
 def read(path):
     """Finished runs by their key; what diverged has the loss inf."""
-    if not os.path.exists(path):
-        return {}
-    with open(path, encoding='utf-8') as f:
-        rows = [{'val_loss': math.inf, **json.loads(line)} for line in f]
-    return {key(row['run']): row for row in rows}
+    return {key(row['run']): {'val_loss': math.inf, **row} for row in read_rows(path)}
+
+def means(tried):
+    """The mean loss of each setting that was tried."""
+    return {setting: statistics.fmean(losses.values()) for setting, losses in tried.items()}
 
 # -----------------------------------------------------------------------------
 # search and score
 
-class Arm:
-    """A network and an optimizer at a point: a data set, a width, a length and what else is fixed."""
+def tries(arm, done):
+    """{setting: {seed: loss}} of all that the log holds for this arm, for the stages that have ended."""
+    found, tried = {}, {}
+    for row in done.values():
+        run = row['run']
+        if run['variant'] == arm.name and run['seed'] in SEARCH_SEEDS:
+            found.setdefault(arm.setting(run), {})[run['seed']] = row['val_loss']
+    found.pop(None, None)  # runs of another arm of this name
+    for setting, losses in found.items():
+        for n in arm.stages:
+            seeds = SEARCH_SEEDS[:n]
+            if losses.keys() >= set(seeds):
+                tried[setting] = {seed: losses[seed] for seed in seeds}
+    return tried
 
-    def __init__(self, network, optimizer, point, seeds, searched, start, stages):
-        self.network, self.optimizer, self.point, self.seeds = network, optimizer, point, seeds
-        self.stages, self.name = stages, f'{network} {optimizer}'
-        kind, of_embeddings = OPTIMIZERS[optimizer]['optimizer'], OPTIMIZERS[optimizer]['embed_optimizer']
-        rate, warmup, decay, *embed = start or arms.START.get(network, arms.DNT_START)[kind]
-        embed_lr = embed[0] if embed else arms.EMBED_START.get(of_embeddings, 0.0)
-        axes = [(RATES[kind], rate), (RATES.get(of_embeddings, [0.0]), embed_lr), (WARMUPS, warmup),
-                (DECAYS[kind], decay)]
-        self.values = [values if name in searched else [at] for name, (values, at) in zip(AXES, axes)]
-        self.start = tuple(values.index(at) for values, (_, at) in zip(self.values, axes))
+def next_stage(arm, settings, n):
+    """The runs of these settings, which have n seeds, with the seeds of their next stage."""
+    until = min(seeds for seeds in arm.stages if seeds > n)
+    return [{**arm.run(setting), 'seed': seed} for setting in settings for seed in SEARCH_SEEDS[n:until]]
 
-    def run(self, setting):
-        """The run of a setting (a place on each axis) without a seed. It states all that arms differ in."""
-        rate, embed_lr, warmup, decay = (values[i] for values, i in zip(self.values, setting))
-        if 'epochs' in self.point:
-            length = {'warmup_epochs': round(warmup * self.point['epochs'], 4)}
-        else:
-            length = {'warmup_iters': round(warmup * self.point['max_iters'])}
-        return {'variant': self.name, **NETWORKS[self.network], **OPTIMIZERS[self.optimizer], **self.point,
-                'min_lr': 0.0, 'eval_interval': 0, 'dtype': 'float32', 'learning_rate': rate,
-                'embed_lr': embed_lr, 'embed_weight_decay': arms.EMBED_DECAY if embed_lr else -1.0,
-                **length, 'weight_decay': decay}
+def search(arm, done):
+    """
+    (the runs that are needed next, the best setting so far or None, what tries() says). It is a race: a
+    setting goes on to its next seeds while its mean is at most BOUND[its seeds] above that of the best, the
+    lowest mean among those with the most seeds. When none goes on, the untried neighbours of the best are
+    next, until it has none or POINTS settings were tried. The order in which runs end does not matter.
+    """
+    tried = tries(arm, done)
+    if not tried:
+        return next_stage(arm, [arm.start], 0), None, tried
+    mean = means(tried)
+    best = min(tried, key=lambda setting: (-len(tried[setting]), mean[setting], setting))
+    if len(tried[best]) < arm.stages[-1]:
+        return next_stage(arm, [best], len(tried[best])), best, tried
+    for n in arm.stages[:-1]:
+        go_on = [setting for setting in tried
+                 if len(tried[setting]) == n and mean[setting] <= mean[best] + BOUND[n]]
+        if go_on:
+            return next_stage(arm, sorted(go_on, key=mean.get), n), best, tried
+    untried = [setting for setting in arm.beside(best) if setting not in tried]
+    return next_stage(arm, untried[:max(0, POINTS - len(tried))], 0), best, tried
 
-    def place(self, run):
-        """The setting of a run of this arm, or None."""
-        length = self.point.get('max_iters') or self.point['epochs']
-        warmup = run.get('warmup_iters', run.get('warmup_epochs')) / length
-        warmup = min(self.values[2], key=lambda value: abs(value - warmup))
-        wanted = run['learning_rate'], run['embed_lr'], warmup, run['weight_decay']
-        if any(value not in values for value, values in zip(wanted, self.values)):
-            return None
-        setting = tuple(values.index(value) for value, values in zip(wanted, self.values))
-        return setting if {**self.run(setting), 'seed': run['seed']} == run else None
+def scoring(arm, setting):
+    return [{**arm.run(setting), 'seed': seed} for seed in arm.seeds]
 
-    def tried(self, done):
-        """{setting: {seed: loss}} of all that the log holds for this arm, for the stages that have ended."""
-        found, tried = {}, {}
-        for row in done.values():
-            run = row['run']
-            if run['variant'] == self.name and run['seed'] in SEARCH_SEEDS:
-                found.setdefault(self.place(run), {})[run['seed']] = row['val_loss']
-        found.pop(None, None)  # runs of another arm of this name
-        for setting, losses in found.items():
-            for n in self.stages:
-                seeds = SEARCH_SEEDS[:n]
-                if losses.keys() >= set(seeds):
-                    tried[setting] = {seed: losses[seed] for seed in seeds}
-        return tried
-
-    def words(self, setting):
-        """What a table says of a setting: the value on each axis."""
-        return [f'{values[i]:g}' for values, i in zip(self.values, setting)]
-
-    def beside(self, setting):
-        """The neighbours of a setting: one step down and one up on each axis."""
-        near = []
-        for axis, values in enumerate(self.values):
-            for i in (setting[axis] - 1, setting[axis] + 1):
-                if 0 <= i < len(values):
-                    near.append((*setting[:axis], i, *setting[axis + 1:]))
-        return near
-
-    def stage(self, settings, n):
-        """The runs of these settings, which have n seeds, with the seeds of their next stage."""
-        until = min(stage for stage in self.stages if stage > n)
-        return [{**self.run(setting), 'seed': seed} for setting in settings for seed in SEARCH_SEEDS[n:until]]
-
-    def search(self, done):
-        """
-        (the runs that are needed next, the best setting so far or None, what tried() says). It is a race: a
-        setting goes on to its next seeds while its mean is at most BOUND[its seeds] above that of the best,
-        which is the lowest mean among those with the most seeds. When none goes on, the untried neighbours
-        of the best are next, until it has none or POINTS settings were tried. The order in which runs end
-        does not matter.
-        """
-        tried = self.tried(done)
-        if not tried:
-            return self.stage([self.start], 0), None, tried
-        mean = {setting: statistics.fmean(losses.values()) for setting, losses in tried.items()}
-        best = min(tried, key=lambda setting: (-len(tried[setting]), mean[setting], setting))
-        if len(tried[best]) < self.stages[-1]:
-            return self.stage([best], len(tried[best])), best, tried
-        for n in self.stages[:-1]:
-            go_on = [setting for setting in tried
-                     if len(tried[setting]) == n and mean[setting] <= mean[best] + BOUND[n]]
-            if go_on:
-                return self.stage(sorted(go_on, key=mean.get), n), best, tried
-        untried = [setting for setting in self.beside(best) if setting not in tried]
-        return self.stage(untried[:max(0, POINTS - len(tried))], 0), best, tried
-
-    def scoring(self, setting):
-        return [{**self.run(setting), 'seed': seed} for seed in self.seeds]
-
-    def scored(self, done):
-        """{seed: row} of the finished runs that score the best setting; none while settings still race."""
-        runs, best, _ = self.search(done)
-        if best is None or any(run['seed'] not in SEARCH_SEEDS[:self.stages[0]] for run in runs):
-            return {}
-        return {run['seed']: done[key(run)] for run in self.scoring(best) if key(run) in done}
+def scored(arm, done):
+    """{seed: row} of the finished runs that score the best setting; none while settings still race."""
+    runs, best, _ = search(arm, done)
+    if best is None or any(run['seed'] not in SEARCH_SEEDS[:arm.stages[0]] for run in runs):
+        return {}
+    return {run['seed']: done[key(run)] for run in scoring(arm, best) if key(run) in done}
 
 def needed(of_question, done):
-    """
-    The runs that the arms of a question need next: first those of all searches, in turns; when all have
-    ended, the scoring of all arms, seed by seed.
-    """
-    searches = [arm.search(done) for arm in of_question]
+    """The runs that a question needs next: those of all searches, in turns; then the scoring by seeds."""
+    searches = [search(arm, done) for arm in of_question]
     of_arm = [runs for runs, _, _ in searches]
     if not any(of_arm):
-        of_arm = [arm.scoring(best) for arm, (_, best, _) in zip(of_question, searches)]
+        of_arm = [scoring(arm, best) for arm, (_, best, _) in zip(of_question, searches)]
     in_turns = [run for runs in zip_longest(*of_arm) for run in runs if run]
     return [run for run in in_turns if key(run) not in done]
-
-def arms_of(question):
-    return [Arm(**said) for said in question()]
-
-QUESTIONS = {name: partial(arms_of, question) for name, question in arms.QUESTIONS.items()}
 
 # -----------------------------------------------------------------------------
 # run
@@ -207,38 +153,31 @@ def train(run, study):
     line = [sys.executable, 'train_vit.py' if images else 'train_gpt.py', f'config/{run["config"]}.py',
             f'--out_dir={out_dir}', '--init_from=resume', f'--compile={compile}',
             *(f'--{k}={v}' for k, v in {**PLAIN, **run}.items() if k not in ('config', 'variant'))]
-    env = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
     with open(f'{out_dir}.txt', 'a', encoding='utf-8') as console:
         code = subprocess.run(line, stdout=console, stderr=console, env=env).returncode
     with open(f'{out_dir}.txt', encoding='utf-8') as console:
         diverged = code == 1 and 'so no step was made' in console.read()[-2000:]  # that is a result too
     if code and not diverged:
         fail(f'{out_dir} ended with exit code {code}. See {out_dir}.txt.')
-    rows = []
-    if os.path.exists(f'{out_dir}/log.jsonl'):
-        with open(f'{out_dir}/log.jsonl', encoding='utf-8') as f:
-            rows = [json.loads(line) for line in f]
-    row = {'run': run, 'iter': rows[-1]['iter'] if rows else 0}
-    row['ended'] = 'diverged' if diverged else 'finished'
+    rows = read_rows(f'{out_dir}/log.jsonl')
+    row = {'run': run, 'iter': rows[-1]['iter'] if rows else 0, 'ended': 'diverged'}
     shares = [r['agc_share'] for r in rows if 'agc_share' in r]
     if shares:
         row['agc_share'] = round(statistics.mean(shares), 4)
     if not diverged:
-        row['val_loss'] = rows[-1]['loss']  # the last row is a val row
+        row |= {'ended': 'finished', 'val_loss': rows[-1]['loss']}  # the last row is a val row
         if images:
             row['top1'] = rows[-1]['top1']
         if study == 'cifar10':  # once, with the last weights
-            said = subprocess.run([*line, '--eval_only=True', '--eval_split=test'], capture_output=True,
-                                  text=True, env=env).stdout
-            found = re.findall(r'test loss (\S+) \| top-1 (\S+)', said)[0]
-            row['test_loss'], row['test_top1'] = map(float, found)
+            line += ['--eval_only=True', '--eval_split=test']
+            said = subprocess.run(line, capture_output=True, text=True, env=env).stdout
+            found = re.search(r'test loss (\S+) \| top-1 (\S+)', said)
+            row['test_loss'], row['test_top1'] = float(found[1]), float(found[2])
     return row
 
 def run_study(study, runs, done, one=train):
-    """
-    Run what runs(done) yields until all of it is done, a line each to results/STUDY.jsonl. Whenever a run
-    ends, start the first one that is needed and not yet under way: what runs yields may depend on done.
-    """
+    """Run what runs(done) yields, which may depend on done, until all is done; a line each to the log."""
     path, under_way = f'results/{study}.jsonl', {}
     os.makedirs(f'out/{study}', exist_ok=True)
     os.makedirs('results', exist_ok=True)
@@ -256,10 +195,7 @@ def run_study(study, runs, done, one=train):
                 note(path, future.result(), done)
 
 def parts_by_frequency(dataset, vocab_size, bins=10):
-    """
-    Which part each token id belongs to. The vocabulary is sorted by frequency, the most frequent first, and
-    cut into parts that each cover about a tenth of the training text.
-    """
+    """The tenth of the text that each token id belongs to, when ids are sorted by falling frequency."""
     data = Tokens(dataset, 1, CPU)
     train_ids = np.fromfile(os.path.join(data.folder, 'train.bin'), data.meta['dtype'])
     counts = np.bincount(train_ids, minlength=vocab_size)
@@ -269,24 +205,25 @@ def parts_by_frequency(dataset, vocab_size, bins=10):
     return part
 
 def run_stacks(of_question, done):
-    """All runs on text in one process: what all arms need next is trained together, shape by shape."""
+    """The runs on text in one process: what all arms need next is trained together, shape by shape."""
     while True:
         stacks = {}
         for run in needed(of_question, done):
-            if 'epochs' not in run:
+            if 'epochs' not in run and run['optimizer'] in RULES:
                 shape = key({k: v for k, v in run.items() if k not in OWN})
                 stacks.setdefault(shape, []).append(run)
         if not stacks:
             return
         for runs in stacks.values():
             some = runs[:LARGEST]
-            by_bin = some[0]['dataset'] == BY_FREQUENCY
-            bins = parts_by_frequency(BY_FREQUENCY, 4096) if by_bin else None
+            bins = None
+            if some[0]['dataset'] == BY_FREQUENCY:
+                bins = parts_by_frequency(BY_FREQUENCY, 4096)
             for run, (loss, of_bins) in zip(some, train_stack(some, device, bins)):
                 row = {'run': run, 'ended': 'diverged'}
                 if math.isfinite(loss):
-                    row = {'run': run, 'ended': 'finished', 'val_loss': loss}
-                if by_bin:
+                    row |= {'ended': 'finished', 'val_loss': loss}
+                if bins is not None:
                     row['by_frequency'] = of_bins
                 note(RESULTS, row, done)
 
@@ -307,10 +244,7 @@ def t95(freedom):
     low, high = 0.0, 20.0
     for _ in range(50):
         middle = (low + high) / 2
-        if p_value(middle, freedom) > 0.05:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if p_value(middle, freedom) > 0.05 else (low, middle)
     return low
 
 def interval(values):
@@ -321,10 +255,7 @@ def interval(values):
     return mean, t95(freedom) * statistics.stdev(values) / math.sqrt(len(values))
 
 def verdict(mean, half):
-    """
-    Of a difference in loss: whether the arms match, or one is better, or neither can be said. 'fails': worse,
-    and the whole interval is beyond the margin. 'worse': whether it is by more than the margin is open.
-    """
+    """Of a difference in loss. 'fails': worse, and the whole interval is beyond the margin."""
     if abs(mean) + half <= LEVEL:
         return 'worse, by less than the margin' if mean > half else 'matches'
     if abs(mean) <= half:
@@ -335,24 +266,25 @@ def verdict(mean, half):
 
 def holm(ps):
     """The p values of several claims, corrected by Holm for their number."""
-    corrected, last = [1.0] * len(ps), 0.0
-    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        last = max(last, min(1.0, (len(ps) - rank) * ps[i]))
-        corrected[i] = last
-    return corrected
+    corrected, last = {}, 0.0
+    for rank, p in enumerate(sorted(ps)):
+        last = max(last, min(1.0, (len(ps) - rank) * p))
+        corrected[p] = last
+    return [corrected[p] for p in ps]
+
+def read_logs():
+    """{study: what read() says of its log}."""
+    return {study: read(f'results/{study}.jsonl') for study in ('evidence', *STUDIES)}
 
 def losses_of(claim, logs):
-    """
-    {arm: {seed: loss}} of the arms of a claim, without losses where an arm lacks some of its seeds. logs:
-    {study: what read() says of it}.
-    """
+    """{arm: {seed: loss}} of the arms of a claim, without losses where an arm lacks some of its seeds."""
     study, names = claim['study'], claim['plus'] + claim['minus']
     rows = {name: {} for name in names}
     if study in QUESTIONS:
         for arm in QUESTIONS[study]():
             if arm.name in names:
-                scored = arm.scored(logs['evidence'])
-                rows[arm.name] = scored if len(scored) == len(arm.seeds) else {}
+                found = scored(arm, logs['evidence'])
+                rows[arm.name] = found if len(found) == len(arm.seeds) else {}
     else:
         for run in STUDIES[study]():
             name = run.get('variant', run['config'])
@@ -390,16 +322,15 @@ def judged(logs):
 # -----------------------------------------------------------------------------
 # tables
 
-def print_table(head, rows):
-    """A table of Markdown, for all studies."""
-    print('| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|')
-    for row in rows:
-        print('| ' + ' | '.join(map(str, row)) + ' |')
-
-def print_rows(title, head, rows):
+def print_table(title, head, rows):
+    """A table of Markdown, for all studies; nothing where there are no rows."""
     if rows:
-        print(f'\n{title}\n')
-        print_table(head, rows)
+        print(f'\n{title}\n\n| {" | ".join(head)} |\n' + '|---' * len(head) + '|')
+    for row in rows:
+        print(f'| {" | ".join(map(str, row))} |')
+
+def words(setting):
+    return [f'{value:g}' for value in setting]
 
 def print_claims(logs):
     rows = {}
@@ -411,46 +342,48 @@ def print_claims(logs):
             rows.setdefault(claim['page'], []).append([
                 claim['words'], claim['verdict'], claim['seeds'], f'{mean:+.3f} ± {half:.3f}', margin, p])
     for page, of_page in rows.items():
-        print_rows(f'claims of results/{page}.md',
-                   ['claim', 'verdict', 'seeds', 'difference', 'smallest margin', 'p, Holm'], of_page)
+        print_table(f'claims of results/{page}.md',
+                    ['claim', 'verdict', 'seeds', 'difference', 'smallest margin', 'p, Holm'], of_page)
 
 def print_question(name, done):
     """The best setting of each arm and its score. Before the first score, its search has a table."""
-    of_question, rows = QUESTIONS[name](), []
-    if not all(arm.tried(done) for arm in of_question) or not any(arm.scored(done) for arm in of_question):
+    of_question, rows = list(QUESTIONS[name]()), []
+    if not all(tries(arm, done) for arm in of_question) or not any(scored(arm, done) for arm in of_question):
         return
     for arm in of_question:
-        _, best, tried = arm.search(done)
-        losses = [row['val_loss'] for row in arm.scored(done).values()]
+        _, best, tried = search(arm, done)
+        losses = [row['val_loss'] for row in scored(arm, done).values()]
         state, said = f'{len(losses)} of {len(arm.seeds)}', ''
         if len(losses) == len(arm.seeds):
             state, said = len(losses), '{:.4f} ± {:.4f}'.format(*interval(losses))
         elif not losses:
             state = 'searching' if arm.stages == arms.RACE else 'to be scored again'
         untried = sum(to not in tried for to in arm.beside(best))
-        rows.append([arm.name, *arm.words(best), len(tried), untried, state, said])
-    print_rows(f'{name}: {" ".join(arms.QUESTIONS[name].__doc__.split())}',
-               ['arm', *SETTING, 'tried', 'untried', 'seeds', 'val_loss, 95 % interval'], rows)
+        rows.append([arm.name, *words(best), len(tried), untried, state, said])
+    print_table(f'{name}: {" ".join(QUESTIONS[name].__doc__.split())}',
+                ['arm', *SETTING, 'tried', 'untried', 'seeds', 'val_loss, 95 % interval'], rows)
 
 def print_search(name, done):
     """Every setting that was tried, the best first: its seeds and their mean."""
     for arm in QUESTIONS[name]():
-        of_setting = {to: (len(of), statistics.fmean(of.values())) for to, of in arm.tried(done).items()}
-        rows = [[*arm.words(to), n, f'{mean:.4f}'] for to, (n, mean)
-                in sorted(of_setting.items(), key=lambda item: (-item[1][0], item[1][1]))]
-        print_rows(f'the search of {arm.name}', [*SETTING, 'seeds', 'mean loss'], rows)
+        tried = tries(arm, done)
+        mean = means(tried)
+        best_first = sorted(tried, key=lambda to: (-len(tried[to]), mean[to]))
+        rows = [[*words(to), len(tried[to]), f'{mean[to]:.4f}'] for to in best_first]
+        print_table(f'the search of {arm.name}', [*SETTING, 'seeds', 'mean loss'], rows)
 
 def print_rates(done):
     """What a rate beside the best one costs, all else as in the best, on the search seeds 101 and 102."""
     rows = []
     for arm in QUESTIONS['headline']():
-        _, best, tried = arm.search(done)
-        mean = {to: statistics.fmean(losses.values()) for to, losses in tried.items()}
-        row = [arm.name, arm.words(best)[0], f'{mean[best]:.4f}']
-        for to in ((best[0] - 1, *best[1:]), (best[0] + 1, *best[1:])):
+        _, best, tried = search(arm, done)
+        mean = means(tried)
+        row = [arm.name, words(best)[0], f'{mean[best]:.4f}']
+        for rate in (best[0] / 2, best[0] * 2):
+            to = rate, *best[1:]
             row.append(f'{mean[to] - mean[best]:+.4f}' if to in mean else '')
         rows.append(row)
-    print_rows('headline: the rate alone', ['arm', 'best rate', 'search mean', 'half', 'twice'], rows)
+    print_table('headline: the rate alone', ['arm', 'best rate', 'search mean', 'half', 'twice'], rows)
 
 def print_seeds(study):
     """Mean and standard deviation of each arm of a study over its seeds."""
@@ -466,7 +399,7 @@ def print_seeds(study):
             spread = f' ± {statistics.stdev(values):.4f}' if len(of) > 1 else ''
             row.append(f'{statistics.fmean(values):.4f}{spread}')
         rows.append(row)
-    print_rows(study, ['arm', 'rate', 'seeds', *metrics], rows)
+    print_table(study, ['arm', 'rate', 'seeds', *metrics], rows)
 
 def print_variants(study):
     """Variant against learning rate: top-1 in percent, the best in bold; the share of units AGC clipped."""
@@ -488,7 +421,7 @@ def print_variants(study):
         rows.append(cells)
         if any(shares[1:]):
             rows.append(shares)
-    print_rows(study, ['top-1 (%) at learning rate', *(f'{lr:g}' for lr in lrs)], rows)
+    print_table(study, ['top-1 (%) at learning rate', *(f'{lr:g}' for lr in lrs)], rows)
     if diverged:
         print('\nDiverged at every rate: ' + ', '.join(diverged) + '.')
 
@@ -505,14 +438,14 @@ def print_tables(names):
         print_search('match', done)
     if 'headline' in names:
         print_rates(done)
-        print_claims({'evidence': done, **{study: read(f'results/{study}.jsonl') for study in STUDIES}})
+        print_claims(read_logs())
 
 def run_all(names):
-    torch.set_num_threads(threads)
-    questions = [QUESTIONS[name]() for name in names if name in QUESTIONS]
+    torch.set_num_threads(1)  # as in each run
+    questions = [list(QUESTIONS[name]()) for name in names if name in QUESTIONS]
     for name in names:
         if name == 'why' or (name in QUESTIONS and device != 'cpu'):
-            run_stacks(QUESTIONS[name](), read(RESULTS))
+            run_stacks(list(QUESTIONS[name]()), read(RESULTS))
     run_study('evidence', lambda done: chain.from_iterable(needed(of, done) for of in questions),
               read(RESULTS))
     for name in names:

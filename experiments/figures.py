@@ -12,7 +12,7 @@ From logs to pictures: each command draws figures/NAME.png, and most print the n
 
 The gap is the loss of mSGDW minus that of AdamW, seed by seed. Bars are 95 % intervals, a grey band is the
 margin within which two arms match. Every network has one colour and every optimizer one line and one marker.
-Pictures are for a projector; the same input gives the same bytes. experiments.gradients draws figure 1.
+The same input gives the same bytes. experiments.gradients draws figure 1.
 """
 
 import itertools
@@ -21,15 +21,15 @@ import math
 import os
 import statistics
 import sys
-from contextlib import suppress
 
 import matplotlib
 import numpy as np
 
 from configurator import configure
 from experiments import evidence
-from experiments.evidence import LEVEL, interval, print_table, read
+from experiments.evidence import LEVEL, interval, print_table, read, read_rows
 from model import NORMS, SETTINGS
+from support.checks import check_choice
 from support.console import fail
 
 matplotlib.use('Agg')
@@ -56,19 +56,6 @@ LINES = {'mSGDW': ('-', 'o'), 'mSGDW + row norm': ((0, (9, 1)), 'D'), 'AdamW': (
 
 # -----------------------------------------------------------------------------
 # files, names, styles, tables
-
-def read_rows(path, how):
-    """The objects of a .jsonl file."""
-    rows = []
-    try:
-        with open(path, encoding='utf-8') as f:
-            lines = f.read().splitlines()
-    except OSError as e:
-        fail(f'Cannot read {path} ({e.strerror}). {how}')
-    for line in lines:
-        with suppress(ValueError):  # the last line of a run that goes on, or a line that a kill cut short
-            rows.append(json.loads(line))
-    return rows or fail(f'{path} is empty. {how}')
 
 def read_config(out_dir):
     try:
@@ -120,7 +107,7 @@ def save(fig, name):
 def read_log(out_dir):
     """{split: {iteration: value}} of a run."""
     log = {'train': {}, 'val': {}}
-    for row in read_rows(os.path.join(out_dir, 'log.jsonl'), 'Wait until the run has begun.'):
+    for row in read_rows(f'{out_dir}/log.jsonl'):
         if isinstance(row.get(key), (int, float)):
             log[row['split']][row['iter']] = row[key]
     if not any(log.values()):
@@ -151,7 +138,7 @@ def curves():
            ylim=(min(shown) - space, max(shown) + space))
     ax.locator_params(axis='x', nbins=6)  # 200000 is a wide label
     fig.legend(loc='outside right upper', title='thin: training\n(smoothed)\nthick: validation')
-    print_table(['run', 'out_dir', 'last iteration', f'last validation {key}'], table)
+    print_table('curves', ['run', 'out_dir', 'last iteration', f'last validation {key}'], table)
     return fig
 
 # -----------------------------------------------------------------------------
@@ -160,35 +147,41 @@ def curves():
 NOT_SCORED = 'No arms are scored yet. Run python -m experiments.evidence --question={}.'
 
 def scored(name):
-    """(network, optimizer, point, {seed: row}) of each arm of a question that was scored."""
-    if name not in evidence.QUESTIONS:
-        fail(f'question={name} is unknown. Use one of {", ".join(evidence.QUESTIONS)}.')
-    done = read(evidence.RESULTS)
-    arms = [(arm.network, arm.optimizer, arm.point, arm.scored(done)) for arm in evidence.QUESTIONS[name]()]
-    return [arm for arm in arms if arm[-1]]
-
-def gaps(arms):
-    """(network, optimizer, point, differences by seed, mean loss of AdamW) of each mSGDW with its AdamW."""
-    found = []
-    for network, optimizer, point, rows in arms:
-        adamw = network, optimizer.replace('mSGDW', 'AdamW'), point
-        others = next((arm[-1] for arm in arms if arm[:3] == adamw), {})
-        both = [s for s in rows if s in others]
-        if 'mSGDW' in optimizer and len(both) > 1:
-            differences = [rows[s]['val_loss'] - others[s]['val_loss'] for s in both]
-            base = statistics.fmean(others[s]['val_loss'] for s in both)
-            found.append((network, optimizer, point, differences, base))
+    """[(arm, {seed: loss})] of the arms of a question that were scored."""
+    done, found = read(evidence.RESULTS), []
+    for arm in evidence.QUESTIONS[name]():
+        losses = {seed: row['val_loss'] for seed, row in evidence.scored(arm, done).items()}
+        if losses:
+            found.append((arm, losses))
     return found
 
-def draw_rows(ax, names, rows, form, words):
-    """For each name a dot for each seed, and below them mean and 95 % interval; returns a table."""
-    table = []
-    for y, (name, values, style) in enumerate(zip(names, rows, styles(names))):
+def gaps(found):
+    """[(arm, differences by seed, mean loss of AdamW)] of each mSGDW with its AdamW."""
+    rows = []
+    for arm, losses in found:
+        adamw = arm.name.replace('mSGDW', 'AdamW')
+        others = next((of for other, of in found if (other.name, other.point) == (adamw, arm.point)), {})
+        both = losses.keys() & others.keys()
+        if 'mSGDW' in arm.name and len(both) > 1:
+            rows.append((arm, [losses[seed] - others[seed] for seed in both],
+                         statistics.fmean(others[seed] for seed in both)))
+    return rows
+
+def draw_margin(ax):
+    ax.axvspan(-LEVEL, LEVEL, color='0.88', zorder=0)
+    ax.axvline(0, color='0.5', linewidth=1.5, zorder=0)
+
+def draw_rows(ax, rows, form, words):
+    """rows: (name, values). A dot for each value, and below them mean and 95 % interval; returns a table."""
+    table, rows = [], sorted(rows)
+    names = [name for name, _ in rows]
+    for y, ((name, values), style) in enumerate(zip(rows, styles(names))):
         mean, half = interval(values)
-        said = f'{mean:{form}} ± {half:.3f}' if half < math.inf else f'{mean:{form}}'
+        known = half < math.inf
+        said = f'{mean:{form}} ± {half:.3f}' if known else f'{mean:{form}}'
         style['linestyle'] = ''
         ax.plot(values, [y] * len(values), **style, markeredgecolor='white', alpha=0.6)
-        ax.errorbar(mean, y + 0.35, xerr=half if half < math.inf else None, fmt='|', color=style['color'],
+        ax.errorbar(mean, y + 0.35, xerr=half if known else None, fmt='|', color=style['color'],
                     markersize=16, capsize=7)
         ax.annotate(said, (1.02, y + 0.15), xycoords=ax.get_yaxis_transform(), va='center')
         table.append([name, len(values), said])
@@ -198,34 +191,25 @@ def draw_rows(ax, names, rows, form, words):
 
 def arms():
     """Left a row for each arm, right the gaps of mSGDW, seed by seed, and the margin."""
-    found = scored(question)
-    if not found:
-        fail(NOT_SCORED.format(question))
-    if question == 'parts':  # L-DNT is S5 there
-        found = [(network.replace('L-DNT', 'S5'), *arm) for network, *arm in found]
-    found = sorted(found, key=lambda arm: arm[:2])
+    check_choice(globals(), evidence.QUESTIONS, 'question')
+    found = scored(question) or fail(NOT_SCORED.format(question))
+    ladder = 'S5' if question == 'parts' else 'L-DNT'  # the name of L-DNT in figure 7
+    losses = [(arm.name.replace('L-DNT', ladder), list(of.values())) for arm, of in found]
+    differences = [(arm.name.replace('L-DNT', ladder), values) for arm, values, _ in gaps(found)]
     fig, (left, right) = plt.subplots(1, 2, figsize=(20, 2.5 + 0.8 * len(found)), layout='constrained')
-    names = [f'{network} {optimizer}' for network, optimizer, *_ in found]
-    losses = [[row['val_loss'] for row in rows.values()] for *_, rows in found]
-    table = draw_rows(left, names, losses, '.3f',
-                      'validation loss (nats)\ndots: seeds; bars: mean, 95 % interval')
-    found = gaps(found)
-    names = [f'{network} {optimizer}' for network, optimizer, *_ in found]
-    right.axvspan(-LEVEL, LEVEL, color='0.88', zorder=0)
-    right.axvline(0, color='0.5', linewidth=1.5, zorder=0)
-    table += draw_rows(right, names, [differences for *_, differences, _ in found], '+.3f',
-                       f'mSGDW minus AdamW (nats), seed by seed\ngrey: ±{LEVEL}, the margin of a match')
-    print_table(['arm, and gap', 'seeds', 'mean, 95 % interval'], table)
+    table = draw_rows(left, losses, '.3f', 'validation loss (nats)\ndots: seeds; bars: mean, 95 % interval')
+    draw_margin(right)
+    table += draw_rows(right, differences, '+.3f', 'mSGDW minus AdamW (nats), seed by seed\n'
+                       f'grey: ±{LEVEL}, the margin of a match')
+    print_table(question, ['arm, and gap', 'seeds', 'mean, 95 % interval'], table)
     return fig
 
 def forest():
     """Every claim of the pages: its difference, 95 % interval, and the margin within which two arms match."""
-    studies = ('evidence', *evidence.STUDIES)
-    claims = evidence.judged({name: read(f'results/{name}.jsonl') for name in studies})
+    claims = evidence.judged(evidence.read_logs())
     colors = {'holds': '#009E73', 'better': '#0072B2', 'matches': '#009E73', 'fails': '#D55E00'}
     fig, ax = plt.subplots(figsize=(19, 2 + 0.42 * len(claims)), layout='constrained')
-    ax.axvspan(-LEVEL, LEVEL, color='0.88', zorder=0)
-    ax.axvline(0, color='0.5', linewidth=1.5, zorder=0)
+    draw_margin(ax)
     for y, claim in enumerate(claims):
         verdict = claim['verdict']
         if 'mean' in claim:
@@ -236,7 +220,8 @@ def forest():
     ax.set(yticks=range(len(claims)), yticklabels=[claim['words'] for claim in claims],
            ylim=(len(claims) - 0.4, -0.6),
            xlabel=f'difference (nats), 95 % interval, seed by seed; grey: the margin of ±{LEVEL}')
-    print_table(['claim', 'verdict', 'seeds'], [[c['words'], c['verdict'], c['seeds']] for c in claims])
+    rows = [[claim['words'], claim['verdict'], claim['seeds']] for claim in claims]
+    print_table('claims', ['claim', 'verdict', 'seeds'], rows)
     return fig
 
 # table 1 on text: weights, tokens, AdamW's and mSGDW's loss; one seed
@@ -251,12 +236,12 @@ def gap():
             percent = 100 * (sgdw - adamw) / adamw
             rows.append((f'{network} mSGDW, the paper', weights, tokens, percent, math.nan))
     for name in evidence.QUESTIONS:
-        for network, optimizer, point, differences, base in gaps(scored(name)):
-            if network in PAPER and 'max_iters' in point:  # text
-                width, vocabulary = point['n_embd'], int(point['dataset'].partition('_')[2] or 320)
-                weights = 12 * point.get('n_layer', 4) * width ** 2 + (vocabulary + 128) * width
+        for arm, differences, base in gaps(scored(name)):
+            if arm.network in PAPER:
+                width, vocabulary = arm.point['n_embd'], int(arm.point['dataset'].partition('_')[2] or 320)
+                weights = 12 * arm.point.get('n_layer', 4) * width ** 2 + (vocabulary + 128) * width
                 percents = interval([100 * difference / base for difference in differences])
-                rows.append((f'{network} {optimizer}', weights, 1024 * point['max_iters'], *percents))
+                rows.append((arm.name, weights, 1024 * arm.point['max_iters'], *percents))
     rows = list(dict.fromkeys(rows))  # two questions may share an arm
     fig, axes = plt.subplots(1, 2, figsize=(17, 7.5), sharey=True, layout='constrained')
     for name in dict.fromkeys(name for name, *_ in rows):
@@ -265,28 +250,25 @@ def gap():
             style |= {'marker': '*', 'markersize': 26}
         _, weights, tokens, means, halves = map(np.array, zip(*(row for row in rows if row[0] == name)))
         beside = 1.2 if 'row norm' in name else 1
-        for ax, x in zip(axes, (weights, tokens)):
+        for ax, x, words in zip(axes, (weights, tokens), ('weights', 'training tokens')):
             ax.errorbar(beside * x, means, halves, label=name, capsize=6, **style)
-    for ax, words in zip(axes, ('weights', 'training tokens')):
+            ax.set(xscale='log', xlabel=words)
+    for ax in axes:
         ax.axhline(0, color='0.5', linewidth=1.5, zorder=0)
-        ax.set(xscale='log', xlabel=words)
     axes[0].set_ylabel("mSGDW minus AdamW (% of AdamW's loss)")
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
-    print_table(['arm', 'weights', 'tokens', 'gap (%)', '95 % interval, ±'],
+    print_table('gap', ['arm', 'weights', 'tokens', 'gap (%)', '95 % interval, ±'],
                 [[name, f'{n:,.0f}', f'{tokens:,.0f}', f'{mean:+.2f}', f'{half:.2f}']
                  for name, n, tokens, mean, half in rows])
     return fig
 
 def frequency():
-    """
-    The loss of each arm minus that of AdamW on each tenth of the text, the tenth of the most frequent tokens
-    first. One frequent token may fill several tenths.
-    """
-    arms = {optimizer: {s: row['by_frequency'] for s, row in rows.items()}
-            for _, optimizer, _, rows in scored('why')}
-    if 'AdamW' not in arms:
-        fail(NOT_SCORED.format('why'))
-    base = arms.pop('AdamW')
+    """The loss of each arm minus that of AdamW on each tenth of the text; one token may fill several."""
+    done = read(evidence.RESULTS)
+    arms = {arm.optimizer: {seed: row['by_frequency'] for seed, row in evidence.scored(arm, done).items()}
+            for arm in evidence.QUESTIONS['why']()}
+    arms = {optimizer: of_seed for optimizer, of_seed in arms.items() if of_seed}
+    base = arms.pop('AdamW', None) or fail(NOT_SCORED.format('why'))
     tenths = np.flatnonzero(np.mean(list(base.values()), 0))  # those in which a token begins
     labels = [f'{a + 1}' if b == a + 1 else f'{a + 1} to {b}' for a, b in zip(tenths, [*tenths[1:], 10])]
     fig, axes = plt.subplots(1, 2, figsize=(17, 7), layout='constrained')
@@ -305,15 +287,16 @@ def frequency():
                xlabel='tenth of the text,\nfrom the most frequent tokens to the rarest')
         ax.legend()
     axes[0].set_ylabel('loss minus that of AdamW (nats per token)')
-    print_table(['L-DNT', *(f'tenth {label}' for label in labels)], table)
+    print_table('frequency', ['L-DNT', *(f'tenth {label}' for label in labels)], table)
     return fig
 
 def sweep():
     """Top-1 against the learning rate, a line for each variant. Below what diverged."""
-    rows = read_rows(f'results/{study}.jsonl', 'Give the --study of a log in results/: stability or weights.')
     found = {}
-    for row in rows:
+    for row in read_rows(f'results/{study}.jsonl'):
         found.setdefault(row['run']['variant'], {})[row['run']['learning_rate']] = row.get('top1')
+    if not found:
+        fail(f'results/{study}.jsonl has no runs. Use --study=stability or another log of results/.')
     fig, (ax, below) = plt.subplots(2, figsize=(14, 8), sharex=True, layout='constrained',
                                     height_ratios=[20, len(found)])
     for y, (name, style) in enumerate(zip(found, styles(found))):
@@ -388,4 +371,4 @@ if __name__ == '__main__':
     if not command:
         fail(f'No picture is named. Use python -m experiments.figures [{"|".join(COMMANDS)}].')
     configure(globals(), sys.argv[2:])
-    save(command(), question if command == arms else study if command == sweep else command.__name__)
+    save(command(), {arms: question, sweep: study}.get(command, command.__name__))

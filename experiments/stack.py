@@ -1,10 +1,10 @@
 """
 Trains many small GPTs at once on one device: the same network with other seeds, optimizers and rates.
 
-A tiny network leaves a GPU idle. Here all runs go through model.py's GPT together: the batch holds the
-sequences of run 1, then those of run 2, and so on, and each layer has a stack of weights, one for each run.
-The updates are those of support/optim.py, written for the whole stack. A run gets the same initial weights,
-batches and schedule as from train_gpt.py, and the same loss up to rounding (tests/test_evidence.py).
+All runs go through model.py's GPT together: the batch holds the sequences of run 1, then those of run 2, and
+so on, and each layer has a stack of weights, one for each run. The updates are those of support/optim.py,
+written for the whole stack. A run gets the same initial weights, batches and schedule as from train_gpt.py,
+and the same loss up to rounding. It is used by python -m experiments.evidence --device=cuda.
 """
 
 import math
@@ -109,30 +109,16 @@ def adamw(w, g, m, v, lr, wd, mu, t, tensors, beta2, beta1=0.9):
     w.mul_(1 - lr * wd)
     m.lerp_(g, 1 - beta1)
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-    bias1, bias2 = ((1 - beta ** (t + 1).double()).float() for beta in (beta1, beta2))
-    w.sub_(lr / bias1 * m / (v.sqrt() / bias2.sqrt() + 1e-8))
+    bias1, bias2 = 1 - beta1 ** (t + 1), 1 - beta2 ** (t + 1)
+    w.sub_(lr / bias1 * m / (v.sqrt() / math.sqrt(bias2) + 1e-8))
 
-def muon(w, g, m, v, lr, wd, mu, t, tensors):
-    m.lerp_(g, 1 - mu)
-    update = g.lerp(m, mu)
-    w.mul_(1 - lr * wd)
-    for a, shape in tensors:
-        n, tall = math.prod(shape), shape[0] > shape[1]
-        x = update[:, a:a + n].unflatten(1, shape).bfloat16()
-        x = x.mT if tall else x
-        x = x / x.float().norm(dim=(1, 2), keepdim=True).bfloat16().clamp(min=1e-7)
-        for _ in range(5):
-            gram = x @ x.mT
-            gram = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-            x = torch.baddbmm(x, gram, x, beta=3.4445)
-        x = (x.mT if tall else x).float().flatten(1)
-        w[:, a:a + n].sub_(0.2 * math.sqrt(max(shape)) * lr * x)
-
-RULES = {'sgdw': sgdw, 'rownorm': rownorm, 'adamw': adamw, 'muon': muon}
+RULES = {'sgdw': sgdw, 'rownorm': rownorm, 'adamw': adamw}  # Muon's runs are for the train script
 
 def group(name):
     """Which columns hold a parameter: those of matrices, of embeddings, and of gains, which do not decay."""
-    return 'embeddings' if name.split('.')[0] in EMBEDDINGS else 'gains' if 'norm' in name else 'matrices'
+    if name.split('.')[0] in EMBEDDINGS:
+        return 'embeddings'
+    return 'gains' if 'norm' in name else 'matrices'
 
 def parts(runs, columns, device):
     """(rule, rows, columns, factor of the rate, decay, momentum, tensors) for each part of the stack."""
@@ -143,7 +129,6 @@ def parts(runs, columns, device):
         for what, (a, b, tensors) in columns.items():
             own = what == 'embeddings' and runs[rows.start]['embed_lr']
             rule = embed if own and embed != 'auto' else optimizer
-            rule = 'adamw' if rule == 'muon' and what != 'matrices' else rule
             scale = [c['embed_lr'] / c['learning_rate'] if own else 1.0 for c in runs[rows]]
             stated = own and runs[rows.start]['embed_weight_decay'] >= 0
             key = 'embed_weight_decay' if stated else 'weight_decay'
@@ -154,8 +139,8 @@ def parts(runs, columns, device):
 
 def schedule(config):
     """The rates of all updates: train_gpt.py's get_lr."""
-    i, warmup, peak, low = (np.arange(config['max_iters']), config['warmup_iters'], config['learning_rate'],
-                            config['min_lr'])
+    i, warmup = np.arange(config['max_iters']), config['warmup_iters']
+    peak, low = config['learning_rate'], config['min_lr']
     progress = np.minimum(1.0, (i - warmup) / max(1, config['max_iters'] - warmup))
     cosine = low + 0.5 * (1.0 + np.cos(np.pi * progress)) * (peak - low)
     return np.where(i < warmup, peak * (i + 1) / (warmup + 1), cosine)
@@ -180,10 +165,6 @@ def train_stack(runs, device, bins=None):
     seeds = sorted({c['seed'] for c in runs})
     of_seed = torch.tensor([seeds.index(c['seed']) for c in runs], device=device)
     last = data.train_tokens - T - 1
-    # (iters, seeds, B), as in train_gpt.py's get_batch
-    offsets = np.stack([[np.random.default_rng((s, i)).integers(0, last, size=B, endpoint=True)
-                         for i in range(iters)] for s in seeds], 1)
-    offsets = torch.from_numpy(offsets).to(device)
     window = torch.arange(T + 1, device=device)
 
     # the weights of a run are a row of W; views of W are the weights of the layers
@@ -198,7 +179,7 @@ def train_stack(runs, device, bins=None):
     names = sorted(shapes, key=lambda name: ('matrices', 'embeddings', 'gains').index(group(name)))
     W = torch.stack([torch.cat([first[c['seed']][name].detach().flatten() for name in names]) for c in runs])
     W = W.to(device)
-    G, M, V = (torch.zeros_like(W) for _ in range(3))
+    M, V = torch.zeros_like(W), torch.zeros_like(W)
     views, columns, at = {}, {}, 0
     for name in names:
         n = shapes[name].numel()
@@ -210,46 +191,25 @@ def train_stack(runs, device, bins=None):
     rates = torch.from_numpy(np.stack([schedule(c) for c in runs], 1)).float().to(device)[:, :, None]
     todo = list(parts(runs, columns, device))
     clip = c['grad_clip']
-    t = torch.zeros(1, dtype=torch.int64, device=device)
 
     def losses(rows):  # (E, B, T + 1) to the loss of each token, (E, B * T)
         idx, targets = rows[..., :-1].flatten(0, 1), rows[..., 1:].flatten()
         logits = net(idx)[0]
         return F.cross_entropy(logits.flatten(0, 1), targets, reduction='none').view(E, -1)
 
-    def update():
-        starts = offsets.index_select(0, t)[0].index_select(0, of_seed)  # (E, B)
+    for t in range(iters):
+        # as in train_gpt.py's get_batch
+        starts = [np.random.default_rng((seed, t)).integers(0, last, size=B, endpoint=True) for seed in seeds]
+        starts = torch.from_numpy(np.stack(starts)).to(device)[of_seed]  # (E, B)
         loss = losses(ids['train'][starts[:, :, None] + window].long()).mean(1)
         grads = torch.autograd.grad(loss.sum(), [views[name] for name in names])
-        torch.cat([g.flatten(1) for g in grads], 1, out=G)
         with torch.no_grad():
+            G = torch.cat([g.flatten(1) for g in grads], 1)
             if clip:
                 G.mul_((clip / (G.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0))
-            lr = rates.index_select(0, t)[0]  # (E, 1)
             for rule, rows, cols, scale, decay, mu, tensors in todo:
                 w, g, m, v = (x[rows, cols] for x in (W, G, M, V))
-                rule(w, g, m, v, lr[rows] * scale, decay, mu, t, tensors)
-            t.add_(1)
-
-    if str(device).startswith('cuda'):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # real updates, which also load what a graph cannot load
-                update()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            update()
-        for i in range(iters - 3):
-            graph.replay()
-            if i % 100 == 0:
-                torch.cuda.synchronize()  # a signal to stop acts at once
-        torch.cuda.synchronize()
-        del graph
-    else:
-        for _ in range(iters):
-            update()
+                rule(w, g, m, v, rates[t, rows] * scale, decay, mu, t, tensors)
 
     # evaluation: the same windows as train_gpt.py
     starts = torch.arange((data.val_tokens - 1) // T, device=device) * T
@@ -266,4 +226,4 @@ def train_stack(runs, device, bins=None):
     return [result for _, result in sorted(zip(order, results))]
 
 if __name__ == '__main__':
-    print(__doc__.strip(), '\n\nUse it with: python -m experiments.evidence --device=cuda')
+    print(__doc__.strip())

@@ -1,12 +1,9 @@
 """experiments/figures.py and gradients.py."""
 
-import contextlib
 import json
 import math
 import os
 import re
-import runpy
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +17,8 @@ import experiments.gradients as grads
 from experiments import evidence
 from experiments import figures as module
 from model import GPT, NORMS, SETTINGS, GPTConfig, ViT, ViTConfig
-from tests.common import ROOT, table_of, write_images, write_tokens
+from tests.common import assert_refused, table_of, write_images, write_tokens
+from tests.test_studies import experiment
 
 SMALL = dict(n_layer=2, n_head=2, n_embd=16)
 BASE = {'setting': 'S5', 'norm': 'rms', 'optimizer': 'sgdw', 'seed': 1, **dict.fromkeys(NORMS, 'auto')}
@@ -36,7 +34,7 @@ def write_run(out_dir, log=(), model=None, iters=(10, 30, 50), cut=False, **chan
     Path(out_dir, 'log.jsonl').write_text(text + '{"iter": 99999, "split": "tr' * cut)
     for i in iters if model else ():
         saved = {'model': model.state_dict(), 'iter': i, 'model_args': vars(model.config), 'config': config}
-        torch.save(saved, f'{out_dir}/ckpt_{i:06d}.pt')
+        torch.save({**saved, 'optimizer': {}, 'data': {}}, f'{out_dir}/ckpt_{i:06d}.pt')
 
 
 def test_curves_of_runs_that_go_on(figures):
@@ -50,12 +48,10 @@ def test_curves_of_runs_that_go_on(figures):
     train, val = (line.get_xydata() for line in ax.lines[:2])
     assert len(train) == 1000 and val.tolist() == [[i, steep[i] + 0.1] for i in range(100, 1000, 100)]
     assert abs(train[500:990, 1] - [steep[i] for i in range(500, 990)]).max() < 0.01  # smoothed, not moved
-    assert ax.get_ylabel() == 'loss (nats)'
     low, high = ax.get_ylim()
     assert low < min(steep.values()) and high < steep[10]  # the start leaves the picture
     assert table_of(said) == [['L-DNT mSGDW', 'out/a', '999', f'{val[-1, 1]:.4f}'],
                               ['L-DNT AdamW', 'out/begun', '0', '']]
-    assert os.listdir('figures') == ['curves.png']
     said = figures('curves', '--runs=out/a', '--key=top1', '--out=x/top.svg')
     assert table_of(said)[0][-1] == f'{1 / 900:.4f}'
     assert b'<dc:date>' not in Path('x/top.svg').read_bytes()
@@ -68,14 +64,13 @@ def test_names_tell_runs_apart_and_styles_tell_names_apart():
     assert [module.name_run({**BASE, **change}) for change in changes] == [
         'L-DNT mSGDW', 'S3 mSGDW', 'S5 mSGDW', 'L-DNT mid_norm False mSGDW', 'NFNet mSGDW', 'V-DNT SGD',
         'L-DNT Muon', 'L-DNT hybrid', 'L-DNT mSGDW + row norm']
-    names = [f'{network} {optimizer}' for network in ('GPT-2', 'L-DNT') for optimizer in module.LINES]
-    found = dict(zip(names, module.styles(names)))
-    pairs = [n for n in names if 'SGD' not in n.split()]  # SGD and mSGDW share a line, so one gives way
-    assert len({found[n]['color'] for n in pairs}) == 2 < len({s['color'] for s in found.values()})
-    assert len({(str(found[n]['linestyle']), found[n]['marker']) for n in pairs}) == len(module.LINES) - 1
-    assert module.styles(['S1 AdamW'])[0] == found['GPT-2 AdamW']  # whatever else is in the picture
+    names = [f'{network} {name}' for network in ('GPT-2', 'L-DNT') for name in module.LINES if name != 'SGD']
+    found = module.styles(names)
+    assert len({style['color'] for style in found}) == 2
+    assert len({(str(style['linestyle']), style['marker']) for style in found}) == len(module.LINES) - 1
+    assert module.styles(['S1 AdamW'])[0] == found[names.index('GPT-2 AdamW')]
     same = module.styles(['L-DNT mSGDW in a', 'L-DNT mSGDW in b', 'L-DNT mSGDW in c'])
-    assert len({s['color'] for s in same}) == 3
+    assert len({style['color'] for style in same}) == 3
 
 # -----------------------------------------------------------------------------
 # arms of the protocol
@@ -86,7 +81,8 @@ def arm(network, optimizer, losses, **point):
     rows = {seed: {'val_loss': loss, 'by_frequency': [0.0, loss, 2 * loss, *[0.0] * 7]}
             for seed, loss in enumerate(losses, 1)}
     point = {'dataset': 'stdlib', 'n_embd': 64, 'max_iters': 1000, **point}
-    return SimpleNamespace(network=network, optimizer=optimizer, point=point, scored=lambda done: rows)
+    return SimpleNamespace(network=network, optimizer=optimizer, point=point, name=f'{network} {optimizer}',
+                           rows=rows)
 
 
 @pytest.fixture
@@ -94,11 +90,8 @@ def ask(figures, monkeypatch):
     """ask(arms): what the questions of the protocol have, {question: [arm, ...]}."""
     def command(**arms):
         monkeypatch.setattr(evidence, 'QUESTIONS', {name: lambda of=of: of for name, of in arms.items()})
+        monkeypatch.setattr(evidence, 'scored', lambda arm, done: arm.rows)
     return command
-
-
-def labels(ax):
-    return [t.get_text() for t in ax.get_yticklabels()]
 
 
 def test_arms_have_dots_a_mean_an_interval_and_a_gap(ask, figures):
@@ -110,8 +103,6 @@ def test_arms_have_dots_a_mean_an_interval_and_a_gap(ask, figures):
         ['GPT-2 mSGDW', '2', '3.050 ± 0.635'], ['L-DNT AdamW', '4', '3.825 ± 5.500'],
         ['L-DNT mSGDW', '3', '2.100 ± 0.248'], ['L-DNT mSGDW', '3', '+0.000 ± 0.430']]  # by seed
     left, right = plt.gcf().axes
-    assert left.lines[4].get_color() == right.lines[1].get_color() == module.COLORS['L-DNT']
-    assert labels(left) == ['GPT-2 mSGDW', 'L-DNT AdamW', 'L-DNT mSGDW']
     assert left.lines[0].get_xydata().tolist() == [[3.0, 0], [3.1, 0]]
     band = right.patches[0]
     assert np.allclose([band.get_x(), band.get_width()], [-0.015, 0.03])
@@ -120,7 +111,8 @@ def test_arms_have_dots_a_mean_an_interval_and_a_gap(ask, figures):
     figures('arms')
     assert Path('figures/headline.png').read_bytes() == first  # the same bytes
     figures('arms', '--question=parts')
-    assert labels(plt.gcf().axes[1]) == [f'S{i} mSGDW\n+ row norm' for i in range(1, 6)]  # the paper's order
+    labels = [t.get_text() for t in plt.gcf().axes[1].get_yticklabels()]
+    assert labels == [f'S{i} mSGDW\n+ row norm' for i in range(1, 6)]  # the paper's order
 
 
 def test_gap_and_frequency(ask, figures):
@@ -167,123 +159,92 @@ def test_sweep_marks_what_diverged_and_settings_are_drawn_as_they_stand(figures)
 # gradients
 
 
-def test_statistics_of_known_distributions():
+def test_the_tail_of_known_distributions():
     rng, n = np.random.default_rng(0), 400_000
-    normal = torch.from_numpy(rng.standard_normal(n))
-    kurtosis, ratio, hill = grads.heaviness(normal)
-    assert abs(kurtosis) < 5 * math.sqrt(24 / n)
-    assert abs(ratio - 3.2905 / 0.6745) < 0.1
-    assert 12 < hill < 15
-    assert abs(grads.heaviness(torch.from_numpy(rng.laplace(size=n)))[0] - 3) < 0.3
-    for index in (1.5, 6.0):
-        sample = torch.from_numpy((1 + rng.pareto(index, n)) * rng.choice((-1, 1), n))
-        # four standard errors
-        assert abs(grads.heaviness(sample)[2] - index) < 4 * index / math.sqrt(n // 1000)
-        ratio = 1000 ** (1 / index) / 2 ** (1 / index)  # the quantiles of a Pareto distribution
-        assert abs(grads.heaviness(sample)[1] / ratio - 1) < 4 / index / math.sqrt(n // 1000)
-    assert np.allclose(grads.heaviness(normal), grads.heaviness(normal * 1e9))  # free of scale
-
-
-def gradients(monkeypatch, *args):
-    plt.close('all')
-    monkeypatch.setattr(sys, 'argv', ['gradients', *args])
-    runpy.run_path(str(ROOT / 'experiments/gradients.py'), run_name='__main__')
+    normal = torch.from_numpy(rng.standard_normal(n)).abs()
+    assert abs(grads.tail(normal) - 3.2905 / 0.6745) < 0.1
+    sample = torch.from_numpy(1 + rng.pareto(1.5, n))
+    ratio = 500 ** (1 / 1.5)  # the quantiles of a Pareto distribution
+    assert grads.tail(sample) == pytest.approx(ratio, rel=4 / 1.5 / math.sqrt(n // 1000))
 
 
 def by_hand(weights, losses):
-    """Means over the batches: kurtosis, and shares above twice the RMS and above 1e-3."""
+    """Means over the batches: the tail, and shares above twice the RMS and above 1e-3."""
     numbers = []
     for loss in losses:
         gs = [g.double() for g in torch.autograd.grad(loss, weights)]
-        scaled = torch.cat([(g / g.square().mean().sqrt()).flatten() for g in gs])
-        moment = lambda p: ((scaled - scaled.mean()) ** p).mean().item()
-        above = (scaled.abs() > 10 ** 0.3).double().mean().item()
+        scaled = torch.cat([(g / g.square().mean().sqrt()).flatten() for g in gs]).abs()
+        sizes = sorted(scaled.tolist())
         larger = (torch.cat([g.flatten() for g in gs]).abs() > 1e-3).double().mean().item()
-        numbers.append((moment(4) / moment(2) ** 2 - 3, above, larger))
+        numbers.append((sizes[int(0.999 * len(sizes))] / sizes[len(sizes) // 2],
+                        (scaled > 10 ** 0.3).double().mean().item(), larger))
     return np.mean(numbers, axis=0)
 
 
-def test_gradients_of_gpt_and_vit_against_autograd(tmp_path, monkeypatch, capsys):
-    """A GPT of two seeds, an L-DNT, and a V-DNT."""
+def test_gradients_of_gpt_and_vit_against_autograd(tmp_path, monkeypatch):
+    """A GPT of two seeds, and a V-DNT."""
     monkeypatch.chdir(tmp_path)
     tokens = np.fromfile(write_tokens(Path('data/tokens'), 500, 100, vocab=32) / 'train.bin', '<u2')
     pictures = write_images(Path('data/pictures'))
     torch.manual_seed(0)
-    sizes = dict(**SMALL, block_size=8, vocab_size=32)
-    gpt = GPT(GPTConfig(**SETTINGS['S1'], **sizes, norm='layer'))
-    dnt = GPT(GPTConfig(**SETTINGS['S5'], **sizes, norm='rms'))
+    gpt = GPT(GPTConfig(**SETTINGS['S1'], **SMALL, norm='layer', block_size=8, vocab_size=32))
     vit = ViT(ViTConfig(**SETTINGS['S5'], **SMALL, norm='rms', image_size=8, patch_size=4, n_classes=5))
-    of_vit = dict(image_size=8, dataset='pictures', label_smoothing=0.1, eval_only=False, shift=2)
     write_run('out/gpt', model=gpt, setting='S1', norm='layer')
     write_run('out/gpt2', model=gpt, setting='S1', norm='layer', seed=2)
-    write_run('out/dnt', model=dnt, iters=(50,), optimizer='adamw')
-    write_run('out/vit', model=vit, iters=(7,), **of_vit)
-    gradients(monkeypatch, '--runs=out/gpt,out/gpt2,out/dnt,out/vit', '--batches=2')
-    measured = [['GPT-2 mSGDW', '10'], ['GPT-2 mSGDW', '50'], ['L-DNT AdamW', '50'], ['V-DNT mSGDW', '7']]
-    assert [row[:2] for row in table_of(capsys.readouterr().out)] == measured
-    rows = map(json.loads, Path('results/gradients.jsonl').read_text().splitlines())
-    rows = {(row['run'], row['iter'], row['seed'], row['weight']): row for row in rows}
-    x = [torch.from_numpy(np.stack([tokens[s:s + 9] for s in np.random.default_rng((1337, i)).integers(
-        0, 500 - 8, 4)]).astype(np.int64)) for i in range(2)]
-    losses = [gpt(v[:, :-1], v[:, 1:])[1] for v in x]
-    found = rows['GPT-2 mSGDW', 10, 1, 'W_1']
-    said = by_hand([b.ffn.c_fc.weight for b in gpt.blocks], losses)
-    assert np.allclose([found['kurtosis'], found['above'][8], found['larger'][30]], said, rtol=1e-3)
+    write_run('out/vit', model=vit, iters=(7,), image_size=8, dataset='pictures', label_smoothing=0.1,
+              eval_only=False, shift=2)
+    said = experiment('gradients', '--runs=out/gpt,out/gpt2,out/vit', '--batches=2')
+    measured = [['GPT-2 mSGDW', '10'], ['GPT-2 mSGDW', '50'], ['V-DNT mSGDW', '7']]
+    assert [row[:2] for row in table_of(said)] == measured
+    rows = {(row['run'], row['iter'], row['seed'], row['weight']): row
+            for row in evidence.read_rows('results/gradients.jsonl')}
+
+    def compare(found, weights, losses):
+        measured = [found['ratio'], found['above'][8], found['larger'][30]]
+        assert np.allclose(measured, by_hand(weights, losses), rtol=1e-3)
+
+    losses = []
+    for i in range(2):
+        starts = np.random.default_rng((1337, i)).integers(0, 500 - 8, 4)
+        x = torch.from_numpy(np.stack([tokens[s:s + 9] for s in starts]).astype(np.int64))
+        losses.append(gpt(x[:, :-1], x[:, 1:])[1])
+    compare(rows['GPT-2 mSGDW', 10, 1, 'W_1'], [b.ffn.c_fc.weight for b in gpt.blocks], losses)
 
     images, labels = (np.load(pictures / f'train_{kind}.npy') for kind in ('images', 'labels'))
-    meta = json.loads((pictures / 'meta.json').read_text())
-    losses = []
+    meta, losses = json.loads((pictures / 'meta.json').read_text()), []
     for i in range(2):
         places = np.random.default_rng((1337, i)).integers(0, len(labels), 4)
         x = (images[places] / 255 - np.array(meta['mean'])) / np.array(meta['std'])
         logits = vit(torch.from_numpy(x).permute(0, 3, 1, 2).float())
         losses.append(F.cross_entropy(logits, torch.from_numpy(labels[places]), label_smoothing=0.1))
-    found = rows['V-DNT mSGDW', 7, 1, 'W_2']
-    said = by_hand([b.ffn.c_proj.weight for b in vit.blocks], losses)
-    assert np.allclose([found['kurtosis'], found['above'][8], found['larger'][30]], said, rtol=1e-3)
+    compare(rows['V-DNT mSGDW', 7, 1, 'W_2'], [b.ffn.c_proj.weight for b in vit.blocks], losses)
     axes = plt.gcf().axes
-    assert [ax.get_title() for ax in axes] == [f'{kind}, {when} in training' for when in ('early', 'late')
-                                               for kind in ('language', 'language', 'pictures', 'pictures')]
-    assert [t.get_text() for ax in axes[:4] if ax.get_legend() for t in ax.get_legend().get_texts()] == [
-        'GPT-2 mSGDW, 2 seeds', 'L-DNT AdamW, one seed', 'normal distribution',
-        'V-DNT mSGDW, one seed', 'normal distribution']
+    assert [ax.get_title() for ax in axes[:3]] == [f'{kind}, early in training' for kind in (
+        'language', 'language', 'pictures')]
+    legends = [ax.get_legend().get_texts() for ax in axes if ax.get_legend()]
+    assert [t.get_text() for texts in legends for t in texts] == [
+        'GPT-2 mSGDW, 2 seeds', 'normal distribution', 'V-DNT mSGDW, one seed', 'normal distribution']
 
 # -----------------------------------------------------------------------------
 
 MISTAKES = [
     ('', 'No picture is named. Use python -m experiments.figures [curves|arms|forest|gap|frequency|sweep|'),
     ('frequency', 'No arms are scored yet. Run python -m experiments.evidence --question=why.'),
-    ('arms --question=no', 'question=no is unknown. Use one of match, places, '),
+    ('arms --question=no', 'question=no is unknown. Set --question to one of'),
     ('curves', 'There is no run in --runs=: config.json cannot be read. Use --runs=out/a'),
-    ('curves --runs=out/empty', 'out/empty/log.jsonl is empty. Wait until the run has begun.'),
     ('curves --runs=out/val --key=top1', 'out/val/log.jsonl has no rows with top1'),
-    ('sweep --study=none', 'Cannot read results/none.jsonl (No such file or directory). Give the --study'),
+    ('sweep --study=none', 'results/none.jsonl has no runs. Use --study=stability or another log'),
     ('settings --out=/dev/null/x.png', 'Cannot write /dev/null/x.png'),
     ('gradients --runs=out/val', 'has no checkpoints such as ckpt_000500.pt. Train with --keep_interval'),
-    ('gradients --runs=out/torn', 'out/torn/ckpt_000001.pt is not a complete checkpoint')]
-
-
-@pytest.fixture(scope='module')
-def bad_runs(tmp_path_factory):
-    """A folder of runs that are named after what is wrong with them."""
-    folder = tmp_path_factory.mktemp('bad_runs')
-    with contextlib.chdir(folder):
-        write_run('out/empty')
-        write_run('out/val', [{'iter': 0, 'split': 'val', 'loss': 1.0}])
-        write_run('out/torn')
-        Path('out/torn/ckpt_000001.pt').write_bytes(b'PK\3\4 no zip')
-    return folder
+    ('gradients', 'results/gradients.jsonl has no rows. Measure them with --runs=out/a,out/b.')]
 
 
 @pytest.mark.parametrize('arguments,sentence', MISTAKES)
-def test_mistakes_get_a_sentence(bad_runs, figures, monkeypatch, arguments, sentence):
-    monkeypatch.chdir(bad_runs)
+def test_mistakes_get_a_sentence(figures, arguments, sentence):
+    write_run('out/val', [{'iter': 0, 'split': 'val', 'loss': 1.0}])
     command, *args = arguments.split() or ['']
-    with pytest.raises(SystemExit) as e:
-        if command == 'gradients':
-            gradients(monkeypatch, *args)
-        else:
-            figures(*arguments.split())
-    assert sentence in str(e.value.code)
-    assert '\n' not in str(e.value.code)
+    if command == 'gradients':
+        assert_refused(lambda: experiment('gradients', *args), sentence)
+    else:
+        assert_refused(lambda: figures(*arguments.split()), sentence)
     assert not os.path.exists('figures')

@@ -1,17 +1,14 @@
 """The results pages and the README: their tables, numbers and verdicts are what the committed logs say."""
 
-import contextlib
-import io
 import json
 import re
-import runpy
 import statistics
-import sys
 
 import pytest
 
 from experiments import arms, evidence
 from tests.common import ROOT
+from tests.test_studies import experiment
 
 PAGES = {path.name: path.read_text(encoding='utf-8') for path in (ROOT / 'results').glob('*.md')}
 LINES = {line.strip() for page in PAGES.values() for line in page.splitlines()}
@@ -19,20 +16,17 @@ LOGS = {study: evidence.read(ROOT / f'results/{study}.jsonl') for study in ('evi
 CLAIMS = evidence.judged(LOGS)
 
 
-def printed(command):
-    module, *rest = command.split()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
-        patch.chdir(ROOT)
-        patch.setattr(sys, 'argv', [module, *rest])
-        runpy.run_path(str(ROOT / f'experiments/{module}.py'), run_name='__main__')
-    return [line for line in said.getvalue().splitlines() if line.startswith('|')]
+def printed(*command):
+    return [line for line in experiment(*command).splitlines() if line.startswith('|')]
 
 
-def test_tables_and_every_interval_in_the_text_are_printed_by_their_commands(tmp_path):
+def test_tables_and_every_interval_in_the_text_are_printed_by_their_commands(tmp_path, monkeypatch):
     """A number with ±, in the pages of the protocol and in the README, has its like in a printed table."""
-    tables = printed('evidence --table=True') + printed(f'figures frequency --out={tmp_path}/picture.png')
+    monkeypatch.chdir(ROOT)
+    tables = printed('evidence', '--table=True')
+    tables += printed('figures', 'frequency', f'--out={tmp_path}/picture.png')
     assert len(tables) > 150
-    assert [line for line in tables if line.strip() not in LINES] == []
+    assert [line for line in tables if line not in LINES] == []
     pair = re.compile(r'([-+]?\d+\.(\d+)) ± (\d+\.\d+)')
     known = [(abs(float(a)), float(b)) for line in tables for a, _, b in pair.findall(line)]
     texts = {name: PAGES[name] for name in ('README.md', 'language.md', 'ablation.md', 'images.md')}
@@ -57,20 +51,18 @@ def test_claims_are_what_the_log_says_by_other_code():
           losses('L-DNT AdamW', **long, learning_rate=0.008, warmup_iters=1350, weight_decay=0.1),
           losses('GPT-2 mSGDW', **long, learning_rate=0.4, warmup_iters=3150, weight_decay=0.0003),
           losses('GPT-2 AdamW', **long, learning_rate=0.008, warmup_iters=2250, weight_decay=0.1)]
-    assert [len(losses) for losses in of] == 4 * [16]
-    a, b, c, d = ([losses[seed] for seed in range(1, 17)] for losses in of)
-    for words, values in (('plain: mSGDW matches AdamW on L-DNT', [x - y for x, y in zip(a, b)]),
-                          ('plain: the gap is smaller on L-DNT than on GPT-2',
-                           [w - x - y + z for w, x, y, z in zip(a, b, c, d)])):
-        claim, = (claim for claim in CLAIMS if claim['words'] == words)
-        half = 2.13145 * statistics.stdev(values) / 4  # the t of 15 degrees
-        assert (claim['seeds'], claim['mean'], claim['half']) == (
-            16, pytest.approx(statistics.fmean(values)), pytest.approx(half, rel=1e-4))
+    a, b, c, d = ([of_arm[seed] for seed in range(1, 17)] for of_arm in of)
+    values = [w - x - y + z for w, x, y, z in zip(a, b, c, d, strict=True)]
+    claim, = (claim for claim in CLAIMS if claim['words'].startswith('plain: the gap is smaller on L-DNT'))
+    half = 2.13145 * statistics.stdev(values) / 4  # the t of 15 degrees
+    assert claim['mean'] == pytest.approx(statistics.fmean(values))
+    assert (claim['seeds'], claim['half']) == (16, pytest.approx(half, rel=1e-4))
 
 
 @pytest.mark.slow
-def test_the_forest_has_every_claim(tmp_path):
-    rows = [line.split(' | ') for line in printed(f'figures forest --out={tmp_path}/forest.png')[2:]]
+def test_the_forest_has_every_claim(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    rows = [line.split(' | ') for line in printed('figures', 'forest', f'--out={tmp_path}/forest.png')[2:]]
     assert [(words.strip('| '), verdict) for words, verdict, _ in rows] == \
         [(claim['words'], claim['verdict']) for claim in CLAIMS]
 
@@ -94,26 +86,16 @@ def test_gpu_and_cpu_agree():
     assert f'differs by at most {max(apart):.3f}' in PAGES['language.md']
 
 
-def links_of(folder, text):
-    """The links of a page that lead nowhere: no such file, or no such heading in it."""
-    for link in re.findall(r'\]\((?!https:)([^)#]*#?[^)]*)\)', text):
-        path, _, anchor = link.partition('#')
-        target = ROOT / folder / path
-        heads = []
-        if path and target.is_file() and anchor:
-            heads = re.findall(r'(?m)^#+ (.*)$', target.read_text(encoding='utf-8'))
-        elif anchor:
-            heads = re.findall(r'(?m)^#+ (.*)$', text)
-        anchors = [re.sub(r'[^\w\- ]', '', head.lower()).replace(' ', '-') for head in heads]
-        if (path and not target.exists()) or (anchor and anchor not in anchors):
-            yield link
-
-
 def test_links_lead_somewhere_and_figures_are_shown():
-    pages = [*PAGES.items(), ('the map', (ROOT / 'experiments/README.md').read_text(encoding='utf-8'))]
-    for name, page in pages:
-        assert not list(links_of('experiments' if name == 'the map' else 'results', page)), name
-    text = ''.join(p.read_text(encoding='utf-8') for folder in ('.', 'docs', 'results')
-                   for p in (ROOT / folder).glob('*.md'))
-    shown = set(re.findall(r'figures/(\w+\.(?:png|svg))', text))
-    assert shown == {p.name for p in (ROOT / 'figures').iterdir()}
+    shown, folders = set(), ('.', 'docs', 'results', 'experiments')
+    for path in (path for folder in folders for path in (ROOT / folder).glob('*.md')):
+        text = path.read_text(encoding='utf-8')
+        shown |= set(re.findall(r'figures/(\w+\.(?:png|svg))', text))
+        for link, anchor in re.findall(r'\]\((?!https:)([^)#]*)#?([^)]*)\)', text):
+            target = path.parent / link if link else path
+            assert target.exists(), f'{path}: {link}'
+            if anchor:
+                heads = re.findall(r'(?m)^#+ (.*)$', target.read_text(encoding='utf-8'))
+                anchors = [re.sub(r'[^\w\- ]', '', head.lower()).replace(' ', '-') for head in heads]
+                assert anchor in anchors, f'{path}: {link}#{anchor}'
+    assert shown == {path.name for path in (ROOT / 'figures').iterdir()}
