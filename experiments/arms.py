@@ -13,8 +13,7 @@ NETWORKS = {
     'L-DNT': {'config': 'dnt_tiny', 'setting': 'S5', 'norm': 'rms'},  # S5 among S1 to S4
     **{s: {'config': 'dnt_tiny', 'setting': s, 'norm': 'rms'} for s in ('S1', 'S2', 'S3', 'S4')},
     'ViT': {'config': 'vdnt_cifar10', 'setting': 'S1', 'norm': 'layer'},
-    'V-DNT': {'config': 'vdnt_cifar10', 'setting': 'S5', 'norm': 'rms'},
-}
+    'V-DNT': {'config': 'vdnt_cifar10', 'setting': 'S5', 'norm': 'rms'}}
 OPTIMIZERS = {
     'AdamW': {'optimizer': 'adamw', 'embed_optimizer': 'auto'},
     'AdamW + row norm': {'optimizer': 'adamw', 'embed_optimizer': 'rownorm'},
@@ -24,8 +23,7 @@ OPTIMIZERS = {
     'AdamW 0.99 + row norm': {'optimizer': 'adamw', 'embed_optimizer': 'rownorm', 'beta2': 0.99},
     'AdamW 0.999 + row norm': {'optimizer': 'adamw', 'embed_optimizer': 'rownorm', 'beta2': 0.999},
     'hybrid': {'optimizer': 'sgdw', 'embed_optimizer': 'adamw'},
-    'Muon': {'optimizer': 'muon', 'embed_optimizer': 'adamw', 'momentum': 0.95},
-}
+    'Muon': {'optimizer': 'muon', 'embed_optimizer': 'adamw', 'momentum': 0.95}}
 ROWNORM = ('mSGDW + row norm', 'AdamW + row norm')
 CORE = (*ROWNORM, 'mSGDW', 'AdamW')
 EMBED_DECAY = 0.1  # of embeddings with a rate of their own; not searched
@@ -44,17 +42,15 @@ DNT_START = {'adamw': (0.004, 0.5, 0.1), 'sgdw': (0.4, 0.3, 3e-3), 'muon': (0.00
 IMAGE_START = {'adamw': (0.001, 0.1, 0.1), 'sgdw': (0.05, 0.1, 1e-3)}
 START = {'GPT-2': GPT2_START, 'S1': GPT2_START, 'ViT': IMAGE_START, 'V-DNT': IMAGE_START}
 # how many seeds a setting of a search has after each stage
-TWO = (2,)
-RACE = (2, 4, 8)
+TWO, RACE = (2,), (2, 4, 8)
 
 # -----------------------------------------------------------------------------
 # questions: arms with a search of their own
 
 class Arm:
     """
-    A network and an optimizer at a point: a data set, a width, a length and what else is fixed. A setting has
-    a value on each axis. start: (rate, warmup, decay) or (rate, warmup, decay, rate of the embeddings); what
-    is not searched stays there.
+    A network and an optimizer at a point: a data set, a width, a length. A setting has a value on each axis.
+    start: (rate, warmup, decay) or (rate, warmup, decay, rate of the embeddings); what is not searched stays.
     """
 
     def __init__(self, network, optimizer, point, seeds, searched=AXES, start=None, stages=TWO):
@@ -181,8 +177,7 @@ VARIANTS = {
     'NoNorm + init + WS': {'setting': 'NoNorm', 'init': 'tfixup', 'weight_standardization': 'all'},
     'NoNorm + WS on FFN': {'setting': 'NoNorm', 'weight_standardization': 'ffn'},
     'S5': {'setting': 'S5', 'norm': 'rms'},
-    'DyT': {'setting': 'S1', 'norm': 'dyt'},
-}
+    'DyT': {'setting': 'S1', 'norm': 'dyt'}}
 SMALL = {'n_layer': 6, 'n_head': 2, 'n_embd': 48, 'patch_size': 8, 'epochs': 1, 'dtype': 'float32',
          'eval_interval': 0, 'ckpt_interval': 0}  # a ViT for two cores
 

@@ -168,7 +168,6 @@ def step():
     for network, (setting, norm) in NETWORKS.items():
         model = make_gpt(size, setting, norm)
         opt, c = sgdw(model), model.config
-        # as in train_gpt.py
         flops = 6 * (count(model) - model.wpe.weight.numel()) + 12 * c.n_layer * c.n_embd * T
         for way in ways:
             run = torch.compile(model) if way else model

@@ -27,8 +27,7 @@ import numpy as np
 import torch
 
 from configurator import configure
-from experiments import arms
-from experiments.arms import QUESTIONS, STUDIES
+from experiments.arms import QUESTIONS, RACE, STUDIES, claims
 from experiments.stack import CPU, OWN, RULES, read_config, train_stack
 from support.console import fail
 from support.tokens import Tokens
@@ -96,10 +95,9 @@ def next_stage(arm, settings, n):
 
 def search(arm, done):
     """
-    (the runs that are needed next, the best setting so far or None, what tries() says). It is a race: a
-    setting goes on to its next seeds while its mean is at most BOUND[its seeds] above that of the best, the
-    lowest mean among those with the most seeds. When none goes on, the untried neighbours of the best are
-    next, until it has none or POINTS settings were tried. The order in which runs end does not matter.
+    (the runs that are needed next, the best setting so far or None, what tries() says). A setting goes on to
+    its next seeds while its mean is at most BOUND[its seeds] above that of the best, the lowest mean among
+    those with the most seeds. Then come the untried neighbours of the best, up to POINTS settings in all.
     """
     tried = tries(arm, done)
     if not tried:
@@ -293,12 +291,9 @@ def losses_of(claim, logs):
     return {name: {seed: claim['metric'](row) for seed, row in of.items()} for name, of in rows.items()}
 
 def judged(logs):
-    """
-    The claims of all pages: each with its seeds and its verdict, and from two seeds on with mean, half (of
-    the 95 % interval) and p (of a difference from 0, corrected by Holm over the claims of its page).
-    """
+    """All claims with seeds and verdict, and from two seeds on mean, half and p, corrected over its page."""
     found, pages = [], {}
-    for claim in arms.claims():
+    for claim in claims():
         losses = losses_of(claim, logs)
         seeds = sorted(set.intersection(*map(set, losses.values())))
         values = [sum(losses[name][seed] for name in claim['plus'])
@@ -357,7 +352,7 @@ def print_question(name, done):
         if len(losses) == len(arm.seeds):
             state, said = len(losses), '{:.4f} ± {:.4f}'.format(*interval(losses))
         elif not losses:
-            state = 'searching' if arm.stages == arms.RACE else 'to be scored again'
+            state = 'searching' if arm.stages == RACE else 'to be scored again'
         untried = sum(to not in tried for to in arm.beside(best))
         rows.append([arm.name, *words(best), len(tried), untried, state, said])
     print_table(f'{name}: {" ".join(QUESTIONS[name].__doc__.split())}',

@@ -3,7 +3,6 @@ From logs to pictures: each command draws figures/NAME.png, and most print the n
 
     python -m experiments.figures curves --runs=out/a,out/b   losses of any runs, also unfinished ones
     python -m experiments.figures arms --question=headline    each seed of each arm, and the gaps of mSGDW
-    python -m experiments.figures arms --question=parts       figure 7 in small: S1 to S5
     python -m experiments.figures forest                      all claims with their intervals and the margin
     python -m experiments.figures gap                         the gap against size and tokens, the paper's too
     python -m experiments.figures frequency                   frequent and rare tokens (question why)
@@ -11,8 +10,7 @@ From logs to pictures: each command draws figures/NAME.png, and most print the n
     python -m experiments.figures settings                    figures 2, 3 and 7, from SETTINGS
 
 The gap is the loss of mSGDW minus that of AdamW, seed by seed. Bars are 95 % intervals, a grey band is the
-margin within which two arms match. Every network has one colour and every optimizer one line and one marker.
-The same input gives the same bytes. experiments.gradients draws figure 1.
+margin within which two arms match. The same input gives the same bytes.
 """
 
 import itertools
@@ -104,16 +102,6 @@ def save(fig, name):
 # -----------------------------------------------------------------------------
 # figures 5, 8 to 10: curves
 
-def read_log(out_dir):
-    """{split: {iteration: value}} of a run."""
-    log = {'train': {}, 'val': {}}
-    for row in read_rows(f'{out_dir}/log.jsonl'):
-        if isinstance(row.get(key), (int, float)):
-            log[row['split']][row['iter']] = row[key]
-    if not any(log.values()):
-        fail(f'{out_dir}/log.jsonl has no rows with {key}. Use another --key, or wait for the first row.')
-    return log
-
 def smooth(values):
     """Means over a twenty-fifth of the values around each: a training loss is that of a single batch."""
     half = max(2, len(values) // 50)
@@ -125,7 +113,12 @@ def curves():
     fig, ax = plt.subplots(figsize=(13, 7), layout='constrained')
     table, shown = [], []
     for name, out_dir, style in zip(names, runs.split(','), styles(names)):
-        log = read_log(out_dir)
+        log = {'train': {}, 'val': {}}
+        for row in read_rows(f'{out_dir}/log.jsonl'):
+            if isinstance(row.get(key), (int, float)):
+                log[row['split']][row['iter']] = row[key]
+        if not any(log.values()):
+            fail(f'{out_dir}/log.jsonl has no rows with {key}. Use another --key, or wait for the first row.')
         del style['marker']
         train, val = smooth([*log['train'].values()]), [*log['val'].values()]
         last = f'{val[-1]:.4f}' if val else ''

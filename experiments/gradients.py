@@ -6,12 +6,10 @@ The paper's figure 1: how large, and how heavy in the tail, are the gradients of
     python -m experiments.gradients                                        draws what was measured
 
 Measured at the first and the last ckpt_NNNNNN.pt of each run: the gradients of the six matrices of all
-blocks, for several batches of the training set (pictures are not augmented). They go to
-results/gradients.jsonl.
+blocks, for several batches of the training set (pictures are not augmented).
 
 Behind a norm, L(c w) = L(w), so the gradient at c w is 1/c of that at w: smaller gradients are not lighter
-tails. So the picture has both: |g|, and |g| / RMS(g) with each matrix divided by its own RMS. The table has
-the 99.9 % quantile of the second over its median, which is 4.9 for a normal distribution.
+tails. So the picture has |g| and |g| / RMS(g), each matrix divided by its own RMS; the table the second.
 """
 
 import glob
@@ -70,11 +68,6 @@ def losses(config, model):
         else:
             yield model(*data.windows('train', some))[1]
 
-def gradients_of(block):
-    """The gradients of a block in the order of WEIGHTS; W_q, W_k and W_v are thirds of c_attn."""
-    linears = block.attn.c_proj, block.ffn.c_fc, block.ffn.c_proj
-    return [*block.attn.c_attn.weight.grad.chunk(3), *(linear.weight.grad for linear in linears)]
-
 def tail(sizes):
     """The 99.9 % quantile over the median."""
     sizes = sizes.sort().values
@@ -93,7 +86,11 @@ def measure(path):
     for loss in losses(config, model):
         model.zero_grad()
         loss.backward()
-        for weight, layers in zip(WEIGHTS, zip(*(gradients_of(block) for block in model.blocks))):
+        blocks = []
+        for block in model.blocks:  # W_q, W_k and W_v are thirds of c_attn
+            others = [linear.weight.grad for linear in (block.attn.c_proj, block.ffn.c_fc, block.ffn.c_proj)]
+            blocks.append([*block.attn.c_attn.weight.grad.chunk(3), *others])
+        for weight, layers in zip(WEIGHTS, zip(*blocks)):
             g = torch.cat([w.flatten() for w in layers]).abs()
             scaled = torch.cat([(w / w.square().mean().sqrt()).flatten() for w in layers]).abs()
             found[weight].append([tail(scaled), *shares_above(scaled, MULTIPLES), *shares_above(g, SIZES)])

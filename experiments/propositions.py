@@ -7,9 +7,9 @@ on the modules of model.py, and whether the two agree. results/theory.md says wh
 Letters are the paper's: X is (d, n), a column for each token; vec stacks columns; dy/dx has a row for each
 entry of y; (x) is the Kronecker product. The code's x (B, T, C) is X^T: in memory it is vec(X).
 
-Each statement yields the rows of its table. A verdict needs the columns that begin with = to be right, and
-those that begin with != to be wrong. A number there is an error, |measured - said| / |said|, and right below
-1e-10. A mean is right within four standard errors. Gains are random: a wrong formula may be right at 1.
+A verdict needs the columns that begin with = to be right, and those that begin with != to be wrong. A number
+there is an error, |measured - said| / |said|, and right below 1e-10. A mean is right within four standard
+errors. Gains are random: a wrong formula may be right at 1.
 """
 
 import copy

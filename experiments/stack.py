@@ -2,9 +2,8 @@
 Trains many small GPTs at once on one device: the same network with other seeds, optimizers and rates.
 
 All runs go through model.py's GPT together: the batch holds the sequences of run 1, then those of run 2, and
-so on, and each layer has a stack of weights, one for each run. The updates are those of support/optim.py,
-written for the whole stack. A run gets the same initial weights, batches and schedule as from train_gpt.py,
-and the same loss up to rounding. It is used by python -m experiments.evidence --device=cuda.
+so on, and each layer has a stack of weights. A run gets the same initial weights, batches, updates and
+schedule as from train_gpt.py, and the same loss up to rounding (python -m experiments.evidence uses it).
 """
 
 import math
@@ -158,7 +157,7 @@ def train_stack(runs, device, bins=None):
     order = sorted(range(len(runs)), key=lambda i: [str(runs[i][k]) for k in KIND])
     runs = [runs[i] for i in order]
     c, E = runs[0], len(runs)
-    B, T, iters = c['global_batch_size'], c['block_size'], c['max_iters']
+    B, T = c['global_batch_size'], c['block_size']
     data = Tokens(c['dataset'], T, CPU)
     ids = {split: np.fromfile(f'{data.folder}/{split}.bin', data.meta['dtype']) for split in ('train', 'val')}
     ids = {split: torch.from_numpy(x.astype(np.int32)).to(device) for split, x in ids.items()}
@@ -169,8 +168,7 @@ def train_stack(runs, device, bins=None):
 
     # the weights of a run are a row of W; views of W are the weights of the layers
     args = GPTConfig(**SETTINGS[c['setting']], norm=c['norm'], n_layer=c['n_layer'], n_head=c['n_head'],
-                     n_embd=c['n_embd'], block_size=T,
-                     vocab_size=-(-data.meta['vocab_size'] // 64) * 64)
+                     n_embd=c['n_embd'], block_size=T, vocab_size=data.vocab_size)
     first = {}
     for s in seeds:
         torch.manual_seed(s)
@@ -190,14 +188,13 @@ def train_stack(runs, device, bins=None):
     net = stacked(GPT(args).to(device), views)
     rates = torch.from_numpy(np.stack([schedule(c) for c in runs], 1)).float().to(device)[:, :, None]
     todo = list(parts(runs, columns, device))
-    clip = c['grad_clip']
 
     def losses(rows):  # (E, B, T + 1) to the loss of each token, (E, B * T)
         idx, targets = rows[..., :-1].flatten(0, 1), rows[..., 1:].flatten()
         logits = net(idx)[0]
         return F.cross_entropy(logits.flatten(0, 1), targets, reduction='none').view(E, -1)
 
-    for t in range(iters):
+    for t in range(c['max_iters']):
         # as in train_gpt.py's get_batch
         starts = [np.random.default_rng((seed, t)).integers(0, last, size=B, endpoint=True) for seed in seeds]
         starts = torch.from_numpy(np.stack(starts)).to(device)[of_seed]  # (E, B)
@@ -205,8 +202,8 @@ def train_stack(runs, device, bins=None):
         grads = torch.autograd.grad(loss.sum(), [views[name] for name in names])
         with torch.no_grad():
             G = torch.cat([g.flatten(1) for g in grads], 1)
-            if clip:
-                G.mul_((clip / (G.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0))
+            if c['grad_clip']:
+                G.mul_((c['grad_clip'] / (G.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0))
             for rule, rows, cols, scale, decay, mu, tensors in todo:
                 w, g, m, v = (x[rows, cols] for x in (W, G, M, V))
                 rule(w, g, m, v, rates[t, rows] * scale, decay, mu, t, tensors)

@@ -2,13 +2,11 @@
 
 import contextlib
 import io
-import math
 import re
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 import experiments.propositions as props
 from tests.common import ROOT
@@ -52,16 +50,11 @@ def test_the_attention_jacobian_against_differences():
     assert abs(attention(X) - ours.detach().numpy()).max() < 1e-14
 
 
-def test_random_vectors_are_isotropic_and_slopes_are_the_known_ones():
+def test_random_vectors_are_isotropic():
     torch.manual_seed(0)
     for kind in props.KINDS:
         x = props.isotropic(kind, 4, n=200_000)
         assert abs(x.T @ x / len(x) - torch.eye(4)).max() < 0.03, kind  # standard errors are below 0.007
-    z = torch.tensor([-1.3, 0.0, 0.4], dtype=torch.float64)
-    phi = [0.5 * (1 + math.erf(v / math.sqrt(2))) + v * math.exp(-v * v / 2) / math.sqrt(2 * math.pi)
-           for v in z]
-    np.testing.assert_allclose(props.slope(F.gelu, z), phi, atol=1e-14)
-    assert props.slope(F.relu, z).tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize('name,mistake,statements', [
