@@ -26,8 +26,8 @@ from experiments.evidence import print_table
 from model import FFN, GPT, SETTINGS, Attention, GPTConfig, RMSNorm
 
 seed = 1337  # of each statement, which draws its own numbers
+widths = '16,64,256'  # with commas
 
-WIDTHS = (16, 64, 256)
 T = 4  # tokens where a whole Jacobian of attention is compared, the paper's n
 
 # -----------------------------------------------------------------------------
@@ -352,7 +352,7 @@ def stands(column, value):
         return value if isinstance(value, bool) else abs(value) < 1e-10
     return True
 
-def check(statements=STATEMENTS, widths=WIDTHS):
+def check(widths, statements=STATEMENTS):
     """Run statements, each from the same seed; returns {name: (verdict, rows)}."""
     results = {}
     for statement in statements:
@@ -373,5 +373,6 @@ def check(statements=STATEMENTS, widths=WIDTHS):
 
 if __name__ == '__main__':
     configure(globals())
-    verdicts = [[name, verdict] for name, (verdict, _) in check().items()]
+    results = check([int(d) for d in widths.split(',')])
+    verdicts = [[name, verdict] for name, (verdict, _) in results.items()]
     print_table('verdicts', ['statement', 'verdict'], verdicts)

@@ -163,7 +163,6 @@ def train_stack(runs, device, bins=None):
     ids = {split: torch.from_numpy(x.astype(np.int32)).to(device) for split, x in ids.items()}
     seeds = sorted({c['seed'] for c in runs})
     of_seed = torch.tensor([seeds.index(c['seed']) for c in runs], device=device)
-    last = data.train_tokens - T - 1
     window = torch.arange(T + 1, device=device)
 
     # the weights of a run are a row of W; views of W are the weights of the layers
@@ -196,7 +195,7 @@ def train_stack(runs, device, bins=None):
 
     for t in range(c['max_iters']):
         # as in train_gpt.py's get_batch
-        starts = [np.random.default_rng((seed, t)).integers(0, last, size=B, endpoint=True) for seed in seeds]
+        starts = [np.random.default_rng((seed, t)).integers(data.train_tokens - T, size=B) for seed in seeds]
         starts = torch.from_numpy(np.stack(starts)).to(device)[of_seed]  # (E, B)
         loss = losses(ids['train'][starts[:, :, None] + window].long()).mean(1)
         grads = torch.autograd.grad(loss.sum(), [views[name] for name in names])

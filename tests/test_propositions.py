@@ -16,7 +16,7 @@ from tests.test_studies import experiment
 def quietly(*statements):
     """{name: (verdict, rows)} at the width 16."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return props.check([getattr(props, name) for name in statements], widths=(16,))
+        return props.check([16], [getattr(props, name) for name in statements])
 
 
 def test_every_statement_has_its_verdict():
@@ -72,7 +72,7 @@ def test_a_wrong_equation_is_found_out(monkeypatch, name, mistake, statements):
 
 @pytest.mark.slow
 def test_the_command_gives_the_verdicts_of_the_page():
-    said = experiment('propositions')
+    said = experiment('propositions', '--widths=64')
     page = (ROOT / 'results/theory.md').read_text(encoding='utf-8')
     rows = re.findall(r'(?m)^\| ((?:Theorem|Equation|Proposition) \d+ \| [\w ]+) \|', page)
     assert rows == re.findall(r'(?m)^\| (\w+ \d+ \| [\w ]+) \|$', said)
