@@ -151,7 +151,8 @@ def train_stack(runs, device, bins=None):
     Train runs that differ in OWN alone. Returns (validation loss, loss of each bin) for each of them, over
     the windows of train_gpt.py's evaluation. bins: the bin of each token id, (V,); None: all are in one.
     """
-    if unknown := {k for run in runs for k in run} - {*OWN, *SHAPE}:
+    unknown = set().union(*runs) - {*OWN, *SHAPE}
+    if unknown:
         fail(f'A stack does not know {", ".join(sorted(unknown))}. Use --device=cpu.')
     runs = [{**read_config(run['config']), **run} for run in runs]
     order = sorted(range(len(runs)), key=lambda i: [str(runs[i][k]) for k in KIND])
@@ -193,8 +194,7 @@ def train_stack(runs, device, bins=None):
         logits = net(idx)[0]
         return F.cross_entropy(logits.flatten(0, 1), targets, reduction='none').view(E, -1)
 
-    for t in range(c['max_iters']):
-        # as in train_gpt.py's get_batch
+    for t in range(c['max_iters']):  # batches as in train_gpt.py's get_batch
         starts = [np.random.default_rng((seed, t)).integers(data.train_tokens - T, size=B) for seed in seeds]
         starts = torch.from_numpy(np.stack(starts)).to(device)[of_seed]  # (E, B)
         loss = losses(ids['train'][starts[:, :, None] + window].long()).mean(1)

@@ -1,7 +1,6 @@
 """experiments/figures.py and gradients.py."""
 
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import experiments.gradients as grads
 from experiments import evidence
 from experiments import figures as module
 from model import GPT, NORMS, SETTINGS, GPTConfig, ViT, ViTConfig
@@ -157,15 +155,6 @@ def test_sweep_marks_what_diverged_and_settings_are_drawn_as_they_stand(figures)
 
 # -----------------------------------------------------------------------------
 # gradients
-
-
-def test_the_tail_of_known_distributions():
-    rng, n = np.random.default_rng(0), 400_000
-    normal = torch.from_numpy(rng.standard_normal(n)).abs()
-    assert abs(grads.tail(normal) - 3.2905 / 0.6745) < 0.1
-    sample = torch.from_numpy(1 + rng.pareto(1.5, n))
-    ratio = 500 ** (1 / 1.5)  # the quantiles of a Pareto distribution
-    assert grads.tail(sample) == pytest.approx(ratio, rel=4 / 1.5 / math.sqrt(n // 1000))
 
 
 def by_hand(weights, losses):

@@ -50,13 +50,6 @@ def test_the_attention_jacobian_against_differences():
     assert abs(attention(X) - ours.detach().numpy()).max() < 1e-14
 
 
-def test_random_vectors_are_isotropic():
-    torch.manual_seed(0)
-    for kind in props.KINDS:
-        x = props.isotropic(kind, 4, n=200_000)
-        assert abs(x.T @ x / len(x) - torch.eye(4)).max() < 0.03, kind  # standard errors are below 0.007
-
-
 @pytest.mark.parametrize('name,mistake,statements', [
     ('slope', lambda act, h: torch.ones_like(h), ['equation_7']),
     ('times_commutation', lambda B, d, n: B, ['equation_5']),
