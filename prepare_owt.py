@@ -3,7 +3,7 @@ Text in, token ids out: data/NAME/{train,val}.bin and meta.json, which is what t
 
     python prepare_owt.py --dataset=stdlib         # the source of your Python: bytes, no network
     python prepare_owt.py --dataset=FILE_OR_FOLDER --val=FILE_OR_FOLDER
-    python prepare_owt.py                          # OpenWebText: 9 billion tokens, 85 GB of disk on the way
+    python prepare_owt.py                          # OpenWebText: 9 billion tokens, 100 GB of disk on the way
     python prepare_owt.py --dataset=HuggingFaceFW/fineweb-edu:sample-10BT --max_docs=100000
 
 It takes a text file or a folder of them, json lines, parquet, a set on the Hub (ID or ID:CONFIG), and
@@ -12,10 +12,9 @@ json or a row of a table is one document, and end-of-text closes it. For everyth
 what it is and how to convert it.
 
 The last tenth of a single text is validation. Other documents are shuffled and split as nanoGPT does it, so
-the same rows give nanoGPT's bins. With --max_docs, a set on the Hub is a stream instead: its rows keep their
-order, and every 2000th is validation. All documents go through Arrow files: those of a set on the Hub in
-the cache of `datasets` (HF_HOME moves it; you can delete it), all others in out_dir until the end. If you
-stop the script, the same command starts again and gives the same bytes.
+the same rows give nanoGPT's bins. A set on the Hub is downloaded to the cache of `datasets` (HF_HOME moves
+it; you can delete it); with --max_docs, it is read as a stream instead. If you stop the script, the same
+command starts again and gives the same bytes.
 """
 
 import hashlib
@@ -25,7 +24,8 @@ import os
 import re
 import sys
 import sysconfig
-from operator import itemgetter
+from array import array
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from configurator import configure
 from support.console import fail
-from support.hub import hub_reason, load_openwebtext, load_tables, store_tables
+from support.hub import load_openwebtext, load_texts
 from support.splits import DATA, prepared_name
 from support.splits import RULE as _RULE  # no key
 from support.textfiles import find_texts, read_texts
@@ -54,8 +54,7 @@ if __name__ == '__main__':  # a spawned worker imports this file too
     __doc__ += f'\n{_RULE}\n'  # --help prints it
     config = configure(globals())
 
-BATCH = 64        # documents in a job
-NANOGPT = 0.0005  # its share of validation
+BATCH = 64  # documents in a job
 FILES = ('train.bin', 'meta.json', 'val.bin')  # two bins without meta.json would look like nanoGPT's
 
 # stdlib goes without these folders, tables that a program wrote, and files that differ from build to build
@@ -64,10 +63,10 @@ GENERATED = re.compile(r'_sysconfigdata.*|config-.*|(_opcode_metadata|keyword|st
                        r're/_casefix)\.py')
 
 
-# ---- sources: ({'train': table, maybe 'val': table}, what meta.json says of them). A table has one column
+# ---- sources: ({'train': texts, maybe 'val': texts}, what meta.json says of them)
 
 
-def open_stdlib(tmp):
+def open_stdlib():
     root = Path(sysconfig.get_path('stdlib'))
     names = []
     for path in root.rglob('*.py'):
@@ -80,129 +79,113 @@ def open_stdlib(tmp):
         split = 'val' if i % 20 == 19 else 'train'
         paths[split].append(root / name)
     texts = {split: read_texts(paths[split], 'text') for split in paths}
-    meta = dict(source='stdlib', python=sys.version.split()[0], sha256=digest.hexdigest())
-    return store_tables(tmp, texts), meta
+    return texts, dict(source='stdlib', python=sys.version.split()[0], sha256=digest.hexdigest())
 
 
-def open_local(config, tmp):
-    root, kind, files = find_texts(config)
+def open_local(config):
+    kind, files = find_texts(config)
     texts = {split: read_texts(files[split], kind, config['text_column']) for split in files if files[split]}
     if kind == 'text' and len(files['train']) == 1 and 'val' not in texts:  # a book, nanoGPT's input.txt
         [book] = texts['train']
         texts = cut(book, config['val_fraction'] or 0.1)
-    return store_tables(tmp, texts), dict(source=root)
+    return texts, dict(source=config['dataset'])
 
 
 def cut(book, share):
     """The parts of a text, whose last share begins behind a line or, without lines, behind a character"""
     raw = book.encode()
-    at = int(len(raw) * (1 - share))
-    line = raw.find(b'\n', at) + 1
-    if 0 < line < len(raw):
+    at = len(raw[:int(len(raw) * (1 - share))].decode(errors='ignore'))
+    line = book.find('\n', at) + 1
+    if 0 < line < len(book):
         at = line
-    while at < len(raw) and raw[at] & 0xC0 == 0x80:
-        at += 1
-    if not 0 < at < len(raw):
-        fail('The text is too short to train and validate. Give a longer one.')
-    return {'train': [raw[:at].decode()], 'val': [raw[at:].decode()]}
+    return {'train': [book[:at]], 'val': [book[at:]]}
 
 
-def open_hub(config, tmp):
-    name, _, subset = config['dataset'].partition(':')
+def open_hub(config):
+    label = config['dataset']
+    name, _, subset = label.partition(':')
     column, stream = config['text_column'], config['max_docs'] > 0
     if name in ('openwebtext', 'Skylion007/openwebtext'):
-        tables, label = load_openwebtext(column, stream)
+        texts, label = load_openwebtext(column, stream)
     else:
-        label = config['dataset']
         way = dict(path=name, name=subset or None, revision=config['revision'] or None)
-        tables = load_tables(way, label, column, stream)
-    if stream:
-        tables = store_stream(tmp, label, tables, config)
-    return tables, dict(source=label)
-
-
-def store_stream(tmp, label, streams, config):
-    """The first rows. Without a split of its own, validation is the first of every so many of them."""
-    texts = {}
-    for split, rows in streams.items():
-        texts[split] = map(itemgetter(config['text_column']), rows.take(config['max_docs']))
-    try:
-        tables = store_tables(tmp, texts)
-    except Exception as error:
-        fail(hub_reason(label, error))
-    if 'val' not in tables:
-        train = tables['train']
-        every = max(2, round(1 / (config['val_fraction'] or NANOGPT)))
-        held_out = np.arange(0, len(train), every)
-        rest = np.delete(np.arange(len(train)), held_out)
-        tables = {'train': train.select(rest), 'val': train.select(held_out)}
-    return tables
+        texts = load_texts(label, way, column, stream)
+    return texts, dict(source=label)
 
 
 # ---- tokens
 
 
-def start_worker(*given):
-    """What all jobs need reaches a worker once."""
-    global table, encode, end_of_text
-    table, encode, end_of_text = given
+def make_jobs(texts, config):
+    """(split, (tokenizer, documents)) in the order of the texts"""
+    for split in texts:
+        rest = islice(texts[split], config['max_docs'] or None)
+        while documents := list(islice(rest, BATCH)):
+            yield split, (config['tokenizer'], documents)
 
 
-def run_job(rows):
-    """-> the ids of the documents in these rows of the table, the number of empty documents"""
-    [texts] = table[rows].values()
-    pieces, empty = [], 0
-    for text in texts:
-        pieces += [encode(text or ''), end_of_text]
-        empty += not text
-    return np.concatenate(pieces).astype(end_of_text.dtype), empty
+def run_job(job):
+    """-> the ids of the documents, each with its end-of-text, and how many each has"""
+    tokenizer, documents = job
+    encode, end_of_text = open_tokenizer(tokenizer)
+    pieces, lengths = [], []
+    for text in documents:
+        ids = encode(text or '')
+        pieces += [ids, end_of_text]
+        lengths.append(len(ids) + 1)
+    return np.concatenate(pieces).astype(end_of_text.dtype), lengths
+
+
+def write_ids(path, texts, config):
+    """Writes the ids of all documents as they come -> {split: documents}, the number of ids of each"""
+    n_documents, lengths = dict.fromkeys(texts, 0), array('q')
+    workers = config['num_proc'] or count_cores()
+    with open(path, 'wb') as f, tqdm(unit=' documents', mininterval=1) as bar:
+        for (split, _), (ids, counts) in in_order(make_jobs(texts, config), run_job, workers):
+            f.write(ids)
+            n_documents[split] += len(counts)
+            lengths.extend(counts)
+            bar.update(len(counts))
+    return n_documents, np.array(lengths)
 
 
 # ---- files
 
 
-def choose_rows(tables, config):
-    """{split: rows}, with those of val behind those of train. Without val, nanoGPT's train_test_split."""
-    limit = config['max_docs'] or None
-    train = np.arange(len(tables['train']))[:limit]
-    if len(tables.get('val', [])):
-        return {'train': train, 'val': len(tables['train']) + np.arange(len(tables['val']))[:limit]}
-    order = train[np.random.default_rng(2357).permutation(len(train))]
-    n_val = math.ceil((config['val_fraction'] or NANOGPT) * len(order))
-    if n_val >= len(order):
-        fail(f'{config["dataset"]} has too few documents ({len(order)}) to train and validate. A file of '
-             'text, a line of json or a row of a table is one document: cut the text into more.')
+def choose_documents(n_documents, config):
+    """{split: numbers of its documents, in their order}. Without val, nanoGPT's train_test_split."""
+    n = n_documents['train']
+    if 'val' in n_documents:
+        return {'train': np.arange(n), 'val': np.arange(n, n + n_documents['val'])}
+    order = np.random.default_rng(2357).permutation(n)
+    n_val = math.ceil((config['val_fraction'] or 0.0005) * n)
     return {'train': order[n_val:], 'val': order[:n_val]}
 
 
-def write_bins(tmp, tables, encode, end_of_text, config):
+def write_bins(tmp, texts, dtype, config):
     """Writes {train,val}.bin into tmp -> counts and content for meta.json"""
-    from datasets import concatenate_datasets
-    chosen = choose_rows(tables, config)
-    jobs = []
-    for split, rows in chosen.items():
-        jobs += [(split, rows[i:i + BATCH]) for i in range(0, len(rows), BATCH)]
-    workers = config['num_proc'] or count_cores()
-    given = concatenate_datasets(list(tables.values())), encode, end_of_text
-    tokens, empty = {'train': 0, 'val': 0}, 0
-    files = {split: open(tmp / f'{split}.bin', 'wb') for split in tokens}
-    digests = {split: hashlib.blake2b(digest_size=16) for split in tokens}
-    with files['train'], files['val'], tqdm(unit=' documents', mininterval=1) as bar:
-        for (split, rows), (ids, n_empty) in in_order(jobs, run_job, workers, start_worker, given):
-            files[split].write(ids)
-            digests[split].update(ids)
-            tokens[split] += len(ids)
-            empty += n_empty
-            bar.update(len(rows))
-    documents = {split: len(rows) for split, rows in chosen.items()}
-    if empty == documents['train'] + documents['val']:
-        fail('There is no text to train on: all documents are empty. See --text_column.')
+    n_documents, lengths = write_ids(tmp / 'ids', texts, config)
+    ends = lengths.cumsum()
+    counts, both = {}, b''
+    for split, documents in choose_documents(n_documents, config).items():
+        tokens = int(lengths[documents].sum())
+        if tokens == len(documents):
+            fail(f'There is no text for {split}: none of its {tokens} documents holds any. A file of text, a '
+                 'line of json or a row of a table is one document. Give more, or another --text_column.')
+        counts |= {f'{split}_tokens': tokens, f'{split}_documents': len(documents)}
+        ids = np.asarray(np.memmap(tmp / 'ids', dtype, 'r'))
+        digest = hashlib.blake2b(digest_size=16)
+        with open(tmp / f'{split}.bin', 'wb') as f:
+            for some in np.array_split(documents, len(documents) // 1000 + 1):
+                block = np.concatenate([ids[end - n:end] for end, n in zip(ends[some], lengths[some])])
+                f.write(block)
+                digest.update(block)
+        both += digest.digest()
+    empty = (lengths == 1).sum()
     if empty:
         print(f'{empty:,} documents are empty. Each becomes a single end-of-text, as in nanoGPT.')
     # what a run compares when it resumes: the same tokens may come from another path
-    both = digests['train'].digest() + digests['val'].digest()
-    return dict(train_tokens=tokens['train'], val_tokens=tokens['val'], train_documents=documents['train'],
-                val_documents=documents['val'], content=hashlib.blake2b(both, digest_size=16).hexdigest())
+    return counts | dict(content=hashlib.blake2b(both, digest_size=16).hexdigest())
 
 
 def main(config):
@@ -215,22 +198,20 @@ def main(config):
         fail('max_docs and num_proc must be 0 or more, val_fraction 0 or more and below 1.')
     if config['val'] and (config['val_fraction'] or not local):
         fail('--val only works if --dataset is a file or folder, and without --val_fraction. Leave it out.')
-    tokenizer = config['tokenizer']
-    if tokenizer == 'auto':
-        tokenizer = 'byte' if name == 'stdlib' else 'gpt2'
-    encode = open_tokenizer(tokenizer)
-    vocab_size = VOCAB[tokenizer]
-    end_of_text = np.array([vocab_size - 1], '<u2' if vocab_size <= 2**16 else '<u4')
+    if config['tokenizer'] == 'auto':
+        config = config | dict(tokenizer='byte' if name == 'stdlib' else 'gpt2')
+    _, end_of_text = open_tokenizer(config['tokenizer'])
     out = Path(config['out_dir'] or Path('data', prepared_name(name)))
     with workplace(out, FILES, config['overwrite']) as tmp:
         if name == 'stdlib':
-            tables, meta = open_stdlib(tmp)
+            texts, meta = open_stdlib()
         elif local:
-            tables, meta = open_local(config, tmp)
+            texts, meta = open_local(config)
         else:
-            tables, meta = open_hub(config, tmp)
-        counts = write_bins(tmp, tables, encode, end_of_text, config)
-        about = dict(tokenizer=tokenizer, vocab_size=vocab_size, dtype=end_of_text.dtype.name)
+            texts, meta = open_hub(config)
+        counts = write_bins(tmp, texts, end_of_text.dtype, config)
+        about = dict(tokenizer=config['tokenizer'], vocab_size=VOCAB[config['tokenizer']],
+                     dtype=end_of_text.dtype.name)
         (tmp / 'meta.json').write_text(json.dumps(about | counts | meta, indent=2))
         put_in_place(tmp, out, FILES)
 

@@ -1,10 +1,8 @@
-"""Tables that `datasets` loads from the Hub or that we store, and one sentence where that does not work."""
+"""Data sets of the Hugging Face Hub, and one sentence where one cannot be read."""
 
 import re
-from itertools import islice
+from itertools import chain
 from pathlib import Path
-
-from tqdm import tqdm
 
 from support.console import fail
 from support.splits import WORDS
@@ -12,57 +10,36 @@ from support.textfiles import check_column
 from support.writing import said
 
 # in this order: the Hub's own export (cut for some sets), all of it in the owner's pull request, a full copy
-OPENWEBTEXT = [
-    dict(path='Skylion007/openwebtext', revision='refs/convert/parquet'),
-    dict(path='parquet', data_files='hf://datasets/Skylion007/openwebtext@refs%2Fpr%2F18/data/*.parquet'),
-    dict(path='dylanebert/openwebtext'),
-]
-OPENWEBTEXT_ROWS = 8_013_769
-
-# what the kinds of an error, its HTTP status or its message say: what that means, and what to do
-REASONS = {
-    'GatedRepo|is a gated dataset|HTTP 403':
-        'is gated or private. Accept its terms on its page on the Hub, then log in with `hf auth login` or '
-        'set HF_TOKEN.',
-    'DatasetNotFound|HTTP 40[14]':
-        'is not on the Hub, and no file or folder here has that name. Check the spelling; if it is private '
-        'or gated, log in with `hf auth login`.',
-    '^[^:]*(Connect|Timeout|Protocol|Network|Offline|ReadError|Incomplete|HTTP)':  # not of the message
-        'cannot be reached on the Hub ({}). Check the network and run the same command again, or give a file '
-        'or folder as --dataset.',
-    'Config name|BuilderConfig': 'cannot be read ({}). Name one as ID:CONFIG.',
-    'Dataset scripts': 'cannot be read ({}). Try --revision=refs/convert/parquet, which may have its rows.',
+OPENWEBTEXT = {
+    'Skylion007/openwebtext@refs/convert/parquet': dict(
+        path='Skylion007/openwebtext', revision='refs/convert/parquet'),
+    'Skylion007/openwebtext@refs/pr/18': dict(
+        path='parquet', data_files='hf://datasets/Skylion007/openwebtext@refs%2Fpr%2F18/data/*.parquet'),
+    'dylanebert/openwebtext': dict(path='dylanebert/openwebtext'),
 }
+OPENWEBTEXT_ROWS = 8_013_769
 
 
 def load_openwebtext(column, stream):
-    """The tables of the first copy that has all rows, and where it lies"""
-    for way in OPENWEBTEXT:
-        label = way.get('data_files') or '@'.join(way.values())
+    """The texts of the first copy that has all rows, and where it lies"""
+    for label, way in OPENWEBTEXT.items():
         try:
-            tables = load_tables(way, label, column, stream)
+            return load_texts(label, way, column, stream, OPENWEBTEXT_ROWS), label
         except SystemExit as reason:
-            if 'cannot be reached' in str(reason):
-                raise
             print(f'{reason} Trying the next copy of OpenWebText.')
-            continue
-        if stream or len(tables['train']) == OPENWEBTEXT_ROWS:
-            return tables, label
-        print(f'{label} has {len(tables["train"]):,} rows, OpenWebText has {OPENWEBTEXT_ROWS:,}. Trying the '
-              'next copy.')
-    fail('No copy of OpenWebText is complete, for the reasons above. Name the one that you want, as in '
-         '--dataset=dylanebert/openwebtext.')
+    fail('No copy of OpenWebText can be read in full, for the reasons above. Fix one of them, or name a copy '
+         'as --dataset=dylanebert/openwebtext.')
 
 
-def load_tables(way, label, column, stream):
-    """What load_dataset(**way) loads, with the column of text alone: {'train': table, maybe 'val': table}"""
-    from datasets import Features, Value, concatenate_datasets, load_dataset_builder
+def load_texts(label, way, column, stream, rows=0):
+    """{'train': texts, maybe 'val': texts} of what load_dataset(**way) loads, which must have these rows"""
     from datasets import config as hf
+    from datasets import load_dataset_builder
     hf.STREAMING_READ_MAX_RETRIES = hf.STREAMING_OPEN_MAX_RETRIES = 2  # each is half a minute of retries
-    parts = {}
     try:
         builder = load_dataset_builder(**way)
-        check_features(label, builder.info.features, column)
+        if builder.info.features:  # the Hub does not always state them
+            check_column(label, builder.info.features.arrow_schema, column)
         if stream:
             tables = builder.as_streaming_dataset()
         elif '/partial-' in str(builder.config.data_files):
@@ -71,60 +48,48 @@ def load_tables(way, label, column, stream):
             print(f'{label}: the Arrow copy is in {hf.HF_DATASETS_CACHE} (HF_HOME moves it)', flush=True)
             builder.download_and_prepare()
             tables = builder.as_dataset()
-        for split, table in tables.items():
-            if WORDS.get(split) not in ('train', 'val'):
-                print(f'{label}: left out {split}', flush=True)
-                continue
-            check_features(label, table.features, column)
-            table = table.select_columns([column])
-            if 'binary' in str(table.features):  # as some writers of parquet leave a text
-                table = table.cast(Features({column: Value('large_string')}))
-            parts.setdefault(WORDS[split], []).append(table)
     except Exception as error:
         fail(hub_reason(label, error))
-    if 'train' not in parts:
+    texts = {}
+    for split, table in tables.items():
+        to = WORDS.get(split)
+        if to in ('train', 'val'):
+            texts[to] = chain(texts.get(to, []), read_rows(label, table, column))
+        else:
+            print(f'{label}: left out {split}', flush=True)
+    if 'train' not in texts:
         fail(f'{label} has no split train but {", ".join(tables)}. Download it and use --dataset=FOLDER.')
-    return {split: concatenate_datasets(parts[split]) for split in parts}
+    if rows and not stream and len(tables['train']) != rows:
+        fail(f'{label} has {len(tables["train"]):,} rows, not {rows:,}.')
+    return texts
 
 
-def check_features(label, features, column):
-    if features:  # the Hub does not always state them
-        check_column(label, features.arrow_schema, column)
-
-
-def store_tables(tmp, splits):
-    """{split: table} of {split: texts}. The tables lie in tmp."""
-    import datasets
-    import pyarrow as pa
-    text = pa.large_string()  # `datasets` itself writes no text of more than 2 GB
-    tables = {}
-    for split in splits:
-        path = str(tmp / f'{split}.arrow')
-        texts = iter(tqdm(splits[split], f'reading {split}', unit=' documents', mininterval=1))
-        with pa.OSFile(path, 'wb') as f, pa.ipc.new_stream(f, pa.schema({'text': text})) as writer:
-            while batch := list(islice(texts, 64)):
-                writer.write(pa.table({'text': pa.array(batch, text)}))
-        tables[split] = datasets.Dataset.from_file(path)
-        if not len(tables[split]):
-            fail(f'There are no documents for {split}: its files are empty. Give files that hold some.')
-    return tables
+def read_rows(label, table, column):
+    try:
+        for rows in table.with_format('arrow').iter(1000):
+            check_column(label, rows.schema, column)
+            yield from rows[column].cast('large_string').to_pylist()
+    except Exception as error:
+        fail(hub_reason(label, error))
 
 
 def hub_reason(label, error):
-    """What went wrong and how to fix it; the first telling error in the chain decides."""
-    cause, seen = error, []
-    while cause and cause not in seen:
-        status = getattr(getattr(cause, 'response', None), 'status_code', None)
-        kinds = ' '.join(kind.__name__ for kind in type(cause).__mro__)
-        if status:
-            kinds += f' HTTP {status}'
-        for pattern, sentence in REASONS.items():
-            if re.search(pattern, f'{kinds}: {cause}'):
-                return f'{label} {sentence.format(said(cause))}'
-        seen.append(cause)
+    """What went wrong, by the kinds of the errors that led to it, and how to fix it"""
+    kinds, cause = [], error
+    while cause:
+        kinds += [kind.__name__ for kind in type(cause).__mro__]
+        kinds.append(f'HTTP {getattr(getattr(cause, "response", None), "status_code", "")}')
         cause = cause.__cause__ or cause.__context__
-    return (f'{label} cannot be read ({said(error.__cause__ or error)}). Fix that and run the same command '
-            'again. --out_dir and HF_HOME choose another disk.')
+    kinds, why = ' '.join(kinds), said(error.__cause__ or error)
+    if re.search('GatedRepo|DatasetNotFound|HTTP 40[134]', kinds):
+        return (f'{label} is not on the Hub, or it is gated or private, and no file or folder here has that '
+                'name. Check the spelling. If its page on the Hub asks you to, accept its terms, then log in '
+                'with `hf auth login` or set HF_TOKEN.')
+    if re.search('Connect|Timeout|Protocol|Network|Offline|ReadError|Incomplete|HTTP [1-9]', kinds):
+        return (f'{label} cannot be reached on the Hub ({why}). Check the network and run the same command '
+                'again, or give a file or folder as --dataset.')
+    return (f'{label} cannot be read ({why}). Fix that, or name a part of the set as ID:CONFIG, or try '
+            '--revision=refs/convert/parquet. --out_dir and HF_HOME choose another disk.')
 
 
 def download(name):

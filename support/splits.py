@@ -17,7 +17,6 @@ WORDS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'd
 NEAR = re.compile('(train|val|valid|validation|dev|test|eval|evaluation)(set|sets|ing|data|split)?')
 # the endings of files that hold data; names of other files (train.py) say nothing
 DATA = re.compile('[.](txt|text|tokens|raw|jsonl|ndjson|json|parquet)([.](gz|bz2|xz|zstd?))?$', re.IGNORECASE)
-ABOUT = re.compile('(README|LICENSE|NOTICE|CITATION)([.].*)?', re.IGNORECASE)
 
 
 def split_of(name):
@@ -45,8 +44,6 @@ def choose_splits(root, said, config):
     {name: 'train', 'val', 'test' or '' (left out)} of {name: what split_of said} in the folder root. It stops
     where this is not clear, with the command that makes it so.
     """
-    if any(said.values()):
-        said = {name: split for name, split in said.items() if split or not is_about(name)}
     told = set(said.values())
     clear = told <= {'train', 'val', 'test'}
     if told == {''} or config['val_fraction'] and not clear:
@@ -100,10 +97,6 @@ def tell_splits(root, files, others):
                   'their rows.', flush=True)
 
 
-def is_about(path):
-    return ABOUT.fullmatch(os.path.basename(path))
-
-
 def examples(names, n=3):
     names = list(map(str, names))
     return ', '.join(names[:n]) + (' ...' if len(names) > n else '')
@@ -111,8 +104,4 @@ def examples(names, n=3):
 
 def prepared_name(dataset):
     """The NAME of data/NAME, where prepare_owt.py puts --dataset: a file, a folder or a set on the Hub."""
-    name = os.path.basename(os.path.abspath(dataset))
-    stem = DATA.sub('', name)
-    if stem == name and os.path.isfile(dataset):  # of another ending
-        stem = os.path.splitext(name)[0]
-    return stem.replace(':', '-')  # ID:CONFIG
+    return DATA.sub('', os.path.basename(os.path.abspath(dataset))).replace(':', '-')  # ID:CONFIG

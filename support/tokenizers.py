@@ -1,7 +1,6 @@
 """Text -> ids, by tiktoken or as bytes."""
 
-import re
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
@@ -9,18 +8,15 @@ from support.console import fail
 from support.writing import said
 
 VOCAB = {'gpt2': 50257, 'byte': 257}  # end-of-text is the last id of both
-LONG = 500_000                        # from so many white spaces in a row on, a text is encoded in pieces
-# such a row in front of something else. tiktoken's white space lacks four characters of Python's
-SPACES = r'(?<![^\S\x1c-\x1f])[^\S\x1c-\x1f]{%d,}(?=[\S\x1c-\x1f])'
 
 
+@cache
 def open_tokenizer(name):
-    """A function that makes ids of a text."""
-    if name == 'byte':
-        return encode_bytes
-    if name == 'gpt2':
-        return partial(encode_gpt2, open_gpt2())
-    fail(f'unknown tokenizer {name!r}. Use --tokenizer=gpt2 or --tokenizer=byte.')
+    """A function that makes ids of a text, and the id of end-of-text as it is stored"""
+    if name not in VOCAB:
+        fail(f'unknown tokenizer {name!r}. Use --tokenizer=gpt2 or --tokenizer=byte.')
+    encode = encode_bytes if name == 'byte' else partial(encode_gpt2, open_gpt2())
+    return encode, np.array([VOCAB[name] - 1], '<u2' if VOCAB[name] <= 2**16 else '<u4')
 
 
 def open_gpt2():
@@ -38,14 +34,9 @@ def encode_bytes(text):
 
 
 def encode_gpt2(encoding, text):
-    """
-    The ids of tiktoken, where '<|endoftext|>' in a text is text. It fails at a million white spaces in front
-    of something else, of which its pattern takes all but the last as one piece. A cut there changes no piece.
-    """
-    pieces, start = [], 0
-    if len(text) > LONG:
-        for spaces in re.finditer(SPACES % LONG, text):
-            pieces.append(encoding.encode_to_numpy(text[start:spaces.end() - 1], disallowed_special=()))
-            start = spaces.end() - 1
-    pieces.append(encoding.encode_to_numpy(text[start:], disallowed_special=()))
-    return np.concatenate(pieces)
+    """The ids of tiktoken, where '<|endoftext|>' in a text is text"""
+    try:
+        return encoding.encode_to_numpy(text, disallowed_special=())
+    except BaseException:  # a panic of Rust, at a million white spaces in front of something else
+        fail(f'tiktoken cannot encode the document that begins {text[:40]!r}, probably because it has a '
+             'million white spaces in a row. Remove them, or use --tokenizer=byte.')

@@ -24,20 +24,17 @@ def workplace(out, files, overwrite):
     out.mkdir(parents=True, exist_ok=True)
     lock = os.open(out, os.O_RDONLY)  # it ends with the process, however that ends
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fail(f'Another run writes to {out}. Wait until it ends, or use another --out_dir.')
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         there = [file for file in files if (out / file).exists()]
-        left = list(out.glob('.prepare_tmp_????????'))  # by a run that was killed
-        as_it_moved = files[-1] not in there and any((folder / files[-1]).exists() for folder in left)
-        if there and not overwrite and not as_it_moved:
+        if there and not overwrite:
             fail(f'{out} already holds a data set ({", ".join(there)}). Use --overwrite=True to replace it, '
                  'or --out_dir=... to write elsewhere.')
-        for folder in left:
+        for folder in out.glob('.prepare_tmp_*'):  # of a run that was killed
             shutil.rmtree(folder)
         with tempfile.TemporaryDirectory(prefix='.prepare_tmp_', dir=out) as tmp:
             yield Path(tmp)
+    except BlockingIOError:
+        fail(f'Another run writes to {out}. Wait until it ends, or use another --out_dir.')
     finally:
         os.close(lock)
         if new and not any(out.iterdir()):
@@ -60,11 +57,11 @@ def count_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def in_order(jobs, work, workers, start=None, given=()):
-    """(job, work(its last part)) for each job, in their order. Each worker begins with start(*given)."""
+def in_order(jobs, work, workers):
+    """(job, work(its last part)) for each job, in their order"""
     pending = deque()
     window = 4 * workers  # no more jobs than this are in memory
-    with ProcessPoolExecutor(workers, initializer=start_worker, initargs=(start, given)) as pool:
+    with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
         for job in jobs:
             pending.append((job, pool.submit(work, job[-1])))
             if len(pending) == window:
@@ -74,12 +71,10 @@ def in_order(jobs, work, workers, start=None, given=()):
             yield job, result.result()
 
 
-def start_worker(start, given):
+def start_worker():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()  # when it is killed, nobody else ends its workers
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    if start:
-        start(*given)
 
 
 def said(error):

@@ -28,7 +28,7 @@ from tests.test_pretrained import assert_refused, write_gpt2, write_timm
 class Hub(BaseHTTPRequestHandler):
     """
     server.sets: {'owner/name' or 'owner/name@revision': {path: bytes} or an HTTP status}; .broken: paths of
-    which only half is sent; .plain: without the header by which the Hub says more about an error
+    which only half is sent
     """
     protocol_version = 'HTTP/1.1'
 
@@ -57,7 +57,7 @@ class Hub(BaseHTTPRequestHandler):
         files = self.server.sets.get(name if revision == 'main' else f'{name}@{revision}', 404)
         if isinstance(files, int):
             code = {401: 'GatedRepo', 403: 'GatedRepo', 404: 'RepoNotFound'}.get(files, '')
-            return self.answer(files, b'{}', **({} if self.server.plain else {'X_Error_Code': code}))
+            return self.answer(files, b'{}', X_Error_Code=code)
         if not api:  # name/resolve/revision/path
             path = '/'.join(rest[2:])
             if path not in files:
@@ -99,7 +99,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub():
     server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     server.daemon_threads = True
-    server.sets, server.broken, server.plain = {}, set(), False
+    server.sets, server.broken = {}, set()
     server.url = f'http://127.0.0.1:{server.server_port}'
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -138,60 +138,49 @@ def test_prepare_from_the_hub(tmp_path, hub, monkeypatch):
     hub.sets['dylanebert/openwebtext'] = {'plain_text/train-00000-of-00080.parquet': parquet(TEXTS)}
     *_, (sentence, said) = run_all(
         monkeypatch, tmp_path, hub.url, '--dataset=me/plain', '--dataset=me/bytes', '--dataset=me/parts:two',
-        '--dataset=me/plain --max_docs=100 --val_fraction=0.05', '--dataset=me/bytes --max_docs=100',
-        '--max_docs=30', '')
-    whole, of_bytes, parts, few, few_bytes, openwebtext = (prepared(tmp_path / str(i)) for i in range(6))
+        '--dataset=me/plain --max_docs=100', '--max_docs=30', '')
+    whole, of_bytes, parts, few, openwebtext = (prepared(tmp_path / str(i)) for i in range(5))
     assert whole[2]['source'] == 'me/plain'
     assert whole[:2] == of_bytes[:2] == nanogpt_split(TEXTS)
     assert parts[:2] == (TEXTS[20:100], TEXTS[100:])
-    assert few[:2] == ([text for i, text in enumerate(TEXTS[:100]) if i % 20], TEXTS[:100:20])
-    assert few_bytes[:2] == (TEXTS[1:100], TEXTS[:1])
+    assert few[:2] == nanogpt_split(TEXTS[:100])
+    assert openwebtext[:2] == nanogpt_split(TEXTS[:30])
     assert openwebtext[2]['source'] == f'{owner}@refs/convert/parquet'
-    assert openwebtext[2]['train_documents'] + openwebtext[2]['val_documents'] == 30
     assert 'cut short' in said
-    assert '50 rows, OpenWebText has 8,013,769' in said
-    assert 'dylanebert/openwebtext has 200 rows, OpenWebText has 8,013,769' in said
-    assert sentence.endswith('Name the one that you want, as in --dataset=dylanebert/openwebtext.')
+    assert f'{owner}@refs/pr/18 has 50 rows, not 8,013,769. Trying the next copy' in said
+    assert 'dylanebert/openwebtext has 200 rows, not 8,013,769.' in said
+    assert sentence.endswith('or name a copy as --dataset=dylanebert/openwebtext.')
 
 
 def test_openwebtext_is_the_first_complete_copy(monkeypatch):
-    copies = [SystemExit('The first cannot be read.'), {'train': 'abc'}, {'train': 'abcd'}]
+    copies = [SystemExit('The first cannot be read.'), {'train': 'abcd'}]
 
-    def load_tables(*given):
+    def load_texts(*given):
         copy = copies.pop(0)
         if isinstance(copy, SystemExit):
             raise copy
         return copy
 
-    monkeypatch.setattr(support.hub, 'load_tables', load_tables)
-    monkeypatch.setattr(support.hub, 'OPENWEBTEXT_ROWS', 4)
-    assert support.hub.load_openwebtext('text', False) == ({'train': 'abcd'}, 'dylanebert/openwebtext')
-    copies.append(SystemExit('The first cannot be reached on the Hub.'))
-    with pytest.raises(SystemExit, match='cannot be reached'):  # nor can the others
-        support.hub.load_openwebtext('text', False)
+    monkeypatch.setattr(support.hub, 'load_texts', load_texts)
+    found = support.hub.load_openwebtext('text', False)
+    assert found == ({'train': 'abcd'}, 'Skylion007/openwebtext@refs/pr/18')
 
 
-LOG_IN = 'log in with `hf auth login`'
+LOG_IN = ' is not on the Hub, or it is gated or private, and no file or folder here has that name. Check'
 COLUMN = ("me/column has no text under 'text'. Set --text_column to one of its columns of text (content: "
           'string, id: int64).')
-REFUSED = {  # the dataset: what its sentence begins with, and what it says besides
-    'me/a401': ('me/a401 is ', LOG_IN),  # the Hub says no more
-    'me/a403': ('me/a403 is gated or private. Accept its terms on its page on the Hub', LOG_IN),
-    'me/a404': ('me/a404 is not on the Hub, and no file or folder here has that name. Check', LOG_IN),
-    'me/script': ('me/script cannot be read (', 'Try --revision=refs/convert/parquet'),
-    'me/column': (COLUMN, ''),
-    'me/column --max_docs=10': (COLUMN, ''),
-    'me/two': ('me/two cannot be read (', 'Name one as ID:CONFIG.'),
-    'me/two:three': ('me/two:three cannot be read (', 'Name one as ID:CONFIG.'),
-    'me/test': ('me/test has no split train but test. Download it and use --dataset=FOLDER.', ''),
-    'me/half': ('me/half cannot be reached on the Hub (', 'Check the network and run the same command')}
+REFUSED = {  # the dataset: what its sentence begins with
+    'me/a401': f'me/a401{LOG_IN}', 'me/a403': f'me/a403{LOG_IN}', 'me/a404': f'me/a404{LOG_IN}',
+    'me/a500': 'me/a500 cannot be reached on the Hub (', 'me/half': 'me/half cannot be reached on the Hub (',
+    'me/column': COLUMN, 'me/column --max_docs=10': COLUMN,
+    'me/script': 'me/script cannot be read (', 'me/two': 'me/two cannot be read (Config name is missing.',
+    'me/two:three': "me/two:three cannot be read (BuilderConfig 'three' not found.",
+    'me/test': 'me/test has no split train but test. Download it and use --dataset=FOLDER.'}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('plain', [False, True], ids=['', 'plain'])
-def test_prepare_says_why_the_hub_refuses(tmp_path, hub, monkeypatch, plain):
-    hub.plain = plain
-    hub.sets |= {'me/a401': 401, 'me/a403': 403, 'me/a404': 404,
+def test_prepare_says_why_the_hub_refuses(tmp_path, hub, monkeypatch):
+    hub.sets |= {'me/a401': 401, 'me/a403': 403, 'me/a404': 404, 'me/a500': 500,
                  'me/script': {'script.py': b'', 'README.md': b'hello'},
                  'me/column': {'data/train.parquet': parquet(TEXTS, 'content')},
                  'me/two': {'README.md': CARD, 'a/x.parquet': parquet(TEXTS), 'b/t.parquet': parquet(TEXTS)},
@@ -199,9 +188,8 @@ def test_prepare_says_why_the_hub_refuses(tmp_path, hub, monkeypatch, plain):
                  'me/half': {'data/train-half.parquet': parquet(TEXTS * 99)}}
     hub.broken.add('data/train-half.parquet')
     ended = run_all(monkeypatch, tmp_path, hub.url, *(f'--dataset={dataset}' for dataset in REFUSED))
-    for (begin, besides), (sentence, _) in zip(REFUSED.values(), ended):
+    for begin, (sentence, _) in zip(REFUSED.values(), ended):
         assert sentence.startswith(begin)
-        assert besides in sentence
     assert {path.name for path in tmp_path.iterdir()} == {'home'}
 
 
@@ -227,8 +215,8 @@ def test_pictures_from_the_hub(tmp_path, hub, monkeypatch):
     assert 'test split is stored as val_*' in cifar[1]
     assert load_images(tmp_path / '0', 'train')[1].tolist() == [0, 1, 0, 1, 0, 1]
     assert len(load_images(tmp_path / '0', 'val')[1]) == 2
-    assert gated[0].startswith('ILSVRC/imagenet-1k is gated or private. Accept its terms')
-    assert nothing[0].startswith('nobody/nothing is not on the Hub')
+    assert gated[0].startswith(f'ILSVRC/imagenet-1k{LOG_IN}')
+    assert nothing[0].startswith(f'nobody/nothing{LOG_IN}')
 
 
 # -----------------------------------------------------------------------------
