@@ -33,21 +33,10 @@ def load_openwebtext(column, stream):
 
 def load_texts(label, way, column, stream, rows=0):
     """{'train': texts, maybe 'val': texts} of what load_dataset(**way) loads, which must have these rows"""
-    from datasets import config as hf
-    from datasets import load_dataset_builder
-    hf.STREAMING_READ_MAX_RETRIES = hf.STREAMING_OPEN_MAX_RETRIES = 2  # each is half a minute of retries
+    from datasets import config, load_dataset
+    config.STREAMING_READ_MAX_RETRIES = config.STREAMING_OPEN_MAX_RETRIES = 2  # each is half a minute
     try:
-        builder = load_dataset_builder(**way)
-        if builder.info.features:  # the Hub does not always state them
-            check_column(label, builder.info.features.arrow_schema, column)
-        if stream:
-            tables = builder.as_streaming_dataset()
-        elif '/partial-' in str(builder.config.data_files):
-            fail(f'{label} is an export that the Hub cut short. --max_docs=N takes the first N of its rows.')
-        else:
-            print(f'{label}: the Arrow copy is in {hf.HF_DATASETS_CACHE} (HF_HOME moves it)', flush=True)
-            builder.download_and_prepare()
-            tables = builder.as_dataset()
+        tables = load_dataset(**way, streaming=stream)
     except Exception as error:
         fail(hub_reason(label, error))
     texts = {}
@@ -88,8 +77,9 @@ def hub_reason(label, error):
     if re.search('Connect|Timeout|Protocol|Network|Offline|ReadError|Incomplete|HTTP [1-9]', kinds):
         return (f'{label} cannot be reached on the Hub ({why}). Check the network and run the same command '
                 'again, or give a file or folder as --dataset.')
-    return (f'{label} cannot be read ({why}). Fix that, or name a part of the set as ID:CONFIG, or try '
-            '--revision=refs/convert/parquet. --out_dir and HF_HOME choose another disk.')
+    return (f'{label} cannot be read ({why}). Fix that, name a part of the set as ID:CONFIG, or try the '
+            'export of the Hub, which may be cut short (--revision=refs/convert/parquet). HF_HOME chooses '
+            'another disk.')
 
 
 def download(name):

@@ -20,7 +20,6 @@ OTHERS = {rb'\xff\xfe|\xfe\xff': ('UTF-16 text', 'iconv -f UTF-16 -t UTF-8 FILE 
           rb'PK\x03\x04': ('a zip archive', 'unzip FILE'),
           rb'.{257}ustar': ('a tar archive', 'tar -xf FILE')}
 NOT_TEXT = 'not UTF-8 text', 'iconv -f ENCODING -t UTF-8 FILE > NEW, or unpack it if it is an archive'
-BOM = b'\xef\xbb\xbf'
 
 HIDDEN = re.compile('[.]|__pycache__$|__MACOSX$')
 ABOUT = re.compile('(README|LICENSE|NOTICE|CITATION)|.*[.]json$')  # may lie beside data of another kind
@@ -175,7 +174,7 @@ def read_prompt(path):
 
 def decoded(raw, where):
     try:
-        return raw.removeprefix(BOM).decode()
+        return raw.decode('utf-8-sig')
     except UnicodeDecodeError as error:
         raise BadFile(f'{where} (byte {error.start})', *NOT_TEXT) from None
 

@@ -8,7 +8,6 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-import support.hub
 from support.pretrained import find_weights
 from support.resume import load_checkpoint
 from tests.common import (
@@ -131,9 +130,9 @@ def test_prepare_from_the_hub(tmp_path, hub, monkeypatch):
     hub.sets['me/parts'] = {'README.md': CARD, 'a/x.parquet': parquet(TEXTS[:20]),
                             'b/t.parquet': parquet(TEXTS[20:100]), 'b/v.parquet': parquet(TEXTS[100:])}
     hub.sets['me/bytes'] = {'train.parquet': parquet([text.encode() for text in TEXTS])}
-    # openwebtext: neither an export that is cut nor a copy with too few rows is taken
+    # openwebtext: no copy with too few rows is taken
     owner = 'Skylion007/openwebtext'
-    hub.sets[f'{owner}@refs/convert/parquet'] = {'plain_text/partial-train/0000.parquet': parquet(TEXTS)}
+    hub.sets[f'{owner}@refs/convert/parquet'] = {'plain_text/partial-train/0.parquet': parquet(TEXTS[:199])}
     hub.sets[f'{owner}@refs/pr/18'] = {'data/train-00000-of-00093.parquet': parquet(TEXTS[:50])}
     hub.sets['dylanebert/openwebtext'] = {'plain_text/train-00000-of-00080.parquet': parquet(TEXTS)}
     *_, (sentence, said) = run_all(
@@ -146,24 +145,10 @@ def test_prepare_from_the_hub(tmp_path, hub, monkeypatch):
     assert few[:2] == nanogpt_split(TEXTS[:100])
     assert openwebtext[:2] == nanogpt_split(TEXTS[:30])
     assert openwebtext[2]['source'] == f'{owner}@refs/convert/parquet'
-    assert 'cut short' in said
-    assert f'{owner}@refs/pr/18 has 50 rows, not 8,013,769. Trying the next copy' in said
-    assert 'dylanebert/openwebtext has 200 rows, not 8,013,769.' in said
+    assert f'{owner}@refs/convert/parquet has 199 rows, not 8,013,769. Trying the next copy' in said
+    assert f'{owner}@refs/pr/18 has 50 rows' in said
+    assert 'dylanebert/openwebtext has 200 rows' in said
     assert sentence.endswith('or name a copy as --dataset=dylanebert/openwebtext.')
-
-
-def test_openwebtext_is_the_first_complete_copy(monkeypatch):
-    copies = [SystemExit('The first cannot be read.'), {'train': 'abcd'}]
-
-    def load_texts(*given):
-        copy = copies.pop(0)
-        if isinstance(copy, SystemExit):
-            raise copy
-        return copy
-
-    monkeypatch.setattr(support.hub, 'load_texts', load_texts)
-    found = support.hub.load_openwebtext('text', False)
-    assert found == ({'train': 'abcd'}, 'Skylion007/openwebtext@refs/pr/18')
 
 
 LOG_IN = ' is not on the Hub, or it is gated or private, and no file or folder here has that name. Check'
