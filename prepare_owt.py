@@ -175,8 +175,9 @@ def write_bins(tmp, texts, dtype, config):
         counts |= {f'{split}_tokens': tokens, f'{split}_documents': len(documents)}
         ids = np.asarray(np.memmap(tmp / 'ids', dtype, 'r'))
         digest = hashlib.blake2b(digest_size=16)
+        parts = np.array_split(documents, len(documents) // 1000 + 1)
         with open(tmp / f'{split}.bin', 'wb') as f:
-            for some in np.array_split(documents, len(documents) // 1000 + 1):
+            for some in tqdm(parts, f'{split}.bin', mininterval=1):
                 block = np.concatenate([ids[end - n:end] for end, n in zip(ends[some], lengths[some])])
                 f.write(block)
                 digest.update(block)
