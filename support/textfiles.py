@@ -45,7 +45,7 @@ def find_files(root):
     files, skipped, seen, waiting = [], [], {top}, [root]
     while waiting:
         folder = waiting.pop()
-        for name in os.listdir(folder):
+        for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
             if os.path.isfile(path) and not HIDDEN.match(name):
                 files.append(path)

@@ -21,7 +21,7 @@ import pytest
 import prepare_owt
 from support import tokenizers
 from support.splits import RULE, prepared_name, split_of_path
-from support.textfiles import KINDS
+from support.textfiles import KINDS, find_files
 from support.writing import run, workplace
 from tests.common import NOBODY, ROOT, TEXTS, finish, gpt2_is_here, nanogpt_split, prepared, python
 
@@ -206,6 +206,19 @@ def test_what_is_found_is_printed(capsys):
         'in: text, train: 2 files (train-00000-of-00004.txt, train-00003-of-00004.txt), val: 1 file '
         '(val.txt), left out: 2 files (.git, x.png)\n'
         'in/train-*: only 2 of 4 shards are here. Download the others if you want their rows.\n')
+
+
+def test_links_are_followed_once():
+    write({'set/b/0.txt': '', 'set/.git/1.txt': '', 'elsewhere/far/2.txt': ''})
+    for link, to in (('a', 'b'), ('b/up', '..'), ('b/out', '../..'), ('gone.txt', 'gone'), ('loop', 'loop'),
+                     ('one', '../elsewhere'), ('two', '../elsewhere'), ('1.txt', '.git/1.txt')):
+        Path('set', link).symlink_to(to)
+    Path('elsewhere/back').symlink_to('../set')
+    os.mkfifo('set/pipe.txt')
+    files, skipped = find_files('set')
+    assert files == ['set/1.txt', 'set/b/0.txt', 'set/one/far/2.txt']
+    wanted = '.git a b/out b/up gone.txt loop one/back pipe.txt two'.split()
+    assert skipped == [f'set/{path}' for path in wanted]
 
 
 def test_the_name_of_a_prepared_folder():
