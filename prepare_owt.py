@@ -25,6 +25,7 @@ import re
 import sys
 import sysconfig
 from array import array
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from support.hub import load_openwebtext, load_texts
 from support.splits import DATA, prepared_name
 from support.splits import RULE as _RULE  # no key
 from support.textfiles import find_texts, read_texts
-from support.tokenizers import VOCAB, open_tokenizer
+from support.tokenizers import VOCAB, encode
 from support.writing import count_cores, in_order, put_in_place, run, workplace
 
 dataset = 'openwebtext'  # 'stdlib', 'openwebtext', a file or folder, or a set on the Hub as ID or ID:CONFIG
@@ -116,32 +117,27 @@ def open_hub(config):
 # ---- tokens
 
 
-def make_jobs(texts, config):
-    """(split, (tokenizer, documents)) in the order of the texts"""
+def make_jobs(texts, max_docs):
+    """(split, documents) in the order of the texts"""
     for split in texts:
-        rest = islice(texts[split], config['max_docs'] or None)
+        rest = islice(texts[split], max_docs or None)
         while documents := list(islice(rest, BATCH)):
-            yield split, (config['tokenizer'], documents)
+            yield split, documents
 
 
-def run_job(job):
+def run_job(tokenizer, documents):
     """-> the ids of the documents, each with its end-of-text, and how many each has"""
-    tokenizer, documents = job
-    encode, end_of_text = open_tokenizer(tokenizer)
-    pieces, lengths = [], []
-    for text in documents:
-        ids = encode(text or '')
-        pieces += [ids, end_of_text]
-        lengths.append(len(ids) + 1)
-    return np.concatenate(pieces).astype(end_of_text.dtype), lengths
+    pieces = [encode(text or '', tokenizer) for text in documents]
+    return np.concatenate(pieces), list(map(len, pieces))
 
 
-def write_ids(path, texts, config):
+def write_ids(path, texts, tokenizer, config):
     """Writes the ids of all documents as they come -> {split: documents}, the number of ids of each"""
     n_documents, lengths = dict.fromkeys(texts, 0), array('q')
+    jobs = make_jobs(texts, config['max_docs'])
     workers = config['num_proc'] or count_cores()
     with open(path, 'wb') as f, tqdm(unit=' documents', mininterval=1) as bar:
-        for (split, _), (ids, counts) in in_order(make_jobs(texts, config), run_job, workers):
+        for (split, _), (ids, counts) in in_order(jobs, partial(run_job, tokenizer), workers):
             f.write(ids)
             n_documents[split] += len(counts)
             lengths.extend(counts)
@@ -162,9 +158,9 @@ def choose_documents(n_documents, config):
     return {'train': order[n_val:], 'val': order[:n_val]}
 
 
-def write_bins(tmp, texts, dtype, config):
+def write_bins(tmp, texts, tokenizer, dtype, config):
     """Writes {train,val}.bin into tmp -> counts and content for meta.json"""
-    n_documents, lengths = write_ids(tmp / 'ids', texts, config)
+    n_documents, lengths = write_ids(tmp / 'ids', texts, tokenizer, config)
     ends = lengths.cumsum()
     counts, both = {}, b''
     for split, documents in choose_documents(n_documents, config).items():
@@ -199,9 +195,12 @@ def main(config):
         fail('max_docs and num_proc must be 0 or more, val_fraction 0 or more and below 1.')
     if config['val'] and (config['val_fraction'] or not local):
         fail('--val only works if --dataset is a file or folder, and without --val_fraction. Leave it out.')
-    if config['tokenizer'] == 'auto':
-        config = config | dict(tokenizer='byte' if name == 'stdlib' else 'gpt2')
-    _, end_of_text = open_tokenizer(config['tokenizer'])
+    tokenizer = config['tokenizer']
+    if tokenizer == 'auto':
+        tokenizer = 'byte' if name == 'stdlib' else 'gpt2'
+    if tokenizer not in VOCAB:
+        fail(f'unknown tokenizer {tokenizer!r}. Use --tokenizer=gpt2 or --tokenizer=byte.')
+    dtype = encode('', tokenizer).dtype
     out = Path(config['out_dir'] or Path('data', prepared_name(name)))
     with workplace(out, FILES, config['overwrite']) as tmp:
         if name == 'stdlib':
@@ -210,9 +209,8 @@ def main(config):
             texts, meta = open_local(config)
         else:
             texts, meta = open_hub(config)
-        counts = write_bins(tmp, texts, end_of_text.dtype, config)
-        about = dict(tokenizer=config['tokenizer'], vocab_size=VOCAB[config['tokenizer']],
-                     dtype=end_of_text.dtype.name)
+        counts = write_bins(tmp, texts, tokenizer, dtype, config)
+        about = dict(tokenizer=tokenizer, vocab_size=VOCAB[tokenizer], dtype=dtype.name)
         (tmp / 'meta.json').write_text(json.dumps(about | counts | meta, indent=2))
         put_in_place(tmp, out, FILES)
 

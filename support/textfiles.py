@@ -114,10 +114,10 @@ def each(paths, function, *given):
         fail(f'{examples(files)} {are} {what}. Fix: {remedy}')
 
 
-def kind_of(path):
-    """'parquet', 'json lines', 'text' or None, by the ending of the name"""
+def kind_of(path, named):
+    """'parquet', 'json lines', 'text' or None, by the ending. What is named itself is at least text."""
     match = re.search(r'[.](\w+?)([.](gz|bz2|xz|zstd?))?$', path.lower())
-    return KINDS.get(match and match[1])
+    return KINDS.get(match and match[1], 'text' if path in named else None)
 
 
 def refuse_arrow(root, files):
@@ -132,10 +132,7 @@ def find_texts(config):
     found, skipped = find_files(root)
     held_out = find_files(val)[0] if val else []
     refuse_arrow(root, found)
-    kinds = {path: kind_of(path) for path in found + held_out}
-    for path in (root, val):
-        if os.path.isfile(path):
-            kinds[path] = kinds[path] or 'text'
+    kinds = {path: kind_of(path, (root, val)) for path in found + held_out}
     data = [path for path in kinds if not ABOUT.match(os.path.basename(path))]
     there = {kinds[path] for path in data} - {None} or set(kinds.values()) - {None}
     if len(there) != 1:

@@ -1,6 +1,6 @@
 """Text -> ids, by tiktoken or as bytes."""
 
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 
@@ -11,14 +11,6 @@ VOCAB = {'gpt2': 50257, 'byte': 257}  # end-of-text is the last id of both
 
 
 @cache
-def open_tokenizer(name):
-    """A function that makes ids of a text, and the id of end-of-text as it is stored"""
-    if name not in VOCAB:
-        fail(f'unknown tokenizer {name!r}. Use --tokenizer=gpt2 or --tokenizer=byte.')
-    encode = encode_bytes if name == 'byte' else partial(encode_gpt2, open_gpt2())
-    return encode, np.array([VOCAB[name] - 1], '<u2' if VOCAB[name] <= 2**16 else '<u4')
-
-
 def open_gpt2():
     import tiktoken
     try:
@@ -29,14 +21,18 @@ def open_gpt2():
              'prepare the text with --tokenizer=byte.')
 
 
-def encode_bytes(text):
-    return np.frombuffer(text.encode(), np.uint8)
-
-
-def encode_gpt2(encoding, text):
-    """The ids of tiktoken, where '<|endoftext|>' in a text is text"""
-    try:
-        return encoding.encode_to_numpy(text, disallowed_special=())
-    except BaseException:  # a panic of Rust, at a million white spaces in front of something else
-        fail(f'tiktoken cannot encode the document that begins {text[:40]!r}, probably because it has a '
-             'million white spaces in a row. Remove them, or use --tokenizer=byte.')
+def encode(text, tokenizer):
+    """The ids of a text and end-of-text behind them, as they are stored"""
+    if tokenizer == 'byte':
+        ids = np.frombuffer(text.encode(), np.uint8)
+    else:
+        gpt2 = open_gpt2()
+        try:
+            ids = gpt2.encode_to_numpy(text, disallowed_special=())  # '<|endoftext|>' is text
+        except BaseException:  # a panic of Rust, at a million white spaces in front of something else
+            fail(f'tiktoken cannot encode the document that begins {text[:40]!r}, probably because it has a '
+                 'million white spaces in a row. Remove them, or use --tokenizer=byte.')
+    stored = np.empty(len(ids) + 1, '<u2' if VOCAB[tokenizer] <= 2**16 else '<u4')
+    stored[:-1] = ids
+    stored[-1] = VOCAB[tokenizer] - 1
+    return stored

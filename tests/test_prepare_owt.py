@@ -32,7 +32,7 @@ DEFAULTS = {key: getattr(prepare_owt, key) for key in (
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tokenizers.open_tokenizer.cache_clear()
+    tokenizers.open_gpt2.cache_clear()
 
 
 def lines(*texts):
@@ -159,7 +159,6 @@ def test_all_kinds_of_files_give_nanogpts_bins(monkeypatch, capsys):
     assert (list(split['train']['text']), list(split['test']['text'])) == nanogpt_split(TEXTS)
     # ids past 65,536 take four bytes
     monkeypatch.setitem(tokenizers.VOCAB, 'byte', 70_000)
-    tokenizers.open_tokenizer.cache_clear()
     assert tuple(prepare('texts')) == nanogpt_split(TEXTS)
     assert np.fromfile('out/val.bin', '<u4')[-1] == 69_999
 
@@ -400,4 +399,4 @@ def test_gpt2():
         assert ids == [i for d in documents for i in [*encoding.encode_ordinary(TEXTS[d]), 50256]]
         assert len(ids) == meta[f'{split}_tokens']
     with pytest.raises(SystemExit, match="document that begins 'ab    .* a million white spaces in a row"):
-        tokenizers.encode_gpt2(encoding, 'ab' + ' ' * 1_000_000 + 'a')
+        tokenizers.encode('ab' + ' ' * 1_000_000 + 'a', 'gpt2')
