@@ -9,13 +9,13 @@ from support.splits import WORDS
 from support.textfiles import check_column
 from support.writing import said
 
-# in this order: the Hub's own export (cut for some sets), all of it in the owner's pull request, a full copy
+# in this order: the owner's set with a pull request, a full copy, the Hub's own export, which may be cut
 OPENWEBTEXT = {
-    'Skylion007/openwebtext@refs/convert/parquet': dict(
-        path='Skylion007/openwebtext', revision='refs/convert/parquet'),
     'Skylion007/openwebtext@refs/pr/18': dict(
         path='parquet', data_files='hf://datasets/Skylion007/openwebtext@refs%2Fpr%2F18/data/*.parquet'),
     'dylanebert/openwebtext': dict(path='dylanebert/openwebtext'),
+    'Skylion007/openwebtext@refs/convert/parquet': dict(
+        path='Skylion007/openwebtext', revision='refs/convert/parquet'),
 }
 OPENWEBTEXT_ROWS = 8_013_769
 

@@ -144,7 +144,7 @@ def test_prepare_from_the_hub(tmp_path, hub, monkeypatch):
     assert parts[:2] == (TEXTS[20:100], TEXTS[100:])
     assert few[:2] == nanogpt_split(TEXTS[:100])
     assert openwebtext[:2] == nanogpt_split(TEXTS[:30])
-    assert openwebtext[2]['source'] == f'{owner}@refs/convert/parquet'
+    assert openwebtext[2]['source'] == f'{owner}@refs/pr/18'
     assert f'{owner}@refs/convert/parquet has 199 rows, not 8,013,769. Trying the next copy' in said
     assert f'{owner}@refs/pr/18 has 50 rows' in said
     assert 'dylanebert/openwebtext has 200 rows' in said
