@@ -7,8 +7,8 @@ Pictures in, memmapped arrays out: data/NAME/, which is what train_vit.py reads.
     python prepare_imagenet.py --dataset=ILSVRC/Data/CLS-LOC --val_labels=LOC_val_solution.csv
     python prepare_imagenet.py --dataset=cifar10 --val_from_train=5000 --out_dir=data/cifar10-tune
 
-It takes any picture that Pillow turns into 8-bit RGB, and 16-bit grey (upper 8 bits). Others (12 or 32 bits,
-values of a camera that fill no 16 bits) are skipped, counted and listed. --val_labels=FILE sorts pictures of
+It takes any picture that Pillow turns into 8-bit RGB, and 16-bit grey (upper 8 bits). Others (32 bits, grey
+of a camera that does not fill 16 bits) are skipped, counted and listed. --val_labels=FILE sorts pictures of
 val that lie in no class folders: the first two words of each of its lines are a name and a class
 (val_annotations.txt of Tiny ImageNet, LOC_val_solution.csv of ImageNet).
 
@@ -22,20 +22,20 @@ files of train and val. Two data sets with the same content are the same.
 val_*   the source's validation split; if it has only a test split (CIFAR), that one, as most code does
 test_*  the source's test split, if it has labels and there is a validation split too
 
-Of CLASS/** alone, val_* is a tenth of each class; --val_fraction=F holds out another share.
+If the source has neither, val_* is a tenth of each class; --val_fraction=F holds out another share.
 --val_from_train=N holds out N random training pictures, to choose hyperparameters on. The source's test split
 is then test_*, for the final number. If it has no test labels (ImageNet), its validation split is test_*.
 
-JPEGs have a short side of at most 256 pixels (bicubic) and quality 95. A picture takes 36 kB at a PSNR of 40
-dB (higher is better; at quality 90: 25 kB, 38 dB). ImageNet takes 50 GB and 2 core hours. RGB JPEGs that are
-small enough keep their bytes. A run that is stopped leaves nothing. The bytes do not depend on --num_proc.
+JPEGs have a short side of at most 256 pixels (bicubic) and quality 95; ImageNet takes 50 GB and 2 core hours.
+RGB JPEGs that are small enough keep their bytes. A run that is stopped leaves nothing.
 """
 
 import hashlib
 import json
 import os
 import re
-import shutil
+from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -46,9 +46,9 @@ from configurator import configure
 from support.console import fail
 from support.folders import open_folder
 from support.hub import download
-from support.pictures import OtherSize, is_picture, open_picture, stored
+from support.pictures import is_picture, open_picture, stored
 from support.splits import RULE as _RULE  # no key
-from support.splits import tell_splits
+from support.splits import examples, tell_splits
 from support.synthetic import SHAPES, draw
 from support.tables import is_table, open_tables
 from support.textfiles import find_files, refuse_arrow
@@ -57,7 +57,7 @@ from support.writing import count_cores, in_order, put_in_place, run, said, work
 dataset = 'imagenet-1k'  # 'synthetic', a folder, a short name as above, or OWNER/NAME on the Hub
 val = ''                 # a folder of validation data: CLASS/**, or any with --val_labels, or parquet
 val_labels = ''          # a file with a name and a class in each line, for pictures without folders
-val_fraction = 0.0       # share of each class held out as val_*; of CLASS/** alone, 0 is 0.1
+val_fraction = 0.0       # share of each class held out as val_*; 0 is 0.1 if there is no val and no test
 val_from_train = 0       # number of random training pictures held out as val_*
 out_dir = ''             # where the arrays go; '' is data/NAME
 seed = 0                 # chooses which pictures are held out
@@ -80,7 +80,6 @@ HUB = {  # columns and splits are recognized by the names in the comments
 SYNTHETIC = {'train': 8000, 'val': 1000, 'test': 1000}  # pictures
 SMALL = 96      # most pixels a side of a picture in arrays
 BATCH = 64      # pictures in a job
-NEEDS = 'Set --dataset to a folder with CLASS/**, SPLIT/CLASS/** or parquet files.'
 HEADER = 128    # bytes before the data of an .npy file
 FILES = [f'{split}_{part}' for split in ('train', 'val', 'test')
          for part in ('images.npy', 'jpeg.bin', 'offsets.npy', 'labels.npy')] + ['meta.json']
@@ -91,25 +90,23 @@ FILES = [f'{split}_{part}' for split in ('train', 'val', 'test')
 
 def open_synthetic():
     labels = {split: np.arange(n) % len(SHAPES) for split, n in SYNTHETIC.items()}
-    return dict(classes=list(SHAPES), labels=labels,
+    return dict(classes=list(SHAPES), labels=labels, side=32,
                 items=lambda split: ((f'{split} {i}', None) for i in range(len(labels[split]))))
 
 
 def open_source(config):
-    name = root = config['dataset']
-    if name == 'synthetic':
+    root, val = config['dataset'], config['val']
+    if root == 'synthetic':
         return open_synthetic()
     if not os.path.exists(root):
-        if name not in HUB and not re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name):
-            fail(f'There is no folder {name}. Check the path, or use synthetic, {", ".join(HUB)} or '
+        if root not in HUB and not re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', root):
+            fail(f'There is no file or folder {root}. Check the path, or use synthetic, {", ".join(HUB)} or '
                  'OWNER/NAME as --dataset.')
-        root = download(HUB.get(name, name))
-    if not os.path.isdir(root):
-        fail(f'{root} is not a folder. {NEEDS}')
+        root = download(HUB.get(root, root))
     files, skipped = find_files(root)
     held_out = []
-    if config['val']:
-        held_out = find_files(config['val'])[0]
+    if val:
+        held_out = find_files(val)[0]
         real = set(map(os.path.realpath, held_out))
         files = [path for path in files if os.path.realpath(path) not in real]
     tables, pictures = list(filter(is_table, files)), list(filter(is_picture, files))
@@ -117,152 +114,149 @@ def open_source(config):
         fail(f'{root} holds both pictures ({pictures[0]}) and tables ({tables[0]}). Move one kind out of it.')
     if not tables and not pictures:
         refuse_arrow(root, files)
-        fail(f'{root} holds no pictures. {NEEDS}')
+        fail(f'{root} holds no pictures. Set --dataset to a folder with CLASS/**, SPLIT/CLASS/** or parquet '
+             'files.')
     held_out = list(filter(is_table if tables else is_picture, held_out))
-    if config['val'] and not held_out:
-        fail(f'--val={config["val"]} holds no {"parquet" if tables else "pictures"}, as {root} does. Give a '
-             'folder of the same kind.')
-    if tables and config['val_labels']:
-        fail(f'{root} holds tables, which have labels of their own. Leave --val_labels out.')
+    if val and not held_out:
+        fail(f'--val={val} holds no {"parquet" if tables else "pictures"}, as {root} does. Give a folder of '
+             'the same kind.')
     if tables:
-        source = open_tables(root, tables, held_out, config)
+        classes, names, files_of, items = open_tables(root, tables, held_out, config)
     else:
-        source = open_folder(root, pictures, held_out, config)
-    left_out = {*files, *skipped}.difference(*source['files'].values())
-    tell_splits(root, {'train': [], 'val': [], **source['files']}, sorted(left_out))
-    return source
+        classes, names, files_of, items = open_folder(root, pictures, held_out, config)
+    labels = number_labels(root, classes, names)
+    used = {'train': [], 'val': []} | {split: files_of[split] for split in labels}
+    tell_splits(root, used, sorted({*files, *skipped}.difference(*used.values())))
+    return dict(classes=list(map(str, classes)), labels=labels, items=items)
+
+
+def number_labels(root, classes, names):
+    """{split: the number of the class of each of its pictures}"""
+    number = {name: i for i, name in enumerate(classes)}
+    labels = {}
+    for split in names:
+        strange = [name for name in names[split] if name not in number]
+        if strange and split == 'test':
+            print(f'The test split is left out: {strange[0]!r} is no class of train.')
+        elif strange:
+            fail(f'The {split} split of {root} has the label {strange[0]}, which is not one of the classes '
+                 f'({examples(classes)}). Correct it, or choose another column with --label_column.')
+        elif names[split]:
+            labels[split] = np.array([number[name] for name in names[split]])
+    return labels
 
 
 def assign(source, config):
-    """The split that each picture of each source split goes to ('': none), by the rules of the docstring."""
-    labels, n = source['labels'], config['val_from_train']
+    """{split of the source: the split that each of its pictures goes to ('': none)}, as the docstring says"""
+    labels, n, share = source['labels'], config['val_from_train'], config['val_fraction']
     total = len(labels['train'])
-    share = config['val_fraction']
-    if source.get('alone') and not n and not share and 'val' not in labels:
-        share = 0.1
     if not 0 <= n < total:
         fail(f'val_from_train={n} is out of range for {total} training pictures. Use --val_from_train=N with '
              f'N from 0 to {total - 1}.')
+    if share and (n or len(labels) > 1):
+        fail(f'val_fraction={share:g} only works without val_from_train, and only if the source has no split '
+             'but train. Use --val_from_train=N alone.')
     to = {split: split for split in labels}
-    if n:
-        to['val' if 'test' not in labels else 'test'] = 'test'
-        if 'val' in labels and 'test' in labels:
-            to['val'] = ''
-            print('The validation split of the source is skipped, because --val_from_train takes its place.')
-    elif 'val' not in labels and 'test' in labels:
+    if n and len(labels) == 3:
+        to['val'] = ''
+        print('The validation split of the source is skipped, because --val_from_train takes its place.')
+    elif n and 'val' in labels:
+        to['val'] = 'test'
+    elif not n and 'val' not in labels and 'test' in labels:
         to['test'] = 'val'
         print('The source has no validation split, so its test split is stored as val_*. Use '
               '--val_from_train=N to store it as test_*.')
-    elif 'val' not in labels and not share:
-        fail(f'{config["dataset"]} has no validation split. State it with --val=FOLDER, or hold out '
-             f'--val_from_train={max(1, total // 20)} pictures, or --val_fraction=0.1 of each class.')
-    if share and (n or 'val' in to.values()):
-        fail(f'val_fraction={share:g} only works without val_from_train, and only if the source has no split '
-             'but train. Use --val_from_train=N alone.')
     goals = {split: np.full(len(labels[split]), to[split], 'U5') for split in labels}
     order = np.random.default_rng(config['seed']).permutation(total)
-    if share:
-        held_out = []
-        by_class = order[labels['train'][order].argsort(kind='stable')]
-        for group in np.split(by_class, np.bincount(labels['train']).cumsum()[:-1]):
-            held_out.append(group[:min(max(1, round(share * len(group))), len(group) - 1)])
-        order = np.concatenate(held_out)
-        n = len(order)
-        if not n:
+    held_out = list(order[:n])
+    if not n and len(labels) == 1:  # the first of each class, at least one and never all
+        share = share or 0.1
+        for label in range(len(source['classes'])):
+            group = order[labels['train'][order] == label]
+            held_out.extend(group[:min(max(1, round(share * len(group))), len(group) - 1)])
+        if not held_out:
             fail('No class has two pictures, so none can be held out. Add pictures, or use --val=FOLDER.')
-        print(f'{n:,} random training pictures ({share:g} of each class) are held out as val_*. Use '
-              '--val_fraction to change the share.')
-    goals['train'][order[:n]] = 'val'
+        print(f'{len(held_out):,} random training pictures ({share:g} of each class) are held out as val_*. '
+              'Use --val_fraction to change the share.')
+    goals['train'][held_out] = 'val'
     return goals
 
 
-# ---- workers
+# ---- pixels: jobs for the workers
 
 
-def run_job(job):
-    """-> bytes of the pictures, their labels and lengths, sum of histograms, [name, reason] of the skipped"""
-    settings, items, labels = job
-    pieces, kept, histogram, skipped = [], [], np.zeros(768, np.int64), []
-    for (name, content), label in zip(items, labels):
+def make_jobs(source, goals):
+    """(number of pictures, [(name, path or bytes, label, split to write to)]) for at most BATCH pictures"""
+    for split, goal in goals.items():
+        if goal.any():
+            rows = zip(source['items'](split), source['labels'][split], goal)
+            pictures = ((*item, label, to) for item, label, to in rows if to)
+            while job := list(islice(pictures, BATCH)):
+                yield len(job), job
+
+
+def run_job(settings, pictures):
+    """-> [(split, label, bytes)], histogram of train, [(split, name, reason)] of the skipped"""
+    kept, histogram, skipped = [], np.zeros(768, np.int64), []
+    for name, content, label, split in pictures:
         try:
-            piece, rgb = stored(draw(name) if content is None else content, *settings)
-        except OtherSize:
-            raise
+            piece, rgb = draw(name) if content is None else stored(content, *settings)
         except Exception as error:  # Pillow raises nearly everything on broken files
-            skipped.append([name, said(error)])
+            skipped.append((split, name, said(error)))
             continue
-        pieces.append(piece)
-        kept.append(label)
-        histogram += rgb.histogram()
-    return b''.join(pieces), kept, [len(piece) for piece in pieces], histogram, skipped
+        kept.append((split, label, piece))
+        if split == 'train':
+            histogram += rgb.histogram()
+    return kept, histogram, skipped
+
+
+def one_small_side(source, goals):
+    """The side of all pictures in pixels if they are squares of one size of at most SMALL, else 0"""
+    sides = set()
+    for _, pictures in make_jobs(source, goals):
+        for _, content, *_ in pictures:
+            try:
+                W, H = open_picture(content)[0].size  # as the header says
+            except Exception:  # run_job() tells why
+                continue
+            sides.add(W)
+            if W != H or W > SMALL or len(sides) > 1:
+                return 0
+    return max(sides, default=0)
 
 
 # ---- the files
 
 
-def make_jobs(source, goals, settings):
-    """(split to write to, what run_job takes) in the source's order, at most BATCH pictures a job"""
-    for split, goal in goals.items():
-        waiting = {}
-        if not goal.any():
-            continue
-        for item, label, to in zip(source['items'](split), source['labels'][split], goal):
-            if to:
-                items, labels = waiting.setdefault(to, ([], []))
-                items.append(item)
-                labels.append(label)
-                if len(items) == BATCH:
-                    yield to, (settings, *waiting.pop(to))
-        for to in waiting:
-            yield to, (settings, *waiting[to])
-
-
-def one_small_size(source):
-    """The (W, H) of the first picture that opens if it is small enough for arrays, else None."""
-    for name, content in source['items']('train'):
-        try:
-            W, H = (draw(name) if content is None else open_picture(content)[0]).size
-            return (W, H) if W == H <= SMALL else None
-        except Exception:
-            continue
-
-
-def write_files(tmp, source, goals, settings, workers):
+def write_files(tmp, source, goals, side, work, workers):
     """All files but meta.json -> {split: number of pictures}, histogram of train, {split: [name, reason]}"""
-    size = settings[0]
-    every = np.concatenate(list(goals.values()))
-    splits = [split for split in ('train', 'val', 'test') if split in every]
+    goal = np.concatenate(list(goals.values()))
+    splits = [split for split in ('train', 'val', 'test') if split in goal]
     labels, lengths, skipped = ({split: [] for split in splits} for _ in range(3))
-    files = {split: open(tmp / f'{split}_{"images.npy" if size else "jpeg.bin"}', 'wb') for split in splits}
-    histogram, total = np.zeros(768, np.int64), (every != '').sum()
-    try:
-        if size:
-            for f in files.values():
-                f.write(bytes(HEADER))
-        with tqdm(total=total, unit=' images', mininterval=1) as bar:
-            for (split, job), result in in_order(make_jobs(source, goals, settings), run_job, workers):
-                blob, kept, sizes, counts, bad = result
-                files[split].write(blob)
-                labels[split] += kept
-                lengths[split] += sizes
-                skipped[split] += bad
-                if split == 'train':
-                    histogram += counts
-                bar.update(len(job[1]))
-        for split, f in files.items():
-            if size:
-                f.seek(0)
-                shape = (len(labels[split]), size[1], size[0], 3)
-                header = dict(descr='|u1', fortran_order=False, shape=shape)
-                np.lib.format.write_array_header_1_0(f, header)
-    finally:
-        for f in files.values():
-            f.close()
-    for split in labels:
-        np.save(tmp / f'{split}_labels.npy', np.array(labels[split], '<i8'))
-        if not size:
-            np.save(tmp / f'{split}_offsets.npy', np.cumsum([0, *lengths[split]], dtype='<i8'))
-    return {split: len(labels[split]) for split in labels}, histogram, skipped
+    files, histogram = {}, np.zeros(768, np.int64)
+    with ExitStack() as stack, tqdm(total=(goal != '').sum(), unit=' images', mininterval=1) as bar:
+        for split in splits:
+            name = f'{split}_images.npy' if side else f'{split}_jpeg.bin'
+            files[split] = stack.enter_context(open(tmp / name, 'wb'))
+            files[split].write(bytes(HEADER if side else 0))
+        for (n, _), (kept, counts, bad) in in_order(make_jobs(source, goals), work, workers):
+            for split, label, piece in kept:
+                files[split].write(piece)
+                labels[split].append(label)
+                lengths[split].append(len(piece))
+            for split, name, why in bad:
+                skipped[split].append([name, why])
+            histogram += counts
+            bar.update(n)
+        for split in splits:
+            np.save(tmp / f'{split}_labels.npy', np.array(labels[split], '<i8'))
+            if side:
+                files[split].seek(0)
+                header = dict(descr='|u1', fortran_order=False, shape=(len(labels[split]), side, side, 3))
+                np.lib.format.write_array_header_1_0(files[split], header)
+            else:
+                np.save(tmp / f'{split}_offsets.npy', np.cumsum([0, *lengths[split]], dtype='<i8'))
+    return {split: len(labels[split]) for split in splits}, histogram, skipped
 
 
 def content(folder):
@@ -271,8 +265,7 @@ def content(folder):
     for file in FILES:
         if file.startswith(('train', 'val')) and (folder / file).exists():
             with open(folder / file, 'rb') as f:
-                while block := f.read(2**20):
-                    digest.update(block)
+                hashlib.file_digest(f, lambda: digest)
     return digest.hexdigest()
 
 
@@ -285,25 +278,10 @@ def main(config):
     with workplace(out, FILES, config['overwrite']) as tmp:
         source = open_source(config)
         goals = assign(source, config)
-        size = one_small_size(source)
+        side = source.get('side') or one_small_side(source, goals)
+        work = partial(run_job, (bool(side), config['resize_short'], config['quality']))
         workers = config['num_proc'] or count_cores()
-        total = sum((goal != '').sum() for goal in goals.values())
-        while True:
-            settings = size, config['resize_short'], config['quality']
-            first = run_job(((None, *settings[1:]), list(islice(source['items']('train'), 32)), [0] * 32))
-            need = size[0] * size[1] * 3 if size else len(first[0]) / max(1, len(first[1]))
-            free = shutil.disk_usage(out).free
-            kind = 'arrays' if size else 'JPEGs'
-            print(f'{out}: {total:,} images of {len(source["classes"])} classes as {kind}, about '
-                  f'{total * need / 1e6:,.0f} MB ({free / 1e6:,.0f} MB are free)', flush=True)
-            try:
-                counts, histogram, skipped = write_files(tmp, source, goals, settings, workers)
-                break
-            except OtherSize:
-                print('The pictures are not all of one size. Starting again with JPEGs.')
-                size = None
-                for path in tmp.iterdir():
-                    path.unlink()
+        counts, histogram, skipped = write_files(tmp, source, goals, side, work, workers)
         for split, n in counts.items():
             if not n:
                 name, why = skipped[split][0]
@@ -314,23 +292,20 @@ def main(config):
         share = histogram / histogram.sum(1, keepdims=True)
         mean = (share @ values).clip(0, 1)
         std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
-        meta = dict(classes=source['classes'], mean=mean.tolist(), std=std.tolist())
-        meta['layout'] = 'arrays' if size else 'jpeg'
+        meta = dict(classes=source['classes'], mean=mean.tolist(), std=std.tolist(),
+                    layout='arrays' if side else 'jpeg', source=config['dataset'], seed=config['seed'],
+                    val_from_train=int((goals['train'] == 'val').sum()), content=content(tmp),
+                    skipped=sum(skipped.values(), []))
         meta |= {f'{split}_images': n for split, n in counts.items()}
-        held_out = int((goals['train'] == 'val').sum())
-        meta |= dict(source=config['dataset'], val_from_train=held_out, seed=config['seed'])
-        if not size:
+        if not side:
             meta |= dict(resize_short=config['resize_short'], quality=config['quality'])
-        skipped = sum(skipped.values(), [])
-        meta |= dict(content=content(tmp), skipped=skipped)
         (tmp / 'meta.json').write_text(json.dumps(meta, indent=2))
         put_in_place(tmp, out, FILES)
     counted = ', '.join(f'{n:,} {split}' for split, n in counts.items())
-    print(f'{out} is finished: {counted} images')
-    if skipped:
-        were = 's were' if len(skipped) > 1 else ' was'
-        print(f'{len(skipped):,} picture{were} skipped (meta.json lists all of them):')
-        for name, why in skipped[:10]:
+    print(f'{out} is finished: {counted} images of {len(meta["classes"]):,} classes, layout {meta["layout"]}')
+    if meta['skipped']:
+        print(f'Skipped pictures: {len(meta["skipped"]):,} (meta.json lists all of them)')
+        for name, why in meta['skipped'][:10]:
             print(f'  {name!r}: {why}')
 
 

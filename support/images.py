@@ -6,6 +6,7 @@ the loader of JPEGs.
 import io
 import json
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -16,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from support import augment
 from support.console import fail
-from support.pictures import is_picture, open_picture, quiet, to_rgb
+from support.pictures import is_picture, open_picture, to_rgb
 from support.textfiles import find_files
 from support.tokens import data_folder
-from support.writing import said
+from support.writing import count_cores, said
 
 AGAIN = 'Prepare the data set again with python prepare_imagenet.py --overwrite=True.'
 
@@ -36,8 +37,8 @@ class Images:
         self.meta = meta or read_meta(self.folder)
         self.arrays = self.meta['layout'] == 'arrays'
         self.splits = {}
-        self.mean = torch.tensor(self.meta['mean'], device=env.device)
-        self.std = torch.tensor(self.meta['std'], device=env.device)
+        self.mean = torch.tensor(self.meta['mean'], device=env.device).view(3, 1, 1)
+        self.std = torch.tensor(self.meta['std'], device=env.device).view(3, 1, 1)
         self.std.clamp_(min=1 / 255)  # a channel may be constant
 
     def open(self, *names):
@@ -68,10 +69,10 @@ class Images:
         """(pictures, labels) of a split, checked."""
         files, jpeg_bytes = 'images' if self.arrays else 'offsets', 0
         try:
-            labels = np.load(os.path.join(self.folder, f'{split}_labels.npy'))
-            pictures = np.load(os.path.join(self.folder, f'{split}_{files}.npy'), mmap_mode='c')
+            labels = np.load(f'{self.folder}/{split}_labels.npy')
+            pictures = np.load(f'{self.folder}/{split}_{files}.npy', mmap_mode='c')
             if not self.arrays:
-                jpeg_bytes = os.path.getsize(os.path.join(self.folder, f'{split}_jpeg.bin'))
+                jpeg_bytes = os.path.getsize(f'{self.folder}/{split}_jpeg.bin')
         except FileNotFoundError as e:
             fail(f'{e.filename} does not exist. The data set is incomplete or has no {split} split. {AGAIN} '
                  'To get a val split, put a folder val/ beside train/ or use --val_from_train=N.')
@@ -83,12 +84,10 @@ class Images:
             fail(f'The {split} split in {self.folder} is empty, or its arrays have the wrong type or shape. '
                  f'{AGAIN}')
         count = self.meta.get(f'{split}_images', len(labels))
-        if self.arrays:
-            complete = len(pictures) == count
-        else:
-            complete = (len(pictures) == count + 1 and pictures[0] == 0 and pictures[-1] == jpeg_bytes
-                        and (np.diff(pictures) > 0).all())
-        if len(labels) != count or not complete:
+        whole = len(labels) == count and len(pictures) == count + (not self.arrays)
+        if whole and not self.arrays:
+            whole = pictures[-1] == jpeg_bytes and (np.diff(pictures) > 0).all()
+        if not whole:
             fail(f'The {split} split in {self.folder} is incomplete ({len(labels)} labels, '
                  f'{len(pictures)} {files}, but meta.json states {count} images). {AGAIN}')
         classes = len(self.meta['classes'])
@@ -104,21 +103,19 @@ class Images:
 
     def check_size(self, pictures):
         """Small pictures must be square and at most as large as image_size; smaller ones are resized."""
-        stored, size = pictures.shape[1], self.config['image_size']
+        stored, size, shift = pictures.shape[1], self.config['image_size'], self.config['shift']
         if pictures.shape[1:] != (stored, stored, 3) or stored > size:
             shape = f'{pictures.shape[2]} x {stored} x {pictures.shape[3]}'
             fail(f'The pictures of {self.folder} are {shape}, but image_size={size} requires square RGB '
                  f'pictures of at most {size} x {size} x 3. Use a larger --image_size and a --patch_size '
                  'that divides it, or prepare other pictures.')
-        if self.config['shift'] >= stored:
-            fail(f'shift={self.config["shift"]} is too large for pictures of {stored} x {stored}. '
-                 f'Set --shift to less than {stored}.')
-        if stored == size:
-            return
-        if 'stored_size' not in self.meta:
+        if shift >= stored:
+            fail(f'shift={shift} is too large for pictures of {stored} x {stored}. Set --shift to less than '
+                 f'{stored}.')
+        if stored < size and 'stored_size' not in self.meta:
             self.env.say(f'the pictures of {self.folder}, {stored} x {stored}, are resized to '
                          f'image_size={size}')
-        self.meta['stored_size'] = stored  # predict makes a photo as small first
+            self.meta['stored_size'] = stored  # predict makes a photo as small first
 
     def batches(self, split, samples):
         """
@@ -133,16 +130,11 @@ class Images:
             yield self.normalized(images), labels
 
     def normalized(self, images):
-        """Pictures, uint8 (B, 3, H, W), as the network reads them."""
-        return augment.normalize(self.resized(images), self.mean, self.std)
-
-    def resized(self, images):
-        """Small pictures, uint8 (B, 3, H, W), at image_size: bicubic, as Pillow and torchvision do it."""
-        size = self.config['image_size']
-        if images.size(-1) == size:
-            return images
-        images = F.interpolate(images.float(), (size, size), mode='bicubic', antialias=True)
-        return images.round().clamp(0, 255).to(torch.uint8)
+        """Pictures, uint8 (B, 3, H, W), as the network reads them: normalized floats of image_size."""
+        size, images = self.config['image_size'], images.float()
+        if images.size(-1) != size:  # small pictures: bicubic, as Pillow and torchvision do it
+            images = F.interpolate(images, (size, size), mode='bicubic', antialias=True).round().clamp(0, 255)
+        return (images / 255 - self.mean) / self.std
 
     def small(self, split, samples):
         """Yield (pictures, labels) of arrays, uint8. The view of a sample depends on (seed, epoch, index)."""
@@ -164,11 +156,10 @@ class Images:
         """Yield (pictures, labels) of JPEGs, uint8. Worker processes decode ahead and keep the order."""
         workers = self.config['num_workers']
         if workers < 0:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-            share = max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+            share = max(1, count_cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
             workers = share if sys.platform == 'linux' else 0
         if workers:
-            check_shared_memory(self.config, self.env, workers)
+            check_shared_memory(workers, self.config, self.env)
         # Each worker has its own process group, because a signal to our group (from torchrun or Ctrl-C) would
         # end the workers before the run is saved.
         loader = DataLoader(Jpegs(self, split), batch_sampler=samples, num_workers=workers,
@@ -186,14 +177,11 @@ class Images:
                  '/dev/shm. Use a lower --num_workers; 0 needs none.', any_rank=True)
 
 
-def check_shared_memory(config, env, workers):
+def check_shared_memory(workers, config, env):
     """The workers hand over their batches in /dev/shm, two each, and a container may have little of it."""
-    if not os.path.isdir('/dev/shm'):
-        return
-    disk = os.statvfs('/dev/shm')
-    free = disk.f_bavail * disk.f_frsize
     images = min(config['micro_batch_size'], config['global_batch_size'] // env.world_size)
     needed = 2 * workers * images * 3 * config['image_size']**2
+    free = shutil.disk_usage('/dev/shm').free if os.path.isdir('/dev/shm') else needed
     if free < needed:
         fail(f'/dev/shm has {free / 1e6:,.1f} MB free, but {workers} processes that read pictures need '
              f'{needed / 1e6:,.1f} MB. Use a lower --num_workers (0 needs none), or give the container more '
@@ -209,18 +197,15 @@ class Jpegs(Dataset):
     def __init__(self, images, split):
         self.path, self.config = os.path.join(images.folder, f'{split}_jpeg.bin'), images.config
         self.offsets, self.labels = images.splits[split]
-        self.file, self.owner = None, None
+        self.file = open(self.path, 'rb')
 
     def __getitem__(self, key):
         (epoch, index), config = key, self.config
         picture = index % len(self.labels)
-        if self.owner != os.getpid():  # each worker opens the file for itself, because forks share positions
-            self.file, self.owner = open(self.path, 'rb'), os.getpid()
-        self.file.seek(self.offsets[picture])
-        blob = self.file.read(self.offsets[picture + 1] - self.offsets[picture])
+        start, end = self.offsets[picture:picture + 2]
+        blob = os.pread(self.file.fileno(), end - start, start)  # forked workers share the file's position
         try:
-            with quiet():
-                image = Image.open(io.BytesIO(blob)).convert('RGB')
+            image = Image.open(io.BytesIO(blob)).convert('RGB')
         except Exception as e:  # Pillow raises nearly everything on broken files
             raise ValueError(f'Picture {picture} (counted from 0) in {self.path} is damaged. {AGAIN}') from e
         if epoch is None:
@@ -243,8 +228,7 @@ def read_meta(folder):
             meta = dict(json.load(f))
         if 'tokenizer' in meta:
             fail(f'{folder} holds text. Use train_gpt.py, or choose pictures with --dataset.')
-        valid = (meta['layout'] in ('arrays', 'jpeg')
-                 and isinstance(meta['classes'], list) and len(meta['classes']) > 0
+        valid = (meta['layout'] in ('arrays', 'jpeg') and isinstance(meta['classes'], list)
                  and len(meta['mean']) == len(meta['std']) == 3
                  and all(0 <= v <= 1 for v in meta['mean'] + meta['std']))  # std 0: a constant channel
     except (OSError, ValueError, KeyError, TypeError):

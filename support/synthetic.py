@@ -5,18 +5,13 @@ import math
 import numpy as np
 from PIL import Image
 
-
-def star(x, y):
-    return np.hypot(x, y) < 0.6 + 0.3 * np.cos(5 * np.arctan2(y, x))
-
-
 SHAPES = {  # on a grid of -1 to 1 across the shape; the last four are a disc with a texture
     'disc': lambda x, y: np.hypot(x, y) < 0.9,
     'ring': lambda x, y: abs(np.hypot(x, y) - 0.7) < 0.22,
     'square': lambda x, y: np.maximum(abs(x), abs(y)) < 0.8,
     'triangle': lambda x, y: (y < 0.6) & (y > 1.8 * abs(x) - 0.9),
     'cross': lambda x, y: (np.minimum(abs(x), abs(y)) < 0.27) & (np.maximum(abs(x), abs(y)) < 0.9),
-    'star': star,
+    'star': lambda x, y: np.hypot(x, y) < 0.6 + 0.3 * np.cos(5 * np.arctan2(y, x)),
     'stripes': lambda x, y: (np.hypot(x, y) < 0.95) & (np.sin(9 * x) > 0),
     'checks': lambda x, y: (np.hypot(x, y) < 0.95) & (np.sin(7 * x) * np.sin(7 * y) > 0),
     'dots': lambda x, y: (np.hypot(x, y) < 0.95) & (np.cos(9 * x) + np.cos(9 * y) > 0.7),
@@ -25,7 +20,7 @@ SHAPES = {  # on a grid of -1 to 1 across the shape; the last four are a disc wi
 
 
 def draw(name):
-    """The synthetic picture 'SPLIT NUMBER'; the shapes take turns."""
+    """The synthetic picture 'SPLIT NUMBER', as (bytes, RGB picture); the shapes take turns."""
     split, i = name.split()
     rng = np.random.default_rng((['train', 'val', 'test'].index(split), int(i)))
     angle, radius = rng.uniform(0, 2 * math.pi), rng.uniform(9, 15)
@@ -37,4 +32,5 @@ def draw(name):
     while abs(back - fore).max() < 80:
         fore = rng.uniform(0, 255, 3)
     pixels = back + (fore - back) * inside + rng.normal(0, 12, (32, 32, 3))
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    rgb = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return rgb.tobytes(), rgb

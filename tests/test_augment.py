@@ -16,15 +16,14 @@ from tests.common import finish, noise_picture, python, smooth_picture, stream
 def test_rand_augment_arguments():
     """At magnitude 9 for both signs, and the ends of the range at sign -1."""
     expected = {
-        'AutoContrast': (None, None), 'Equalize': (None, None), 'Invert': (None, None), 'Rotate': (27, -27),
-        'ShearX': (0.27, -0.27), 'ShearY': (0.27, -0.27), 'TranslateX': (0.405, -0.405),
-        'TranslateY': (0.405, -0.405), 'Color': (1.81, 0.19), 'Contrast': (1.81, 0.19),
-        'Brightness': (1.81, 0.19), 'Sharpness': (1.81, 0.19), 'Posterize': (1, 1), 'Solarize': (26, 26),
-        'SolarizeAdd': (99, 99)}
+        **dict.fromkeys(['AutoContrast', 'Equalize', 'Invert']), 'Rotate': (27, -27),
+        **dict.fromkeys(['ShearX', 'ShearY'], (0.27, -0.27)), 'Solarize': (26, 26), 'SolarizeAdd': (99, 99),
+        **dict.fromkeys(['TranslateX', 'TranslateY'], (0.405, -0.405)), 'Posterize': (1, 1),
+        **dict.fromkeys(['Color', 'Contrast', 'Brightness', 'Sharpness'], (1.81, 0.19))}
     assert set(augment.OPS) == set(expected)
     for name, values in expected.items():
         got = tuple(augment.OPS[name][0](0.9, sign) for sign in (1, -1))
-        assert got == values if values[0] is None else got == pytest.approx(values), name
+        assert got == (pytest.approx(values) if values else (None, None)), name
     for name, values in {'Color': (1.0, pytest.approx(0.1)), 'Rotate': (0, -30), 'SolarizeAdd': (0, 110),
                          'Posterize': (4, 0), 'Solarize': (256, 0)}.items():
         assert tuple(augment.OPS[name][0](f, -1) for f in (0.0, 1.0)) == values
@@ -79,26 +78,19 @@ def test_rand_augment_geometry():
 
 
 def test_rand_augment_draws(monkeypatch):
-    drawn, applied, filters = [], [], []
+    drawn, applied = [], []
     monkeypatch.setattr(augment, 'OPS', {
-        name: (lambda f, s, name=name: (name, f, s),
-               lambda image, v, r: (applied.append(v), filters.append(r), image)[2])
+        name: (lambda f, s, name=name: (name, f, s), lambda image, v, r: applied.append((*v, r)))
         for name in augment.OPS})
-    augment.rand_augment(None, stream(0), n=400, interpolation='random')
-    assert filters.count(Image.Resampling.BICUBIC) / len(filters) == pytest.approx(0.5, abs=0.12)
-    assert set(filters) == {Image.Resampling.BICUBIC, Image.Resampling.BILINEAR}
-    applied.clear()
     for i in range(3000):
         before = len(applied)
-        augment.rand_augment(None, stream(0, i))
+        augment.rand_augment(None, stream(0, i), interpolation='random')
         drawn.append(len(applied) - before)
     assert np.bincount(drawn) / 3000 == pytest.approx([0.25, 0.5, 0.25], abs=0.03)  # two, each with p = 0.5
-    names, f, sign = zip(*applied)
-    assert set(sign) == {-1, 1}
-    assert abs(np.mean(sign)) < 0.06
-    share = np.array([names.count(name) for name in set(names)]) / len(names)
-    assert len(share) == 15
-    assert abs(share - 1 / 15).max() < 0.02
+    names, f, sign, filters = zip(*applied)
+    for values, n in ((names, 15), (sign, 2), (filters, 2)):  # each value as often as the others
+        share = np.array([values.count(value) for value in set(values)]) / len(values)
+        assert share == pytest.approx([1 / n] * n, abs=0.03 if n == 2 else 0.02)
     assert np.mean(f) == pytest.approx(0.9, abs=0.005)
     assert np.std(f) == pytest.approx(0.05, abs=0.005)
     assert max(f) == 1.0
@@ -144,21 +136,15 @@ def test_random_resized_crop():
 
 
 def test_a_random_filter_changes_nothing_but_the_filter():
-    """The same box, resized as 'bicubic' does or bilinearly."""
-    image, chosen = noise_picture(60, 40), []
-    filters = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
-    for i in range(100):
+    image = noise_picture(60, 40)
+    for i in range(20):
         box = augment.random_resized_crop(CropRecorder(60, 40), stream(i)).box
-        both = [image.crop(box).resize((8, 8), r) for r in filters]
-        assert augment.random_resized_crop(image, stream(i), 8) == both[0]
-        chosen.append(both.index(augment.random_resized_crop(image, stream(i), 8, interpolation='random')))
-    assert np.mean(chosen) == pytest.approx(0.5, abs=0.15)
-    for name, value in (('Rotate', 27), ('ShearX', 0.27), ('TranslateY', 0.405)):
-        sharp, smooth = (apply_op(name, image, value, r) for r in filters)
-        assert smooth.std() < sharp.std(), name
+        sharp, smooth = (image.crop(box).resize((8, 8), r) for r in (augment.BICUBIC, augment.BILINEAR))
+        assert augment.random_resized_crop(image, stream(i), 8) == sharp
+        assert augment.random_resized_crop(image, stream(i), 8, interpolation='random') in (sharp, smooth)
 
 
-@pytest.mark.parametrize('repeats', [1, 2, 3])
+@pytest.mark.parametrize('repeats', [1, 3])
 def test_a_batch_has_several_views_of_a_picture(repeats):
     """
     A batch has what a list has in which every picture comes `repeats` times in a row: the samples of timm
@@ -194,15 +180,10 @@ def test_one_sample_is_a_function_of_its_key():
     views = {key: augment.train_view(image, stream(*key), 32).tobytes() for key in np.ndindex(2, 2, 4)}
     assert all(augment.train_view(image, stream(*key), 32).tobytes() == view for key, view in views.items())
     assert len(set(views.values())) == len(views)
-    flips = [augment.hflip(image, stream(i)).tobytes() for i in range(400)]
-    mirrored = np.asarray(image)[:, ::-1].tobytes()
-    assert set(flips) == {image.tobytes(), mirrored}
-    assert abs(flips.count(mirrored) - 200) < 40
-    pixels = augment.to_tensor(image)
-    assert (pixels.numpy() == np.asarray(image).transpose(2, 0, 1)).all()
-    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
-    wanted = (np.asarray(image) / 255 - mean) / std
-    assert np.allclose(augment.normalize(pixels[None], mean, std)[0].permute(1, 2, 0), wanted, atol=1e-6)
+    assert (augment.to_tensor(image).numpy() == np.asarray(image).transpose(2, 0, 1)).all()
+    ramp = Image.fromarray(np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None], (64, 64, 3)))
+    rows = [np.asarray(augment.train_view(ramp, stream(i), 8, magnitude=0))[0, :, 0] for i in range(400)]
+    assert abs(sum(row[0] > row[-1] for row in rows) - 200) < 40  # mirrored
 
 
 @pytest.mark.parametrize('H, W, pad', [(9, 11, 4), (1, 1, 0), (2, 2, 1), (3, 3, 2), (4, 4, 3), (5, 5, 4)])
@@ -216,7 +197,6 @@ def test_pad_crop_flip(H, W, pad):
         padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad)), mode='reflect') if pad else x
         shifted = padded[:, pad + dy:pad + dy + H, pad + dx:pad + dx + W]
         assert (y == (shifted[:, :, ::-1] if flip else shifted)).all()
-    assert torch.equal(augment.pad_crop_flip(images.float(), offsets), got.float())
     assert torch.equal(augment.pad_crop_flip(images[1:2], offsets[1:2]), got[1:2])  # a slice of the batch
 
 
@@ -224,7 +204,6 @@ def test_small_offsets():
     dy, dx, flip = augment.small_offsets(stream(1), 20_000).T
     for values, n in ((dy + 4, 9), (dx + 4, 9), (flip, 2)):
         assert abs(torch.bincount(values) / 20_000 - 1 / n).max() < 0.015
-    assert torch.equal(augment.small_offsets(stream(1), 20_000), augment.small_offsets(stream(1), 20_000))
 
 
 def test_mixup_and_cutmix_distributions():
@@ -282,12 +261,11 @@ def test_mixed_loss_is_soft_target_cross_entropy():
 @pytest.mark.slow
 def test_page_of_augmented_pictures(tmp_path):
     line = ['-m', 'support.augment', tmp_path, tmp_path / 'page.png']  # as the docstring says
-    assert 'at least 6 pictures (jpg, jpeg, png), not 0' in finish(python(*line), 1)[1]
+    assert 'at least 6 pictures, not 0' in finish(python(*line), 1)[1]
     for i in range(6):
         smooth_picture(40, 30, i).save(tmp_path / f'{i}.png')
     finish(python(*line))
     sheet = Image.open(tmp_path / 'page.png').convert('RGB')
     assert sheet.size == (8 * 114, 6 * 114)
-    for i in range(6):  # each row begins with its picture, in 256 colours for the whole page
-        got = np.asarray(sheet)[114 * i:114 * i + 112, :112].astype(int)
-        assert abs(got - np.asarray(augment.eval_crop(smooth_picture(40, 30, i), 112))).mean() < 20, i
+    first = np.asarray(augment.eval_crop(smooth_picture(40, 30), 112)).astype(int)
+    assert abs(first - np.asarray(sheet)[:112, :112]).mean() < 20  # in 256 colours for the whole page

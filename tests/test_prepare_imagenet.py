@@ -5,8 +5,6 @@ import hashlib
 import io
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,9 +17,7 @@ from support import writing
 from support.splits import RULE
 from tests.common import (
     IMAGE_DEFAULTS,
-    ROOT,
     finish,
-    image_table,
     load_images,
     noise_picture,
     python,
@@ -39,9 +35,9 @@ def digests(out):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def image_folder(root, train=3, val=2, size=(40, 30), classes=('ant', 'bee'), draw=smooth_picture):
+def image_folder(root, train=3, val=2, size=(40, 30), draw=smooth_picture):
     for split, n in (('train', train), ('val', val)):
-        for i, name in enumerate(classes):
+        for i, name in enumerate(('ant', 'bee')):
             (root / split / name).mkdir(parents=True)
             for j in range(n):
                 ending = 'jpg' if draw is smooth_picture else 'png'
@@ -49,7 +45,7 @@ def image_folder(root, train=3, val=2, size=(40, 30), classes=('ant', 'bee'), dr
     return root
 
 
-def test_folder_of_jpegs(tmp_path, capsys):
+def test_folder_of_jpegs(tmp_path):
     """Small RGB JPEGs keep their bytes, others become RGB JPEGs; broken ones are named and left out."""
     root = image_folder(tmp_path / 'set')
     ant, big = root / 'train/ant', smooth_picture(400, 300)
@@ -61,11 +57,9 @@ def test_folder_of_jpegs(tmp_path, capsys):
     turned[0x0112] = 6
     smooth_picture(60, 40).save(ant / 'e_turned.jpg', exif=turned, quality=90)
     (ant / 'h_broken.jpg').write_bytes((ant / 'd_big.jpg').read_bytes()[:3000])
-    (ant / 'i_text.jpg').write_text('no picture')
     prepare(tmp_path / 'out', root)
     images, labels, meta = load_images(tmp_path / 'out', 'train')
-    assert '2 pictures were skipped' in capsys.readouterr().out
-    assert [Path(name).name for name, _ in meta['skipped']] == ['h_broken.jpg', 'i_text.jpg']
+    assert [Path(name).name for name, _ in meta['skipped']] == ['h_broken.jpg']
     assert labels.tolist() == [0] * 8 + [1] * 3
     assert meta['classes'] == ['ant', 'bee']
     assert meta['val_images'] == 4
@@ -94,10 +88,11 @@ def test_folder_of_jpegs(tmp_path, capsys):
     assert Image.open(io.BytesIO(images[3])).size == (400, 300)
 
 
-def test_pictures_of_one_small_size_become_arrays(tmp_path, capsys):
+def test_pictures_of_one_small_size_become_arrays(tmp_path):
     root = image_folder(tmp_path / 'set', train=70, val=3, size=(12, 12), draw=noise_picture)
-    prepare(tmp_path / 'out', root, num_proc=2)
-    images, labels, meta = load_images(tmp_path / 'out', 'train')
+    out = tmp_path / 'out'
+    prepare(out, root, num_proc=2)
+    images, labels, meta = load_images(out, 'train')
     wanted = np.stack([np.asarray(noise_picture(12, 12, 1000 * i + j)) for i in range(2) for j in range(70)])
     assert (images == wanted).all()
     assert labels.tolist() == [0] * 70 + [1] * 70
@@ -109,65 +104,22 @@ def test_pictures_of_one_small_size_become_arrays(tmp_path, capsys):
     assert load_images(tmp_path / 'again', 'train')[2]['content'] == meta['content']
     # one of another size: JPEGs, and nothing stays of the arrays
     noise_picture(13, 8).save(tmp_path / 'moved/train/bee/last.png')
-    capsys.readouterr()
-    prepare(tmp_path / 'out', tmp_path / 'moved', overwrite=True)
-    assert 'not all of one size' in capsys.readouterr().out
-    images, labels, jpeg = load_images(tmp_path / 'out', 'train')
-    assert jpeg['layout'] == 'jpeg'
-    assert jpeg['content'] != meta['content']
-    assert len(images) == 141
-    assert Image.open(io.BytesIO(images[-1])).size == (13, 8)
-    assert not (tmp_path / 'out/train_images.npy').exists()
-
-
-def test_the_three_ways_to_get_val_and_test(tmp_path, capsys):
-    """Each training picture is in exactly one place."""
-    rows = [(noise_picture(6, 6, i), i % 3) for i in range(150)]
-    names = ['zebra', 'ant', 'bee']  # the Hub's order, not the alphabet's
-    root = tmp_path / 'set/data'
-    image_table(root / 'train-00000-of-00002.parquet', rows[:100], 'img', 'fine_label', names)
-    image_table(root / 'train-00001-of-00002.parquet', rows[100:130], 'img', 'fine_label', names)
-    image_table(root / 'test-00000-of-00001.parquet', rows[130:], 'img', 'fine_label', names)
-    pixels = [np.asarray(picture).tobytes() for picture, _ in rows]
-
-    def ids(out, split):
-        images, labels, meta = load_images(out, split)
-        found = [pixels.index(image.tobytes()) for image in images]
-        assert meta['classes'] == names
-        assert labels.tolist() == [i % 3 for i in found]
-        return found
-    prepare(tmp_path / 'plain', tmp_path / 'set')
-    assert 'test split is stored as val_*' in capsys.readouterr().out
-    assert ids(tmp_path / 'plain', 'train') == list(range(130))
-    assert ids(tmp_path / 'plain', 'val') == list(range(130, 150))
-    assert not (tmp_path / 'plain/test_labels.npy').exists()
-    held = {}
-    for seed in (0, 1):
-        out = tmp_path / f'held{seed}'
-        prepare(out, tmp_path / 'set', val_from_train=20, seed=seed, num_proc=2)
-        held[seed] = ids(out, 'val')
-        assert len(held[seed]) == 20
-        assert sorted(held[seed] + ids(out, 'train')) == list(range(130))
-        assert ids(out, 'test') == list(range(130, 150))
-    assert held[0] != held[1]
-    # a validation split and a test split without labels: that of validation is the final number
-    (root / 'test-00000-of-00001.parquet').rename(root / 'validation-00000-of-00001.parquet')
-    image_table(root / 'test.parquet', [(rows[0][0], -1)], 'img', 'fine_label', names)
-    prepare(tmp_path / 'final', tmp_path / 'set', val_from_train=20)
-    assert ids(tmp_path / 'final', 'test') == list(range(130, 150))
-    assert ids(tmp_path / 'final', 'val') == held[0]
+    prepare(out, tmp_path / 'moved', overwrite=True)
+    images, _, jpeg = load_images(out, 'train')
+    assert (len(images), jpeg['layout'], jpeg['content'] == meta['content']) == (141, 'jpeg', False)
+    assert not (out / 'train_images.npy').exists()
 
 
 def test_synthetic(tmp_path, monkeypatch):
     """Deterministic; balanced; and no linear function of the pixels tells the classes."""
     monkeypatch.setattr(prepare_imagenet, 'SYNTHETIC', {'train': 1000, 'val': 300, 'test': 100})
     prepare(tmp_path / 'out', 'synthetic')
+    splits = [load_images(tmp_path / 'out', split)[0] for split in ('train', 'val', 'test')]
     images, labels, meta = load_images(tmp_path / 'out', 'train')
     assert images.shape == (1000, 32, 32, 3)
     assert (np.bincount(labels) == 100).all()
     assert len(meta['classes']) == 10
-    assert (images[17] == np.asarray(prepare_imagenet.draw('train 17'))).all()
-    splits = [load_images(tmp_path / 'out', split)[0] for split in ('train', 'val', 'test')]
+    assert (images[17] == np.asarray(prepare_imagenet.draw('train 17')[1])).all()
     assert len({image.tobytes() for split in splits for image in split}) == 1400
 
     def features(images):
@@ -183,9 +135,8 @@ def test_constant_channels(tmp_path):
         Image.new('RGB', (8, 8), (10 + 10 * i, 0, 255)).save(tmp_path / 'set' / split / '0.png')
     prepare(tmp_path / 'out', tmp_path / 'set')
     meta = load_images(tmp_path / 'out', 'train')[2]
-    assert np.allclose((meta['mean'], meta['std']), ([15 / 255, 0, 1], [5 / 255, 0, 0]), atol=1e-12)
-    assert meta['mean'][1:] == [0, 1]
-    assert meta['std'][1:] == [0, 0]  # exactly
+    assert np.allclose((meta['mean'][0], meta['std'][0]), (15 / 255, 5 / 255), atol=1e-12)
+    assert (meta['mean'][1:], meta['std'][1:]) == ([0, 1], [0, 0])  # exactly
 
 # -----------------------------------------------------------------------------
 # how it ends
@@ -213,34 +164,10 @@ def test_killed_and_started_again(tmp_path):
 def test_a_full_disk(tmp_path, monkeypatch):
     def full(f):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    root = image_folder(tmp_path / 'set')
-    with monkeypatch.context() as patch:
-        patch.setattr(os, 'fsync', full)
-        with pytest.raises(SystemExit) as stop:
-            prepare(tmp_path / 'out', root)
-    assert stop.value.code == ('No space left on device. Fix that and run the same command again. --out_dir '
-                               'and HF_HOME choose another disk.')
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(SystemExit, match='No space left on device. Fix that and run the same command again.'):
+        prepare(tmp_path / 'out', image_folder(tmp_path / 'set'))
     assert not (tmp_path / 'out').exists()
-    prepare(tmp_path / 'out', root)
-
-
-@pytest.mark.slow
-def test_names_that_cannot_be_shown_and_nobody_who_reads(tmp_path):
-    root = image_folder(tmp_path / 'set', classes=('caf\u00e9', 'b'))
-    (root / 'train/caf\u00e9/\u03b1.png').write_bytes(b'')
-    (root / os.fsdecode(b'\xff.txt')).write_text('')  # not UTF-8
-    flags = [f'--dataset={root}', f'--out_dir={tmp_path}/ascii', '--num_proc=1']
-    process = python('prepare_imagenet.py', *flags, env={'PYTHONIOENCODING': 'ascii'})
-    said = ''.join(finish(process, 0))
-    assert 'udcff.txt' in said
-    assert '\\u03b1.png' in said
-    assert load_images(tmp_path / 'ascii', 'train')[2]['classes'] == ['b', 'caf\u00e9']
-    read, write = os.pipe()
-    os.close(read)  # as head does, only sooner
-    line = [sys.executable, 'prepare_imagenet.py', f'--dataset={root}', f'--out_dir={tmp_path}/out']
-    assert subprocess.run(line, stdout=write, stderr=subprocess.STDOUT, cwd=ROOT).returncode == 0
-    os.close(write)
-    assert (tmp_path / 'out/meta.json').exists()
 
 
 def test_help_states_the_contract():
