@@ -85,9 +85,7 @@ def items_of(paths, columns):
         with opened(path) as table:
             row = 0
             for batch in table.iter_batches(64, columns=[columns[path]], use_threads=False):
-                cells = batch.column(0)
-                if hasattr(cells, 'field'):  # {'bytes', 'path'}
-                    cells = cells.field('bytes')
-                for cell in cells.to_pylist():
-                    yield f'{os.path.basename(path)} row {row}', cell or b''
+                for cell in batch.column(0).to_pylist():
+                    raw = cell['bytes'] if isinstance(cell, dict) else cell
+                    yield f'{os.path.basename(path)} row {row}', raw or b''
                     row += 1
