@@ -5,7 +5,6 @@ Pictures in, memmapped arrays out: data/NAME/, which is what train_vit.py reads.
     python prepare_imagenet.py --dataset=cifar10      from the Hub; also cifar100, tiny-imagenet, imagenet-1k
     python prepare_imagenet.py --dataset=FOLDER       CLASS/** or SPLIT/CLASS/**, or tables of parquet
     python prepare_imagenet.py --dataset=ILSVRC/Data/CLS-LOC --val_labels=LOC_val_solution.csv
-    python prepare_imagenet.py --dataset=cifar10 --val_from_train=5000 --out_dir=data/cifar10-tune
 
 It takes any picture that Pillow turns into 8-bit RGB, and 16-bit grey (upper 8 bits). Others (32 bits, grey
 of a camera that does not fill 16 bits) are skipped, counted and listed. --val_labels=FILE sorts pictures of
@@ -182,7 +181,7 @@ def assign(source, config):
     return goals
 
 
-# ---- pixels: jobs for the workers
+# ---- pixels and files
 
 
 def make_jobs(source, goals):
@@ -223,9 +222,6 @@ def one_small_side(source, goals):
             if W != H or W > SMALL or len(sides) > 1:
                 return 0
     return max(sides, default=0)
-
-
-# ---- the files
 
 
 def write_files(tmp, source, goals, side, work, workers):
