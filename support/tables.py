@@ -17,10 +17,16 @@ def is_table(path):
 def open_tables(root, tables, held_out, config):
     """The classes, {split: label of each row}, {split: paths}, and items(split)"""
     files = split_files(root, tables, held_out, config)
-    check_files(root, files)
+    list(each(sum(files.values(), []), check_text, 'parquet'))
+    folders = sorted({os.path.dirname(path) for path in files['train']})
+    if len(folders) > 1:
+        fail(f'The train files of {root} are in several folders ({", ".join(folders)}). Choose one of them '
+             'with --dataset=FOLDER.')
     columns, names, labels = {}, {}, {'train': [], 'val': [], 'test': []}
     for split, paths in files.items():
         for path in paths:
+            if 'partial-' in os.path.relpath(path, root):
+                fail(f'{path} is part of an export that the Hub cut short. Download the whole data set.')
             columns[path], names[path], found = read_labels(path, split, config)
             labels[split] += found
     if not labels['train']:
@@ -32,18 +38,6 @@ def open_tables(root, tables, held_out, config):
                  'with --label_column.')
         classes = sorted(set(labels['train']))
     return classes, labels, files, lambda split: items_of(files[split], columns)
-
-
-def check_files(root, files):
-    paths = sum(files.values(), [])
-    list(each(paths, check_text, 'parquet'))
-    for path in paths:
-        if 'partial-' in os.path.relpath(path, root):
-            fail(f'{path} is part of an export that the Hub cut short. Download the whole data set.')
-    folders = sorted({os.path.dirname(path) for path in files['train']})
-    if len(folders) > 1:
-        fail(f'The train files of {root} are in several folders ({", ".join(folders)}). Choose one of them '
-             'with --dataset=FOLDER.')
 
 
 @contextmanager
