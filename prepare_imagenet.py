@@ -47,7 +47,7 @@ from support.folders import open_folder
 from support.hub import download
 from support.pictures import is_picture, open_picture, stored
 from support.splits import RULE as _RULE  # no key
-from support.splits import examples, tell_splits
+from support.splits import examples, prepared_name, tell_splits
 from support.synthetic import SHAPES, draw
 from support.tables import is_table, open_tables
 from support.textfiles import find_files, refuse_arrow
@@ -270,7 +270,7 @@ def main(config):
                            ('seed', 0, 2**63), ('val_fraction', 0, 0.99)):
         if not low <= config[key] <= high:
             fail(f'{key}={config[key]} is out of range. Use --{key} with a value from {low} to {high}.')
-    out = Path(config['out_dir'] or Path('data', Path(config['dataset']).resolve().name))
+    out = Path(config['out_dir'] or 'data/' + prepared_name(config['dataset']))
     with workplace(out, FILES, config['overwrite']) as tmp:
         source = open_source(config)
         goals = assign(source, config)
