@@ -2,12 +2,10 @@
 
 import json
 import os
-from contextlib import contextmanager
 
 from support.console import fail
 from support.splits import examples, split_files
-from support.textfiles import check_text, each
-from support.writing import said
+from support.textfiles import check_text, each, open_parquet
 
 
 def is_table(path):
@@ -40,20 +38,10 @@ def open_tables(root, tables, held_out, config):
     return classes, labels, files, lambda split: items_of(files[split], columns)
 
 
-@contextmanager
-def opened(path):
-    from pyarrow.parquet import ParquetFile
-    try:
-        with open(path, 'rb') as f:  # pyarrow would read [ ] * ? in a path as a pattern
-            yield ParquetFile(f)
-    except (ValueError, OSError) as error:
-        fail(f'{path} cannot be read as parquet ({said(error)}). Download it again or remove it.')
-
-
 def read_labels(path, split, config):
     """The column of pictures, the names of the classes or None, the labels: names where the file has them"""
     from pyarrow.types import is_nested
-    with opened(path) as table:
+    with open_parquet(path) as table:
         schema, columns = table.schema_arrow, []
         for key, usual in (('image_column', ['image', 'img']), ('label_column', ['label', 'fine_label'])):
             usual = [config[key]] if config[key] else usual
@@ -76,7 +64,7 @@ def read_labels(path, split, config):
 def items_of(paths, columns):
     """(name, bytes) of each picture"""
     for path in paths:
-        with opened(path) as table:
+        with open_parquet(path) as table:
             row = 0
             for batch in table.iter_batches(64, columns=[columns[path]], use_threads=False):
                 for cell in batch.column(0).to_pylist():

@@ -204,16 +204,21 @@ def read_line(line, where, column):
                       '--text_column to the key of the text') from None
 
 
-def read_parquet(path, column):
-    import pyarrow.parquet
+@contextmanager
+def open_parquet(path):
+    from pyarrow.parquet import ParquetFile
     try:
         with open(path, 'rb') as f:  # of a path, pyarrow takes what is before '::' for a protocol
-            table = pyarrow.parquet.ParquetFile(f)
-            check_column(path, table.schema_arrow, column)
-            for batch in table.iter_batches(1024, columns=[column]):
-                yield from batch[column].cast('large_string').to_pylist()
+            yield ParquetFile(f)
     except (ValueError, OSError) as error:
-        raise BadFile(path, f'not readable as parquet ({said(error)})', 'fetch or write it again') from None
+        fail(f'{path} cannot be read as parquet ({said(error)}). Fetch or write it again.')
+
+
+def read_parquet(path, column):
+    with open_parquet(path) as table:
+        check_column(path, table.schema_arrow, column)
+        for batch in table.iter_batches(1024, columns=[column]):
+            yield from batch[column].cast('large_string').to_pylist()
 
 
 def check_column(label, schema, column):

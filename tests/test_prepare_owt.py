@@ -271,8 +271,8 @@ REFUSED = [  # files; the sentence; keys
     ({'a.parquet': LFS}, f'in/a.parquet is {PULL}'),
     ({'a.parquet': table(body=['a'], text=[1])}, "in/a.parquet has no text under 'text'. Set --text_column "
      'to one of its columns of text (body: string, text: int64).'),
-    ({'a.parquet': table(text=[b'caf\xe9'])}, 'in/a.parquet is not readable as parquet (Invalid UTF8 '
-     'payload). Fix: fetch or write it again'),
+    ({'a.parquet': table(text=[b'caf\xe9'])}, 'in/a.parquet cannot be read as parquet (Invalid UTF8 '
+     'payload). Fetch or write it again.'),
     ({'train.parquet': table('a'), 'val.parquet': table(text=pa.array([], pa.string()))},
      EMPTY.format('val', 0)),
     ({'a.jsonl': lines('a')}, EMPTY.format('train', 0)),
