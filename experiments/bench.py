@@ -30,7 +30,6 @@ from sgdw import SGDW
 from support.checks import check_choice, check_range
 from support.console import fail
 from support.distributed import explain, start
-from support.optim import param_groups
 
 only = 'nanogpt,optimizer,step'  # sections
 sections = only.split(',')
@@ -110,10 +109,10 @@ def make_gpt(size, setting, norm):
         return GPT(GPTConfig(**SETTINGS[setting], **SIZES[size], norm=norm))
 
 def sgdw(model, foreach=None):
-    return SGDW(param_groups(model, 1e-4), lr=1e-3, momentum=0.9, foreach=foreach)
+    return SGDW(model.parameters(), lr=1e-3, weight_decay=1e-4, foreach=foreach)
 
 def adamw(model, fused=True):
-    return torch.optim.AdamW(param_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=fused,
+    return torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=fused,
                              foreach=not fused)
 
 def update(opt, dtype, model, X, Y):
@@ -138,7 +137,7 @@ def optimizer():
     for p in model.parameters():
         p.grad = 1e-3 * torch.randn_like(p)
     a, b = torch.ones(2, n, device=env.device)
-    fused_sgd = torch.optim.SGD(param_groups(model, 1e-4), lr=1e-3, momentum=0.9, fused=True)
+    fused_sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=True)
     # each with its reads and writes per weight: in one pass p, g, m (and v) are read, p, m (and v) written;
     # loop and foreach do m = mu m: 2, m += g: 3, p = (1 - lr wd) p: 2, p -= lr m: 3; AdamW foreach: eight
     # times 2 to 4

@@ -22,7 +22,7 @@ from experiments.evidence import print_table
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from sgdw import SGDW
 from support.checks import check_choice
-from support.optim import param_groups
+from support.optim import EMBEDDINGS
 from support.report import PEAK_TFLOPS, flops_per_unit
 
 gpu = 'H100'  # a name in PEAK_TFLOPS of support/report.py
@@ -43,13 +43,15 @@ def count(model):
 
 def kept(kind, model):
     """Bytes of the optimizer's state after a step."""
-    groups = param_groups(model, 0.1, 1.0)  # the last two have the embeddings
+    embeddings, others = [], []
+    for name, p in model.named_parameters():
+        (embeddings if name.split('.')[0] in EMBEDDINGS else others).append(p)
     if kind == 'AdamW':
-        optimizers = [torch.optim.AdamW(groups, lr=1e-3)]
+        optimizers = [torch.optim.AdamW(embeddings + others, lr=1e-3)]
     elif kind == 'mSGDW':
-        optimizers = [SGDW(groups, lr=1e-3)]
+        optimizers = [SGDW(embeddings + others, lr=1e-3)]
     else:
-        optimizers = [SGDW(groups[:2], lr=1e-3), torch.optim.AdamW(groups[2:], lr=1e-3)]
+        optimizers = [SGDW(others, lr=1e-3), torch.optim.AdamW(embeddings, lr=1e-3)]
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     size = 0

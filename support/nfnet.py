@@ -177,10 +177,6 @@ class NFNet(nn.Module):
                 nn.init.normal_(m.weight, std=std)
                 nn.init.zeros_(m.bias)
 
-    def no_weight_decay(self) -> set[str]:
-        """No name: all gains and biases are vectors or scalars, which do not decay anyway."""
-        return set()
-
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.stem(images)
         for stage in self.stages:

@@ -106,28 +106,6 @@ def split_for_muon(model, groups):
     return [groups[0] | {'params': matrices}], rest
 
 
-def param_groups(model: nn.Module, weight_decay: float, embed_scale: float = 0.0,
-                 embed_weight_decay: float = -1.0) -> list[dict]:
-    """
-    The groups that the train scripts make, for the experiments: tensors that decay and the others. With an
-    embed_scale above 0, the embeddings are two more such groups, at embed_scale times the rate of the rest.
-    """
-    exempt = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
-    embed_decay = weight_decay if embed_weight_decay < 0 else embed_weight_decay
-    groups = [{'params': [], 'weight_decay': weight_decay, 'lr_scale': 1.0},
-              {'params': [], 'weight_decay': 0.0, 'lr_scale': 1.0}]
-    if embed_scale > 0:
-        groups += [{'params': [], 'weight_decay': embed_decay, 'lr_scale': embed_scale},
-                   {'params': [], 'weight_decay': 0.0, 'lr_scale': embed_scale}]
-    for name, p in model.named_parameters():  # lists a tied tensor once
-        if p.requires_grad:
-            embedding = embed_scale > 0 and name.split('.')[0] in EMBEDDINGS
-            decay, no_decay = groups[2:] if embedding else groups[:2]
-            group = decay if p.dim() >= 2 and name not in exempt else no_decay
-            group['params'].append(p)
-    return groups
-
-
 def name_optimizer(config: dict) -> str:
     """The optimizer in words, for the line that a run begins with."""
     if config['embed_optimizer'] == 'auto':
