@@ -1,12 +1,21 @@
 """What several tests share: the scripts run as people run them, on tiny data that is made here."""
 
+import atexit
+import contextlib
 import io
 import json
+import multiprocessing
 import os
+import runpy
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,24 +58,93 @@ def assert_refused(action, *words):
         assert word in stop.value.code
 
 
-# the start of a process takes most of a short run's time, so several command lines are run in one
-ONE_AFTER_THE_OTHER = """
-import contextlib, io, json, runpy, sys
-for argv in json.loads(sys.argv[1]):
-    sys.argv, out, code = argv, io.StringIO(), 'it ended without a word'
+# a start of Python with torch takes most of a short run's time, so a server forks processes that have it
+FORKS = multiprocessing.get_context('forkserver' if sys.platform == 'linux' else 'spawn')
+FORKS.set_forkserver_preload(['tests.common', 'torch._dynamo', 'torch.nn.parallel', 'support.augment',
+                              'support.images', 'support.nfnet', 'support.report', 'support.resume'])
+FORKING = threading.Lock()
+
+
+def in_child(action, said, environ):
+    """action() in a new process, with this environment and its output in two files."""
+    for number, name in ((1, 'out'), (2, 'err')):
+        os.dup2(os.open(f'{said}.{name}', os.O_WRONLY), number)
+    os.environ.clear()
+    os.environ.update(environ)
+    multiprocessing.set_start_method(None, force=True)  # the default, as in a script
+    atexit._clear()  # what the server would do at its own end
     try:
-        with contextlib.redirect_stdout(out):
-            runpy.run_path(argv[0], run_name='__main__')
-    except SystemExit as e:
-        code = e.code
-    print(json.dumps([code, out.getvalue()]))
-"""
+        action()
+    finally:
+        atexit._run_exitfuncs()
+
+
+class Forked:
+    """action() in a new process, or in as many as torchrun says, with what tests need of subprocess.Popen."""
+
+    def __init__(self, action, torchrun=0):
+        self.args, self.folder, self.processes = action, tempfile.TemporaryDirectory(), []
+        with socket.create_server(('127.0.0.1', 0)) as free:
+            together = {'WORLD_SIZE': str(torchrun), 'TORCHELASTIC_RUN_ID': 'x', 'MASTER_ADDR': '127.0.0.1',
+                        'MASTER_PORT': str(free.getsockname()[1])}
+        for rank in map(str, range(torchrun or 1)):
+            said, environ = f'{self.folder.name}/{rank}', dict(os.environ)
+            if torchrun:
+                environ |= together | {'RANK': rank, 'LOCAL_RANK': rank}
+            for name in ('out', 'err'):
+                open(f'{said}.{name}', 'w').close()
+            self.processes.append(FORKS.Process(target=in_child, args=(action, said, environ)))
+            with FORKING, contextlib.chdir(ROOT):
+                self.processes[-1].start()
+
+    def poll(self):
+        codes = [process.exitcode for process in self.processes]
+        return None if None in codes else max(codes, key=abs)
+
+    def said(self, name):
+        """What all processes have said so far, on out or on err."""
+        files = sorted(Path(self.folder.name).glob(f'*.{name}'))
+        return ''.join(file.read_bytes().decode('utf-8', 'replace') for file in files)
+
+    def communicate(self, timeout=None):
+        for process in self.processes:
+            process.join(timeout)
+            process.kill()
+            process.join()
+        self.returncode = self.poll()
+        return self.said('out'), self.said('err')
+
+    def send_signal(self, number):
+        for process in self.processes:
+            os.kill(process.pid, number)
+
+
+def run(argv, before=None):
+    if before:
+        before()
+    sys.argv = [str(word) for word in argv]
+    runpy.run_path(sys.argv[0], run_name='__main__')
+
+
+def script(*argv, before=None, torchrun=0):
+    """A script of ours that runs, behind before()."""
+    return Forked(partial(run, argv, before), torchrun)
+
+
+def run_in_turn(lines):
+    for argv in lines:
+        out, code = io.StringIO(), None
+        try:
+            with contextlib.redirect_stdout(out):
+                run(argv)
+        except SystemExit as e:
+            code = e.code
+        print(json.dumps([code, out.getvalue()]))
 
 
 def one_after_the_other(lines):
-    """(what it ended with, what it printed) for each of the command lines."""
-    ended = finish(python('-c', ONE_AFTER_THE_OTHER, json.dumps(lines)))[0].splitlines()
-    return [tuple(json.loads(line)) for line in ended]
+    """(what it ended with, what it printed) for each of the command lines, all run by one process."""
+    return [tuple(json.loads(line)) for line in finish(Forked(partial(run_in_turn, lines)))[0].splitlines()]
 
 
 def in_parallel(jobs):
@@ -92,7 +170,7 @@ def gpt_line(tokens, out, *extra):
 
 def train(tokens, out, *extra, code=0, torchrun=0):
     """Runs train_gpt.py to its end; returns what it said."""
-    return finish(python(*gpt_line(tokens, out, *extra), torchrun=torchrun), code)
+    return finish(script(*gpt_line(tokens, out, *extra), torchrun=torchrun), code)
 
 
 def make_optimizer(model, config):
@@ -126,10 +204,10 @@ def assert_same_run(a, b):
 def killed_and_resumed(line, out, last):
     """Kills the run of a command line once it has a checkpoint, and lets it go on to iteration last."""
     for _ in range(5):  # until the signal came before the end
-        process = python(*line, '--overwrite=True', '--ckpt_interval=1')
+        process = script(*line, '--overwrite=True', '--ckpt_interval=1')
         while not (out / 'ckpt.pt').exists() and process.poll() is None:
             time.sleep(0.005)
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         process.communicate()
         if final(out)['iter'] < last:
             break
@@ -137,7 +215,7 @@ def killed_and_resumed(line, out, last):
     assert 0 < final(out)['iter'] < last
     with open(out / 'log.jsonl', 'a') as f:
         f.write('{"iter": 19, "split": "tr')  # and a line that the kill cut short
-    finish(python(*line, '--init_from=resume'))
+    finish(script(*line, '--init_from=resume'))
     assert final(out)['iter'] == last
 
 
@@ -282,7 +360,7 @@ def vit_line(data, out, *extra):
 
 
 def train_vit(data, out, *extra, code=0, torchrun=0):
-    return finish(python(*vit_line(data, out, *extra), torchrun=torchrun), code)
+    return finish(script(*vit_line(data, out, *extra), torchrun=torchrun), code)
 
 
 def table_of(said):

@@ -2,13 +2,11 @@
 
 import ast
 import math
-from types import SimpleNamespace
 
 import pytest
 
 from model import SETTINGS
 from support.checks import name_norms, split_batch
-from support.resume import Checkpoint, check_resumed
 from support.tokens import data_folder
 from tests.common import ROOT
 
@@ -42,36 +40,19 @@ def test_schedule(script):
 
 def test_a_prepared_folder_comes_before_a_raw_one_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for file in ('mytext/a.txt', 'data/mytext/meta.json', 'data/a/train.bin', 'elsewhere/a/meta.json',
-                 'b/meta.json', 'data/b/prepare.py', 'raw/a.txt'):
+    for file in ('mytext/a.txt', 'data/mytext/meta.json', 'elsewhere/a/meta.json', 'b/meta.json',
+                 'data/b/prepare.py', 'raw/a.txt'):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text('')
     for dataset, folder in (
-            ('mytext', 'data/mytext'), ('mytext/', 'data/mytext/'), ('./mytext', 'data/./mytext'), ('b', 'b'),
-            ('elsewhere/a', 'elsewhere/a'), ('a', 'data/a'), ('raw', 'raw'), ('no', 'data/no'), ('.', '.'),
-            (str(tmp_path / 'b'), str(tmp_path / 'b'))):
+            ('mytext', 'data/mytext'), ('./mytext', 'data/./mytext'), ('b', 'b'), ('raw', 'raw'),
+            ('elsewhere/a', 'elsewhere/a'), ('no', 'data/no'), (str(tmp_path / 'b'), str(tmp_path / 'b'))):
         assert data_folder(dataset) == folder
 
 
-def test_a_run_says_what_is_not_as_its_name_or_its_checkpoint_says():
+def test_norms_and_batches():
     assert name_norms('S5', SETTINGS['S5']) == 'S5'
     assert name_norms('S5', SETTINGS['S5'] | {'mid_norm': False}) == 'S5 with mid_norm=False'
-    said = []
-    then = {'learning_rate': 0.2, 'init_from': 'scratch', 'old': 1, 'seed': 1}
-
-    def resume(config):
-        state = {'config': then, 'data': {}, 'iter': 3, 'best_val_loss': 1.0}
-        checkpoint = Checkpoint('ckpt.pt', state, resumes=True)
-        check_resumed(checkpoint, config, {}, 10, SimpleNamespace(say=said.append))
-        assert (checkpoint.iter, checkpoint.best('best_val_loss', 9.0)) == (3, 1.0)
-        return said[-1]
-
-    assert resume(then | {'init_from': 'resume'}) == 'ckpt.pt: iteration 3'
-    assert resume({'learning_rate': 0.4, 'init_from': 'resume', 'new': 2, 'seed': 1}) \
-        == 'Not as in the checkpoint: learning_rate 0.2 -> 0.4.'
-
-
-def test_split_batch():
     assert split_batch(480, 16, 8) == (15, 4)
     assert split_batch(480, 30, 16) == (30, 1)
     assert split_batch(2, 16, 1) == (2, 1)

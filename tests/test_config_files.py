@@ -65,43 +65,22 @@ def assigned(name):
 # -----------------------------------------------------------------------------
 # our files
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'config').glob('*.py')), ids=lambda path: path.stem)
-def test_every_config_is_one_of_a_train_script(path):
-    """Yours too: it states keys of one of the scripts, and imports one file of ours at most."""
-    refused = []
-    for script in ('train_gpt.py', 'train_vit.py'):
-        try:
-            configure(defaults(script), [str(path)])
-        except SystemExit as e:
-            refused.append(e.code)
-    assert len(refused) < 2, refused
-    assert sum(isinstance(node, ast.ImportFrom) for node in ast.parse(path.read_text()).body) <= 1
-
-
 @pytest.mark.parametrize('name', OURS)
 def test_a_config_of_ours_states_what_it_must(name):
     text, own, c = text_of(name), assigned(name), resolve(name)
     assert own >= MUST_STATE and own & WARMUP
     assert c['out_dir'] == f'out/{name}' and 0 <= c['min_lr'] <= c['learning_rate']
     assert f'{script_of(name)} config/{name}.py' in text  # the launch line
-    assert max(map(len, text.splitlines())) <= 110
     if name in VARIANTS:  # it inherits one level and states what differs, which the full file states too
         base = VARIANTS[name]
         assert ast.unparse(ast.parse(text).body[0]) == f'from config.{base} import *'
         assert len(text.splitlines()) <= 14 and own <= assigned(base)
         repeated = {key for key in own - MUST_STATE - WARMUP if c[key] == resolve(base)[key]}
         assert repeated <= {'n_head'}  # part of the line with the whole shape
-    else:
-        assert not any(isinstance(node, ast.ImportFrom) for node in ast.parse(text).body)
-
-
-@pytest.mark.parametrize('name,weights', [
-    ('finetune_gpt2', 'gpt2'), ('finetune_vit', 'timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k')])
-def test_a_config_for_fine_tuning_leaves_the_network_to_its_weights(name, weights):
-    """What it would state, a resumed run would compare with the checkpoint."""
-    network = {f.name for f in fields(ViTConfig if name in IMAGES else GPTConfig)} | {'setting'}
-    assert resolve(name)['init_from'] == weights
-    assert assigned(name) & network <= {'dropout', 'drop_path'}
+    if c['init_from'] != 'scratch':  # what it would state, a resumed run would compare with the checkpoint
+        network = {f.name for f in fields(ViTConfig if name in IMAGES else GPTConfig)} | {'setting'}
+        assert own & network <= {'dropout', 'drop_path'}
+        assert c['init_from'] in ('gpt2', 'timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k')
 
 
 def all_equal(config, **values):
@@ -205,6 +184,7 @@ def test_counts_of_the_second_report():
                 n_classes=10, weight_standardization=covers))
         assert sum(p.numel() for p in model.parameters()) == count
 
+
 PROBE = '''
 import config as _ours
 from config.gpt2_tiny import *
@@ -224,8 +204,6 @@ def test_a_config_anywhere_starts_from_ours_beside_any_package_of_that_name(tmp_
     assert f'found {ROOT}/config/__init__.py S1 4 0.008' in out
     # it reads on, and the names that came with the import are keys
     assert 'mine.py: unknown key learning_rte. Did you mean learning_rate?' in err
-    code = "import runpy; print(runpy.run_path('config/gpt2_tiny.py')['n_layer'])"  # as experiments do
-    assert finish(python('-c', code, env=env))[0] == '4\n'
 
 # -----------------------------------------------------------------------------
 # what configurator.py makes of files and flags
@@ -235,7 +213,7 @@ def settle(tmp_path, *argv, **files):
     script = {'lr': 0.1, 'n': 3, 'name': 'x', 'on': False, 'mode': 'auto', '_hidden': 1, 'os': os}
     for name, text in files.items():
         (tmp_path / f'{name}.py').write_text(text)
-    config = configure(script, [str(tmp_path / a) if a.endswith('.py') and '=' not in a else a for a in argv])
+    config = configure(script, [str(tmp_path / a) if a.removesuffix('.py') in files else a for a in argv])
     assert {k: script[k] for k in config} == config
     return config
 
@@ -251,18 +229,14 @@ def test_order_and_types(tmp_path):
     assert settle(tmp_path, '--mode=fast')['mode'] == 'fast'
     assert settle(tmp_path, '--n=7', 'c.py', c='n = 5')['n'] == 7  # the command line wins wherever it stands
     assert settle(tmp_path).stated == set()
-
-
-def test_a_string_on_the_command_line_is_taken_as_typed(tmp_path):
-    for text in ('123', '', 'None', 'True', '1e3', '"quoted"', '"half', r'"a\nb"', '[1, 2]', ' a ', 'p=q'):
+    for text in ('123', '', 'None', 'True', '"quoted"', r'"a\nb"', '[1, 2]', ' a '):  # as typed
         assert settle(tmp_path, f'--name={text}')['name'] == text
 
 
 @pytest.mark.parametrize('text', [
     'import math, os.path\nn = math.floor(7.5)', 'def double(x):\n    return 2 * x\nn = double(3) + 1',
     'sizes = dict(small=1, large=7)\nn = sizes["large"]', 'nothing = None\nn = 7',
-    'for _i in range(8):\n    n = _i', '_i = 3.5\nn = int(2 * _i)',
-    'from pathlib import Path\n_here = Path("x")\nn = 7'])
+    'for _i in range(8):\n    n = _i', 'from pathlib import Path\n_here = Path("x")\nn = 7'])
 def test_a_config_may_have_helpers(tmp_path, text):
     assert settle(tmp_path, 'a.py', a=text) == {'lr': 0.1, 'n': 7, 'name': 'x', 'on': False, 'mode': 'auto'}
     if '_' in text:  # a helper that may be a misspelled key needs its underscore
@@ -274,11 +248,10 @@ def test_a_config_may_have_helpers(tmp_path, text):
 def test_paths_are_strings_and_a_tilde_is_the_home_folder_but_in_the_prompt(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     (tmp_path / 'mine.py').write_text('from pathlib import Path\ndataset = Path("~/text")\nexport = "~/e"')
-    script = dict.fromkeys(('out_dir', 'init_from', 'export', 'predict', 'dataset', 'prompt', 'rest'), '')
-    config = configure(script, [f'{tmp_path}/mine.py', '--out_dir=~/out', '--init_from=~', '--predict=a/~',
-                                '--prompt=~/x'])
-    assert config == {'out_dir': f'{tmp_path}/out', 'init_from': str(tmp_path), 'export': f'{tmp_path}/e',
-                      'predict': 'a/~', 'dataset': f'{tmp_path}/text', 'prompt': '~/x', 'rest': ''}
+    script = dict.fromkeys(('out_dir', 'export', 'predict', 'dataset', 'prompt'), '')
+    assert configure(script, [f'{tmp_path}/mine.py', '--out_dir=~', '--predict=a/~', '--prompt=~/x']) == {
+        'out_dir': str(tmp_path), 'export': f'{tmp_path}/e', 'predict': 'a/~', 'dataset': f'{tmp_path}/text',
+        'prompt': '~/x'}
 
 
 def test_a_config_starts_from_another_in_any_folder(tmp_path):
@@ -287,11 +260,12 @@ def test_a_config_starts_from_another_in_any_folder(tmp_path):
     assert c == {**resolve('gpt2_tiny'), 'n_layer': 8, 'out_dir': 'out/mine'}
 
 
-@pytest.mark.slow
-def test_help_lists_every_key_with_its_comment():
-    out, _ = finish(python('train_gpt.py', '--help'))
-    listed = dict(re.findall(r'^  (\w+) = (\S+)', out, re.M))
-    assert listed == {key: repr(value) for key, value in defaults('train_gpt.py').items()}
+def test_help_lists_every_key_with_its_comment(capsys):
+    keys = defaults('train_gpt.py')
+    with pytest.raises(SystemExit):
+        configure(keys | {'__file__': str(ROOT / 'train_gpt.py')}, ['--help'])
+    listed = dict(re.findall(r'^  (\w+) = (\S+)', out := capsys.readouterr().out, re.M))
+    assert listed == {key: repr(value) for key, value in keys.items()}
     assert re.search(r'^  warmup_iters = 0 +linear warmup$', out, re.M)
 
 
@@ -310,38 +284,19 @@ def test_help_lists_every_key_with_its_comment():
     ('import nowhere\n', "The config file {a} raises ModuleNotFoundError: No module named 'nowhere'"),
     ('naem = "y"\n', '{a}: unknown key naem. Did you mean name? If naem is a helper of this file, '
      'call it _naem. Or is this the config of another script?'),
-    ('lr = "1e-3"\n', "{a}: lr must be a number, not '1e-3'."),
     ('mode = 3\n', '{a}: mode must be a string, True or False, not 3.'),
-    ('import math as name\n', "{a}: name must be a string, not <module 'math'")])
-def test_a_mistake_is_refused(tmp_path, flag, message):
+    ('import math as name\n', "{a}: name must be a string, not <module 'math'"),
+    # files that do not exist: names of similar ones, seen from this folder
+    ('{config}/vdnt_smal.py', 'The config file {config}/vdnt_smal.py does not exist. Did you mean '
+     '{config}/dnt_small.py'),
+    ('dnt_tiny', 'dnt_tiny is neither a config file (*.py) nor --key=value. Did you mean '
+     '{config}/dnt_tiny.py?'),
+    ('{tmp}/a', '{tmp}/a is neither a config file (*.py) nor --key=value. Did you mean {tmp}/a.py?'),
+    ('data', 'data is neither a config file (*.py) nor --key=value.')])
+def test_a_mistake_is_refused(tmp_path, monkeypatch, flag, message):
+    monkeypatch.chdir(tmp_path)
+    known = {'tmp': tmp_path, 'config': os.path.relpath(ROOT / 'config'), 'a': tmp_path / 'a.py'}
     in_file = '\n' in flag
     with pytest.raises(SystemExit) as stop:
-        settle(tmp_path, 'a.py' if in_file else flag, a=flag if in_file else '')
-    assert stop.value.code.startswith(message.format(a=tmp_path / 'a.py'))
-
-
-@pytest.mark.parametrize('arg,near', [
-    ('dnt_tiny', 'config/dnt_tiny.py'), ('config/vdnt_smal.py', 'config/dnt_small.py'),
-    ('{tmp}/mine_small', '{tmp}/mine_small.py'), ('qqqqqqqqqqqq.py', ''), ('data', '')])
-def test_a_config_that_does_not_exist_gets_similar_names(tmp_path, monkeypatch, arg, near):
-    monkeypatch.chdir(ROOT)
-    (tmp_path / 'mine_small.py').write_text('')
-    arg, near = arg.format(tmp=tmp_path), near.format(tmp=tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        configure({'n': 3}, [arg])
-    wrong, _, names = stop.value.code.partition(' Did you mean ')
-    assert names.strip('?').split(' or ')[0] == near
-    if arg.endswith('.py'):
-        assert wrong == f'The config file {arg} does not exist.'
-    else:
-        assert wrong == f'{arg} is neither a config file (*.py) nor --key=value.'
-        assert ' or ' not in names  # the file is there, so no other is named
-
-
-def test_a_similar_name_is_given_as_seen_from_the_current_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        configure({'n': 3}, ['config/dnt_tiny.py'])
-    wrong, _, path = stop.value.code.partition(' Did you mean ')
-    assert wrong == 'The config file config/dnt_tiny.py does not exist.'
-    assert os.path.samefile(path.strip('?'), ROOT / 'config/dnt_tiny.py')
+        settle(tmp_path, 'a.py' if in_file else flag.format(**known), a=flag if in_file else '')
+    assert stop.value.code.startswith(message.format(**known))

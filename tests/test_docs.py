@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributed.run import get_args_parser
 
-from tests.common import ROOT, finish, in_parallel, python
+from tests.common import ROOT, finish, in_parallel, script
 
 PAGES = ['README.md', 'CONTRIBUTING.md'] + [f'docs/{path.name}' for path in sorted(ROOT.glob('docs/*.md'))]
 DOCS = {page: (ROOT / page).read_text(encoding='utf-8') for page in PAGES}
@@ -174,12 +174,12 @@ def test_exercises_run_as_printed(tokens, tmp_path):
     tiny = ['--max_iters=4', '--warmup_iters=2', '--n_layer=1', '--n_embd=16', '--block_size=8',
             '--keep_interval=2', f'--dataset={tokens}']
     lines = {}
-    for script, rest in map(script_of, commands(WALK)):
-        if script == 'train_gpt.py':
+    for name, rest in map(script_of, commands(WALK)):
+        if name == 'train_gpt.py':
             rest = [word.replace('=out/', f'={tmp_path}/') for word in rest]
             run = next(word for word in rest if word.startswith('--out_dir='))
-            lines.setdefault(run, []).append([script, *rest, *tiny])
-    in_parallel([lambda turns=turns: [finish(python(*line)) for line in turns] for turns in lines.values()])
+            lines.setdefault(run, []).append([name, *rest, *tiny])
+    in_parallel([lambda turns=turns: [finish(script(*line)) for line in turns] for turns in lines.values()])
     names = {}
     exec(next(body for _, body in fenced(WALK) if 'def weights' in body), names)
     for name in ('attn.c_proj.weight', 'ffn.c_fc.weight', 'ffn.c_proj.weight'):

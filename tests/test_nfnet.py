@@ -11,7 +11,7 @@ from model import DropPath
 from support.nfnet import GELU, NFNet, NFNetConfig, WSConv2d
 from support.nfnet import Block as NFBlock
 from support.optim import param_groups
-from tests.common import final, killed_and_resumed, rows, train_vit, vit_line, write_images
+from tests.common import final, rows, train_vit, write_images
 
 
 def tiny_nfnet(noise=0.0, **kwargs):
@@ -113,14 +113,6 @@ def test_nfnet_stochastic_depth():
     rates = [m.p for m in tiny_nfnet(depths=(1, 2, 6, 3), drop_path=0.25).modules()
              if isinstance(m, DropPath)]
     assert rates == pytest.approx([0.25 * i / 12 for i in range(1, 12)])  # the first block always stays
-    block = tiny_nfnet(noise=0.3, drop_path=0.5).stages[3][0].double()
-    assert block.branch[-1].p == pytest.approx(0.5 * 5 / 6)
-    x = torch.randn(64, 32, 4, 4, dtype=torch.float64)
-    y, shortcut = block.eval()(x), block.shortcut(block.gelu(x) / block.beta)
-    ratio = (block.train()(x) - shortcut).flatten(1).norm(dim=1) / (y - shortcut).flatten(1).norm(dim=1)
-    kept = ratio > 0
-    assert 0 < kept.sum() < 64
-    assert torch.allclose(ratio[kept], torch.tensor(1 / (1 - 2.5 / 6), dtype=torch.float64))
 
 
 @pytest.mark.parametrize('batch_norm', (False, True))
@@ -159,12 +151,14 @@ def test_nfnet_refuses_a_group_size_in_words():
 @pytest.mark.slow
 def test_nfnet_trains_and_resumes(tmp_path):
     """The full F0; batch normalization's statistics come back too."""
-    data = write_images(tmp_path / 'data', size=32)
-    flags = ['--arch=nfnet', '--batch_norm=True', '--learning_rate=0.01', '--grad_clip=0', '--max_iters=4',
-             '--warmup_epochs=0', '--image_size=32', '--ckpt_interval=2', '--eval_interval=0']
-    train_vit(data, tmp_path / 'straight', *flags)
-    killed_and_resumed(vit_line(data, tmp_path / 'killed', *flags), tmp_path / 'killed', 4)
-    assert rows(tmp_path / 'straight') == rows(tmp_path / 'killed')
-    a, b = final(tmp_path / 'straight')['model'], final(tmp_path / 'killed')['model']
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    assert any('running_var' in k for k in a)
+    data, out = write_images(tmp_path / 'data', size=32), tmp_path / 'out'
+    flags = ['--arch=nfnet', '--batch_norm=True', '--learning_rate=0.01', '--grad_clip=0', '--max_iters=2',
+             '--warmup_epochs=0', '--image_size=32', '--keep_interval=1', '--eval_interval=0']
+    train_vit(data, out, *flags)
+    log, model = rows(out), final(out)['model']
+    for name in ('ckpt.pt', 'ckpt_000002.pt'):
+        (out / name).unlink()
+    train_vit(data, out, *flags, '--init_from=resume')
+    assert rows(out) == log
+    assert all(torch.equal(weight, model[name]) for name, weight in final(out)['model'].items())
+    assert any('running_var' in name for name in model)
