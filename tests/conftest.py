@@ -19,8 +19,9 @@ for name in os.environ.keys() - KEPT:
         del os.environ[name]
 if gpt2:
     os.environ['TIKTOKEN_CACHE_DIR'] = os.path.abspath(gpt2)
-os.environ |= {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', 'HF_HUB_DISABLE_TELEMETRY': '1',
-               'HF_HUB_DISABLE_XET': '1', 'HF_HUB_ETAG_TIMEOUT': '2', 'HF_HUB_DOWNLOAD_TIMEOUT': '2'}
+os.environ |= {'OMP_NUM_THREADS': '1', 'TORCHINDUCTOR_COMPILE_THREADS': '1', 'MPLBACKEND': 'Agg',
+               'HF_HUB_DISABLE_TELEMETRY': '1', 'HF_HUB_DISABLE_XET': '1', 'HF_HUB_ETAG_TIMEOUT': '2',
+               'HF_HUB_DOWNLOAD_TIMEOUT': '2'}
 pytest.register_assert_rewrite('tests.common')
 
 from tests.common import ROOT, train, train_vit, write_images, write_tokens

@@ -1,6 +1,7 @@
 """NFNet against its equations."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from model import DropPath
+from support import nfnet
 from support.nfnet import GELU, NFNet, NFNetConfig, WSConv2d
 from support.nfnet import Block as NFBlock
 from support.optim import param_groups
-from tests.common import final, rows, train_vit, write_images
+from tests.common import final, finish, rows, script, vit_line, write_images
 
 
 def tiny_nfnet(noise=0.0, **kwargs):
@@ -148,17 +150,27 @@ def test_nfnet_refuses_a_group_size_in_words():
         NFNet(NFNetConfig(widths=(256, 32, 64, 64)))
 
 
+@dataclass
+class Small(NFNetConfig):
+    widths: tuple = (16, 32, 32, 64)
+    depths: tuple = (1, 2, 2, 1)
+    group_size: int = 8
+
+
+def smaller():
+    nfnet.NFNetConfig = Small
+
+
 @pytest.mark.slow
 def test_nfnet_trains_and_resumes(tmp_path):
-    """The full F0; batch normalization's statistics come back too."""
+    """Batch normalization's statistics come back too."""
     data, out = write_images(tmp_path / 'data', size=32), tmp_path / 'out'
-    flags = ['--arch=nfnet', '--batch_norm=True', '--learning_rate=0.01', '--grad_clip=0', '--max_iters=2',
-             '--warmup_epochs=0', '--image_size=32', '--keep_interval=1', '--eval_interval=0']
-    train_vit(data, out, *flags)
+    line = vit_line(data, out, '--arch=nfnet', '--batch_norm=True', '--grad_clip=0', '--image_size=32',
+                    '--max_iters=4', '--keep_interval=3', '--warmup_epochs=0', '--learning_rate=0.01')
+    finish(script(*line, before=smaller))
     log, model = rows(out), final(out)['model']
-    for name in ('ckpt.pt', 'ckpt_000002.pt'):
-        (out / name).unlink()
-    train_vit(data, out, *flags, '--init_from=resume')
+    (out / 'ckpt.pt').unlink()
+    finish(script(*line, '--init_from=resume', before=smaller))
     assert rows(out) == log
     assert all(torch.equal(weight, model[name]) for name, weight in final(out)['model'].items())
     assert any('running_var' in name for name in model)
