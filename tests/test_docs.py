@@ -109,27 +109,22 @@ def example(name):
 
 
 def test_commands_name_scripts_configs_and_keys_that_exist():
-    scripts, folders = set(), []
-    for page, words in [(page, words) for page, text in DOCS.items() for words in commands(text)]:
-        script, rest = script_of(words)
-        if not script:
+    scripts = set()
+    for name, rest in [script_of(words) for text in DOCS.values() for words in commands(text)]:
+        if not name:
             continue
-        assert (ROOT / script).is_file(), script
-        scripts.add(script)
+        assert (ROOT / name).is_file(), name
+        scripts.add(name)
         for word in rest:
             if word.startswith('--'):
-                assert word[2:].partition('=')[0] in keys(script), f'{script} has no {word}'
+                assert word[2:].partition('=')[0] in keys(name), f'{name} has no {word}'
             elif word.endswith('.py'):
-                assert example(word) or (ROOT / word).is_file(), f'{word} of {script}'
-        if page == 'docs/walkthrough.md' and 'config/dnt_tiny_plain.py' in rest:  # an exercise
-            folders += [word for word in rest if word.startswith('--out_dir=')]
+                assert example(word) or (ROOT / word).is_file(), f'{word} of {name}'
     assert {'train_gpt.py', 'train_vit.py', 'prepare_owt.py', 'sample.py'} <= scripts
-    # none is refused because another left its files; one of them resumes
-    assert len(set(folders)) == len(folders) - 1 >= 15
 
 
 @each_page
-def test_names_and_links_exist(page):
+def test_names_and_links_exist_and_numbers_are_in_the_results(page):
     text, scripts = prose(DOCS[page]), [*ROOT.glob('*.py'), *ROOT.glob('experiments/*.py')]
     known = {'signal', *vars(get_args_parser().parse_args(['x.py']))}  # of Slurm and of torchrun
     known = known.union(*(keys(path.relative_to(ROOT)) for path in scripts))
@@ -145,19 +140,14 @@ def test_names_and_links_exist(page):
         if anchor:
             heads = re.findall(r'(?m)^#+ (.*)$', target.read_text(encoding='utf-8'))
             assert anchor in [re.sub(r'[^\w -]', '', h.lower()).replace(' ', '-') for h in heads], anchor
-
-
-@each_page
-def test_numbers_are_in_the_results(page):
-    """Three decimals or more: a number of results/, of the page's own blocks, of a config or of model.py."""
     if page == 'docs/paper.md':
         return  # its numbers are choices, of the paper, of its sources and ours, and no results
+    # three decimals or more: of results/, of the page's own blocks, of a config or of model.py
     sources = [*ROOT.glob('results/*.md'), *ROOT.glob('config/*.py'), ROOT / 'model.py']
-    known = [path.read_text(encoding='utf-8') for path in sources] + [body for _, body in fenced(DOCS[page])]
-    known = [float(x) for x in re.findall(r'\d+\.\d+', '\n'.join(known))]
-    for number in re.findall(r'(?<![\w.:/])\d\.\d{3,}(?![\d.])', prose(DOCS[page])):
-        digits = len(number) - 2
-        assert any(f'{x:.{digits}f}' == number for x in known), number
+    there = [path.read_text(encoding='utf-8') for path in sources] + [body for _, body in fenced(DOCS[page])]
+    there = [float(x) for x in re.findall(r'\d+\.\d+', '\n'.join(there))]
+    for number in re.findall(r'(?<![\w.:/])\d\.\d{3,}(?![\d.])', text):
+        assert any(f'{x:.{len(number) - 2}f}' == number for x in there), number
 
 
 def test_pages_are_short_and_the_walkthrough_fits_a_projector():

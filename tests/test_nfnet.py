@@ -12,7 +12,6 @@ from model import DropPath
 from support import nfnet
 from support.nfnet import GELU, NFNet, NFNetConfig, WSConv2d
 from support.nfnet import Block as NFBlock
-from support.optim import param_groups
 from tests.common import final, finish, rows, script, vit_line, write_images
 
 
@@ -97,12 +96,6 @@ def test_nfnet_parameter_counts():
     units = sum(m.out_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d))
     assert n_norm == n + units  # a gain and a bias of the norm for each gain of standardization
     assert not any(isinstance(m, WSConv2d) for m in normed.modules())
-    for m in (model, normed):  # gains and biases do not decay, all else does (section 4)
-        decays, rest = param_groups(m, 2e-5)
-        layers = [x for x in m.modules() if isinstance(x, (torch.nn.Conv2d, torch.nn.Linear))]
-        assert {id(p) for p in decays['params']} == {id(x.weight) for x in layers}
-        assert all(p.dim() < 2 for p in rest['params'])
-        assert m.no_weight_decay() == set()
 
 
 def test_gelu_keeps_the_variance():

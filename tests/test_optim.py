@@ -7,17 +7,13 @@ import torch
 from model import ViT, ViTConfig
 from sgdw import SGDW
 from support.nfnet import NFNet, NFNetConfig
-from support.optim import OPTIMIZERS, Hybrid, name_optimizer, param_groups, state_size
+from support.optim import OPTIMIZERS, Hybrid, name_optimizer, state_size
 from support.resume import Checkpoint, load_optimizer
 from test_model import tiny, weights
 from tests.common import assert_refused, make_optimizer
 
 CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.1, momentum=0.9, beta1=0.9, beta2=0.95,
               embed_lr=0.0, embed_optimizer='auto', embed_weight_decay=-1.0, nesterov=False)
-
-
-def small_vit():
-    return ViT(ViTConfig(image_size=8, patch_size=4, n_layer=1, n_head=2, n_embd=16))
 
 
 def test_nesterov_is_the_step_of_timms_factory():
@@ -35,36 +31,34 @@ def test_nesterov_is_the_step_of_timms_factory():
         assert weight.flatten()[0].item() == pytest.approx(wanted)
 
 
+NFNET = NFNetConfig(n_classes=10, widths=(4, 8, 8, 8), depths=(1, 1, 1, 1), group_size=2)
+VIT = ViTConfig(image_size=8, patch_size=4, n_layer=1, n_head=2, n_embd=16)
+
+
 @pytest.mark.parametrize('make,embeddings', [
-    (lambda: tiny(norm='layer', bias=True), ({'wte.weight', 'wpe.weight'}, set())),
-    (lambda: tiny(norm='dyt', tied=False), ({'wte.weight', 'wpe.weight', 'lm_head.weight'}, set())),
-    (small_vit, ({'patch_embed.weight'}, {'patch_embed.bias', 'cls_token', 'pos_embed'}))])
-def test_param_groups(make, embeddings):
-    """Each tensor once; matrices decay; biases, norms, class token and positions do not; embeddings apart."""
+    (lambda: tiny(norm='layer', bias=True), {'wte.weight', 'wpe.weight'}),
+    (lambda: tiny(norm='dyt', tied=False), {'wte.weight', 'wpe.weight', 'lm_head.weight'}),
+    (lambda: ViT(VIT), {'patch_embed.weight', 'patch_embed.bias', 'cls_token', 'pos_embed'}),
+    (lambda: NFNet(NFNET), None)])
+def test_what_decays_and_what_has_the_rate_of_embeddings(make, embeddings):
+    """Each tensor once; matrices and filters decay; biases, gains, class token and positions do not."""
     model = make()
-    names = {id(p): n for n, p in model.named_parameters()}
-
-    def named(groups):
-        ids = [id(p) for group in groups for p in group['params']]
-        assert sorted(ids) == sorted(names)
-        return [{names[id(p)] for p in group['params']} for group in groups]
-
-    decay, rest = named(groups := param_groups(model, 0.1))
-    assert [group['weight_decay'] for group in groups] == [0.1, 0.0]
-    assert all(n.endswith('.weight') and 'norm' not in n for n in decay)
-    assert all(n.endswith('bias') or 'norm' in n for n in rest - {'cls_token', 'pos_embed'})
-    split = named(groups := param_groups(model, 0.1, 0.5))
-    assert [(group['weight_decay'], group['lr_scale']) for group in groups] == [
-        (0.1, 1.0), (0.0, 1.0), (0.1, 0.5), (0.0, 0.5)]
-    assert [decay, rest] == [split[0] | split[2], split[1] | split[3]]
-    assert (split[2], split[3]) == embeddings
-
-
-def test_embedding_optimizer_refuses_in_words():
-    nfnet = NFNet(NFNetConfig(n_classes=10, widths=(4, 8, 8, 8), depths=(1, 1, 1, 1), group_size=2))
-    assert_refused(lambda: make_optimizer(nfnet, CONFIG | dict(embed_lr=0.1)),
-                   'this network has no embeddings. Use --embed_lr=0.')
-    assert_refused(lambda: make_optimizer(tiny(), CONFIG | dict(embed_lr=0.1, embed_optimizer='sgdw')),
+    names = {id(p): name for name, p in model.named_parameters()}
+    for embed_lr in (0.0, 0.15):
+        config = CONFIG | dict(embed_lr=embed_lr)
+        if embed_lr and not embeddings:
+            assert_refused(lambda: make_optimizer(model, config),
+                           'this network has no embeddings. Use --embed_lr=0.')
+            continue
+        groups = make_optimizer(model, config).param_groups
+        found = [(names[id(p)], group['weight_decay'], group['lr_scale'])
+                 for group in groups for p in group['params']]
+        expected = []
+        for name in names.values():
+            decay = 0.1 if name.endswith('.weight') and 'norm' not in name else 0.0
+            expected.append((name, decay, 0.5 if embed_lr and name in embeddings else 1.0))
+        assert sorted(found) == sorted(expected)
+    assert_refused(lambda: make_optimizer(model, CONFIG | dict(embed_optimizer='sgdw')),
                    'Set --embed_optimizer to auto (the same as optimizer), adamw or rownorm.')
 
 

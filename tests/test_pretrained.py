@@ -228,13 +228,11 @@ def test_sample_continues_a_prompt_with_gpt2(tmp_path):
     assert gpt2.decode(ids[1:]) in out
 
 
-@pytest.mark.parametrize('flag,words', [
-    ('--seed=99999999999999999999', 'seed=99999999999999999999 is out of range. Set --seed to'),
-    ('--temperature=1e-40', 'temperature=1e-40 is too small to divide by. Use --temperature=0'),
-    ('--temperature=-1', 'temperature=-1.0 is out of range'), ('--num_samples=0', 'num_samples=0 is out of')])
-def test_sample_refuses_numbers_that_it_cannot_use(monkeypatch, flag, words):
-    monkeypatch.setattr('sys.argv', ['sample.py', flag])
-    assert_refused(lambda: runpy.run_path(ROOT / 'sample.py'), words)
+def test_sample_refuses_numbers_that_it_cannot_use(monkeypatch):
+    for flag, words in (('--seed=99999999999999999999', 'is out of range. Set --seed to a number from 0'),
+                        ('--temperature=1e-40', 'temperature=1e-40 is too small to divide by. Use')):
+        monkeypatch.setattr('sys.argv', ['sample.py', flag])
+        assert_refused(lambda: runpy.run_path(ROOT / 'sample.py'), words)
 
 # -----------------------------------------------------------------------------
 # ViT as timm defines it
