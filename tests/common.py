@@ -68,7 +68,7 @@ FORKING = threading.Lock()
 def in_child(action, said, environ):
     """action() in a new process, with this environment and its output in two files."""
     for number, name in ((1, 'out'), (2, 'err')):
-        os.dup2(os.open(f'{said}.{name}', os.O_WRONLY), number)
+        os.dup2(os.open(f'{said}.{name}', os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()
     os.environ.update(environ)
     multiprocessing.set_start_method(None, force=True)  # the default, as in a script
@@ -91,8 +91,6 @@ class Forked:
             said, environ = f'{self.folder.name}/{rank}', dict(os.environ)
             if torchrun:
                 environ |= together | {'RANK': rank, 'LOCAL_RANK': rank}
-            for name in ('out', 'err'):
-                open(f'{said}.{name}', 'w').close()
             self.processes.append(FORKS.Process(target=in_child, args=(action, said, environ)))
             with FORKING, contextlib.chdir(ROOT):
                 self.processes[-1].start()
@@ -116,7 +114,8 @@ class Forked:
 
     def send_signal(self, number):
         for process in self.processes:
-            os.kill(process.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it may have ended
+                os.kill(process.pid, number)
 
 
 def run(argv, before=None):

@@ -23,7 +23,7 @@ def get_lr(script, learning_rate, min_lr, warmup_iters, max_iters, schedule='cos
 
 @pytest.mark.parametrize('script', ['train_gpt.py', 'train_vit.py'])
 def test_schedule(script):
-    lr = [get_lr(script, 1.0, 0.1, 10, 110)(i) for i in range(111)]
+    lr = list(map(get_lr(script, 1.0, 0.1, 10, 110), range(111)))
     assert lr[0] == 1 / 11
     assert lr[9] == 10 / 11
     assert lr[10] == 1.0

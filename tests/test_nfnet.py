@@ -15,11 +15,17 @@ from support.nfnet import Block as NFBlock
 from tests.common import final, finish, rows, script, vit_line, write_images
 
 
+@dataclass
+class Small(NFNetConfig):
+    widths: tuple = (16, 32, 32, 64)
+    depths: tuple = (1, 2, 2, 1)
+    group_size: int = 8
+
+
 def tiny_nfnet(noise=0.0, **kwargs):
     """A small NFNet, dropout and drop path off; with noise no gain or bias is at its 0 or 1."""
     torch.manual_seed(0)
-    size = dict(n_classes=4, widths=(16, 32, 32, 64), depths=(1, 2, 2, 1), group_size=8)
-    model = NFNet(NFNetConfig(**{**size, 'drop_path': 0.0, 'dropout': 0.0, **kwargs}))
+    model = NFNet(Small(**{'n_classes': 4, 'drop_path': 0.0, 'dropout': 0.0, **kwargs}))
     with torch.no_grad():
         for p in model.parameters():
             p.add_(noise * torch.randn_like(p))
@@ -141,13 +147,6 @@ def test_nfnet_learns_and_its_evaluation_sees_one_sample_at_a_time(batch_norm):
 def test_nfnet_refuses_a_group_size_in_words():
     with pytest.raises(ValueError, match='group_size=128 does not divide 16, half of width 32. Use'):
         NFNet(NFNetConfig(widths=(256, 32, 64, 64)))
-
-
-@dataclass
-class Small(NFNetConfig):
-    widths: tuple = (16, 32, 32, 64)
-    depths: tuple = (1, 2, 2, 1)
-    group_size: int = 8
 
 
 def smaller():
