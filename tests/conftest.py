@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import multiprocessing
 import os
 import runpy
 import sys
@@ -25,6 +26,11 @@ os.environ |= {'OMP_NUM_THREADS': '1', 'TORCHINDUCTOR_COMPILE_THREADS': '1', 'MP
 pytest.register_assert_rewrite('tests.common')
 
 from tests.common import ROOT, train, train_vit, write_images, write_tokens
+
+
+def pytest_sessionfinish():
+    for process in multiprocessing.active_children():  # of tests that failed
+        process.kill()
 
 
 @pytest.fixture(scope='session')

@@ -75,7 +75,7 @@ def test_a_full_disk_and_a_loss_that_is_not_finite_leave_the_last_checkpoint(tok
 def test_killed_while_checkpoints_are_written(tokens, tmp_path):
     """kill -9, each time behind more lines and a little later, then resume: the same run."""
     out, kills = tmp_path / 'killed', []
-    extra = ['--max_iters=60', '--dropout=0.1', '--eval_interval=20', '--init_from=resume']
+    extra = ['--max_iters=100', '--dropout=0.1', '--eval_interval=20', '--init_from=resume']
     train(tokens, tmp_path / 'straight', *extra)
     for i in range(6):
         process = script(*gpt_line(tokens, out, *extra, '--ckpt_interval=1'))
@@ -86,7 +86,7 @@ def test_killed_while_checkpoints_are_written(tokens, tmp_path):
         process.communicate()
         kills.append(final(out)['iter'])
     assert len(set(kills)) == 6 and kills == sorted(kills)  # in the midst of it, and none lost
-    assert kills[-1] < 60
+    assert kills[-1] < 100
     train(tokens, out, *extra)
     assert_same_run(tmp_path / 'straight', out)
 

@@ -66,7 +66,7 @@ class Paused:
 
 def hear(process, name, words):
     """Wait until a process says these words on out or err."""
-    for _ in range(3000):
+    for _ in range(6000):
         if words in process.said(name):
             return
         time.sleep(0.02)
