@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import gc
 import io
 import json
 import multiprocessing
@@ -73,6 +74,7 @@ def in_child(action, said, environ):
     os.environ.update(environ)
     multiprocessing.set_start_method(None, force=True)  # the default, as in a script
     atexit._clear()  # what the server would do at its own end
+    gc.freeze()  # what it has loaded is no garbage: to collect it took 0.4 s of a run's 1.0
     try:
         action()
     finally:
