@@ -2,8 +2,8 @@
 Any picture file -> the RGB picture that a data set stores, and that train_vit.py --predict looks at.
 
 Grey, palette, CMYK and alpha become RGB; transparency is dropped, and of several frames the first counts. The
-rotation in EXIF is ignored, as timm and torchvision do. 16-bit grey keeps its upper 8 bits, unless all values
-lie in the lowest quarter, as 10, 12 or 14 bits of a camera do. That and other depths raise ValueError.
+rotation in EXIF is ignored, as timm and torchvision do. Of 16 bits a channel the upper 8 are kept, unless all
+values lie in the lowest quarter, as 10, 12 or 14 bits of a camera do. That and other depths raise ValueError.
 """
 
 import io
@@ -39,18 +39,21 @@ def open_picture(source):
 
 def to_rgb(image):
     """A PIL image in RGB, 8 bits a channel."""
+    packing = str([tile[3] for tile in image.tile])  # of the samples in the file, such as 'RGB;16B' or 65535
     image.load()
     plain = image.mode.startswith('I;16') or image.mode == 'I' and image.format in ('PNG', 'PPM')
     if plain and not (image.format == 'TIFF' and image.tag_v2.get(PHOTOMETRIC) == 0):  # 0: white is 0
-        grey = np.asarray(image) >> 8
-        if grey.max() < 64:
-            raise ValueError(f'the highest 16-bit value is about {grey.max() * 256} of 65535, so it may be '
-                             '10, 12 or 14 bits; scale the values to 16 bits, or save 8 bits')
-        image = Image.fromarray(grey.astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode[0] in 'IF':
         raise ValueError('of more than 8 bits a channel, only plain 16-bit grey says what black and white '
                          'are; save 8 bits')
-    return image.convert('RGB')
+    rgb = image.convert('RGB')
+    if plain or ';16' in packing or '65535' in packing:
+        highest = max(high for _, high in rgb.getextrema())
+        if highest < 64:
+            raise ValueError(f'the highest 16-bit value is about {highest * 256} of 65535, so it may be 10, '
+                             '12 or 14 bits; scale the values to 16 bits, or save 8 bits')
+    return rgb
 
 
 def stored(source, arrays=False, short=256, quality=95):

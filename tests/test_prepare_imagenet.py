@@ -7,7 +7,9 @@ import contextlib
 import io
 import os
 import shutil
+import struct
 import types
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -273,8 +275,19 @@ def test_a_table_that_is_damaged():
 # pixels
 
 
+def png16(rgb):
+    """A PNG with 16 bits in each of three channels, which Pillow does not write"""
+    def chunk(name, data):
+        return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+    lines = b''.join(b'\0' + row.astype('>u2').tobytes() for row in rgb)
+    head = struct.pack('>IIBBBBB', rgb.shape[1], rgb.shape[0], 16, 2, 0, 0, 0)
+    chunks = chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(lines)) + chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + chunks
+
+
 GREY = np.arange(0, 256, 4, dtype=np.uint16).reshape(8, 8)  # 0 to 252, what every kind of file below shows
 EIGHT = Image.fromarray(GREY.astype(np.uint8))
+RGB = np.stack([GREY] * 3, -1)
 TEXT = PngInfo()
 TEXT.add_text('key', 'x' * 70_000_000, zip=True)
 SHOWN = {  # file name: its bytes
@@ -287,6 +300,7 @@ SHOWN = {  # file name: its bytes
     '16 bits big endian.tif': encoded((GREY * 256).astype('>u2'), 'TIFF'),
     '16 bits lzw.tif': encoded(GREY * 256 + 90, 'TIFF', compression='tiff_lzw'),
     '16 bits.ppm': encoded(GREY * 257, 'PPM'),
+    '16 bits rgb.png': png16(RGB * 257),
 }
 DEEP = 'of more than 8 bits a channel, only plain 16-bit grey says what black and white are; save 8 bits'
 DARK = 'the highest 16-bit value is about'
@@ -295,6 +309,7 @@ LEFT_OUT = {  # file name: its bytes, and the reason
     'float.tif': (encoded(GREY.astype(np.float32) / 255, 'TIFF'), DEEP),
     '16 bits white is 0.tif': (encoded(65535 - GREY * 257, 'TIFF', tiffinfo={262: 0}), DEEP),
     '12 bits in 16.png': (encoded(GREY * 16 + 3), DARK),
+    '12 bits in 16 rgb.png': (png16(RGB * 16 + 3), DARK),
     'no picture.png': (b'no picture', 'Pillow cannot read this format'),
     'pointer.png': (b'version https://git-lfs.github.com/spec/v1\n', 'a pointer of git-lfs; `git lfs pull`'),
     'empty.png': (b'', 'the file is empty'),
