@@ -58,7 +58,8 @@ class Arm:
         self.stages, self.name = stages, f'{network} {optimizer}'
         kind, of_embeddings = OPTIMIZERS[optimizer]['optimizer'], OPTIMIZERS[optimizer]['embed_optimizer']
         rate, warmup, decay, *embed = start or START.get(network, DNT_START)[kind]
-        self.start = rate, embed[0] if embed else EMBED_START.get(of_embeddings, 0.0), warmup, decay
+        embed_lr = embed[0] if embed else EMBED_START.get(of_embeddings, 0.0)
+        self.start = rate, embed_lr, warmup, decay
         axes = RATES[kind], RATES.get(of_embeddings, [0.0]), WARMUPS, DECAYS[kind]
         self.axes = [axis if name in searched else [at] for name, axis, at in zip(AXES, axes, self.start)]
 

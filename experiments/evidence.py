@@ -3,7 +3,7 @@ Compares optimizers by a protocol: search the settings of every arm, then score 
 
     python -m experiments.evidence --question=parts  run one question or study of experiments/arms.py; after a
                                                      kill, run it again to go on
-    python -m experiments.evidence --device=cuda     all questions on a GPU, many runs at once (stack.py)
+    python -m experiments.evidence --device=cuda     runs on text on a GPU, many at once (stack.py; not Muon)
     python -m experiments.evidence --table=True      print every table of what has finished
 
 results/protocol.md has the rules. One line for each finished run goes to results/evidence.jsonl, or to
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from configurator import configure
-from experiments.arms import QUESTIONS, RACE, STUDIES, claims
+from experiments.arms import OPTIMIZERS, QUESTIONS, RACE, STUDIES, claims
 from experiments.stack import CPU, OWN, RULES, read_config, train_stack
 from support.console import fail
 from support.tokens import Tokens
@@ -204,10 +204,11 @@ def parts_by_frequency(dataset, vocab_size, bins=10):
 
 def run_stacks(of_question, done):
     """The runs on text in one process: what all arms need next is trained together, shape by shape."""
+    of_question = [arm for arm in of_question if OPTIMIZERS[arm.optimizer]['optimizer'] in RULES]
     while True:
         stacks = {}
         for run in needed(of_question, done):
-            if 'epochs' not in run and run['optimizer'] in RULES:
+            if 'epochs' not in run:
                 shape = key({k: v for k, v in run.items() if k not in OWN})
                 stacks.setdefault(shape, []).append(run)
         if not stacks:
@@ -230,6 +231,8 @@ def run_stacks(of_question, done):
 
 def p_value(t, freedom):
     """How probable a t at least so far from 0 is: two-sided, by Simpson's rule over the density."""
+    if math.isnan(t):  # a run diverged
+        return 1.0
     x = np.linspace(0, math.atan(abs(t) / math.sqrt(freedom)), 2001)  # t = sqrt(freedom) tan x
     weights = np.array([1, *[4, 2] * 999, 4, 1]) / 3
     area = (weights * np.cos(x) ** (freedom - 1)).sum() * x[1]
@@ -242,13 +245,18 @@ def t95(freedom):
     low, high = 0.0, 20.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if p_value(middle, freedom) > 0.05 else (low, middle)
+        if p_value(middle, freedom) > 0.05:
+            low = middle
+        else:
+            high = middle
     return low
 
 def interval(values):
-    """(mean, half of its 95 % interval); inf for a single value, or where a run diverged."""
+    """(mean, half of its 95 % interval), which is inf for a single value. Both are inf if a run diverged."""
+    if not all(map(math.isfinite, values)):
+        return math.inf, math.inf
     mean, freedom = statistics.fmean(values), len(values) - 1
-    if not freedom or math.inf in values:
+    if not freedom:
         return mean, math.inf
     return mean, t95(freedom) * statistics.stdev(values) / math.sqrt(len(values))
 
