@@ -14,6 +14,7 @@ errors. Gains are random: a wrong formula may be right at 1.
 
 import copy
 import math
+import re
 from functools import partial
 
 import torch
@@ -24,6 +25,7 @@ from torch.func import grad, jacrev
 from configurator import configure
 from experiments.evidence import print_table
 from model import FFN, GPT, SETTINGS, Attention, GPTConfig, RMSNorm
+from support.console import fail
 
 seed = 1337  # of each statement, which draws its own numbers
 widths = '16,64,256'  # with commas
@@ -373,6 +375,8 @@ def check(widths, statements=STATEMENTS):
 
 if __name__ == '__main__':
     configure(globals())
+    if not re.fullmatch(r'[1-9]\d*(,[1-9]\d*)*', widths):
+        fail(f'widths={widths} is not a list of numbers. Use --widths=16,64.')
     results = check([int(d) for d in widths.split(',')])
     verdicts = [[name, verdict] for name, (verdict, _) in results.items()]
     print_table('verdicts', ['statement', 'verdict'], verdicts)

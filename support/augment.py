@@ -205,6 +205,8 @@ def mixed_loss(logits, labels, partners, lam, label_smoothing=0.1):
 # the page: a row for each picture, with evaluation crop, five views, mixup and cutmix with a neighboring row
 
 if __name__ == '__main__':
+    if len(sys.argv) != 3:
+        sys.exit('A folder and a page are needed. Use python -m support.augment FOLDER page.png.')
     folder, out = sys.argv[1:]
     size, files = 112, list(filter(is_picture, find_files(folder)[0]))
     if len(files) < 6:

@@ -84,7 +84,8 @@ class Images:
             fail(f'The {split} split in {self.folder} is empty, or its arrays have the wrong type or shape. '
                  f'{AGAIN}')
         count = self.meta.get(f'{split}_images', len(labels))
-        whole = len(labels) == count and len(pictures) == (count if self.arrays else count + 1)
+        entries = count if self.arrays else count + 1
+        whole = len(labels) == count and len(pictures) == entries
         if whole and not self.arrays:
             whole = pictures[-1] == jpeg_bytes and (np.diff(pictures) > 0).all()
         if not whole:
