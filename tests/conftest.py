@@ -66,7 +66,7 @@ def seen(arrays, tmp_path_factory):
 
 @pytest.fixture
 def figures(tmp_path, monkeypatch):
-    """The command, in tmp_path: figures('grid', '--study=x') is what it printed; plt.gcf() its picture."""
+    """The command, in tmp_path: figures('sweep', '--study=x') is what it printed; plt.gcf() its picture."""
     import matplotlib.pyplot as plt  # here, because it takes time and few tests draw
     monkeypatch.chdir(tmp_path)
 
