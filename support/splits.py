@@ -51,16 +51,18 @@ def choose_splits(root, said, config):
     if config['val_fraction'] and 'val' in told:
         fail(f'{root} has validation data by its names. Leave --val_fraction out, or give the training data '
              'alone as --dataset.')
-    if config['val'] and told <= {'', 'val', 'test'}:
-        return {name: '' if split else 'train' for name, split in said.items()}
     if clear:
         return {name: '' if split == 'val' and config['val'] else split for name, split in said.items()}
+    if config['val'] and not told & {'val?', 'test?'}:
+        return {name: '' if split in ('val', 'test') else 'train' for name, split in said.items()}
 
-    tops = {}  # {split: the names at the top that say it}
+    tops = {}  # {split: the names that say it, as far as they do}
     for name, split in said.items():
-        tops.setdefault(split.rstrip('?'), {})[name.split('/')[0]] = None
+        parts = name.split('/')
+        says = [i for i, part in enumerate(parts) if split and split_of(part)] or [0]
+        tops.setdefault(split.rstrip('?'), {})['/'.join(parts[:says[0] + 1])] = None
     perhaps = '; '.join(f'{split or "neither"}: {examples(names)}' for split, names in tops.items())
-    train = list(tops.get('train', []))[:1] or list(tops.get('', []))
+    train = list(tops.get('train') or tops.get('', []))
     train = os.path.join(root, *train) if len(train) == 1 else root
     val = os.path.join(root, *list(tops.get('val') or tops.get('test') or ['VAL'])[:1])
     fail(f'The names in {root} do not tell train from val ({perhaps}). State it with --dataset={train} '
@@ -75,9 +77,9 @@ def split_files(root, chosen, held_out, config):
     if os.path.isdir(root):
         splits = choose_splits(root, {name: split_of_path(name) for name in names}, config)
     files = {'train': [], 'val': list(held_out), 'test': []}
-    for name, split in splits.items():
-        if split:
-            files[split].append(names[name])
+    for name, path in names.items():
+        if splits[name]:
+            files[splits[name]].append(path)
     return files
 
 

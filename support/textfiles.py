@@ -15,13 +15,13 @@ from support.splits import examples, split_files, tell_splits
 from support.writing import said
 
 # how a file begins that we do not read: what it is, and what to do
-OTHERS = {rb'\xff\xfe|\xfe\xff': ('UTF-16 text', 'iconv -f UTF-16 -t UTF-8 FILE > NEW'),
+OTHERS = {rb'\xff\xfe(?!\0\0)|\xfe\xff': ('UTF-16 text', 'iconv -f UTF-16 -t UTF-8 FILE > NEW'),
           rb'version https://git-lfs': ('a pointer of git-lfs to the real file', 'git lfs pull'),
           rb'PK\x03\x04': ('a zip archive', 'unzip FILE'),
           rb'.{257}ustar': ('a tar archive', 'tar -xf FILE')}
 NOT_TEXT = 'not UTF-8 text', 'iconv -f ENCODING -t UTF-8 FILE > NEW, or unpack it if it is an archive'
 
-HIDDEN = re.compile('[.]|__pycache__$|__MACOSX$')
+HIDDEN = re.compile('[.]|__pycache__$|__MACOSX$|(dataset_infos?|meta)[.]json$')  # nobody's data
 ABOUT = re.compile('(README|LICENSE|NOTICE|CITATION)|.*[.]json$')  # may lie beside data of another kind
 TEXT = 'txt text tokens raw md rst tex html py c h cc cpp java js ts go rs sh'.split()
 KINDS = {'parquet': 'parquet', 'jsonl': 'json lines', 'ndjson': 'json lines', 'json': 'json lines',
@@ -200,8 +200,8 @@ def read_line(line, where, column):
         return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BadFile(f'{where} ({said(error)})', f'no JSON object with text under {column!r}',
-                      "write one object per line (jq -c '.[]' FILE > NEW.jsonl does it for an array), or set "
-                      '--text_column to the key of the text') from None
+                      "write one object per line (jq -c '.[]' FILE > NEW.jsonl does it for an array), set "
+                      '--text_column to the key of the text, or move away what is no data') from None
 
 
 @contextmanager

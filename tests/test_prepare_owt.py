@@ -98,7 +98,8 @@ ACCEPTED = {
     'packed json lines of any name': (
         {'a.JSONL': b'\xef\xbb\xbf' + ABC, 'b.ndjson.gz': gzip.compress(lines('d')),
          'c.json.bz2': bz2.compress(lines('e')), 'D.JSONL.XZ': lzma.compress(lines('f')),
-         'e.jsonl.zst': pa.compress(lines('g'), 'zstd', asbytes=True)}, ['a', 'b', 'c', 'd', 'e', 'f', 'g']),
+         'e.jsonl.zst': pa.compress(lines('g'), 'zstd', asbytes=True), 'meta.json': '{}'},
+        ['a', 'b', 'c', 'd', 'e', 'f', 'g']),
     'odd lines of json': (
         {'a.json': b'{"body": "a\\ud800b", "id": []}\r\n\n  \n{"body": null, "id": "x"}\n'
          + b'{"body": "\\ud83d\\ude00\\r\\n"}'}, ['', 'a\ufffdb', '\U0001f600\r\n'],
@@ -124,6 +125,9 @@ ACCEPTED = {
     'a file of train is used whole if val is stated': (
         {'valset.txt': 'v', 'trainset.txt': 't'}, [['t'], ['v']],
         dict(dataset='in/trainset.txt', val='in/valset.txt')),
+    'if val is stated, the rest is train': (
+        {'train_a.txt': 'a', 'b.txt': 'b', 'val.txt': 'c', 'test.txt': 'd'}, [['b', 'a'], ['c']],
+        dict(val='in/val.txt')),
     'unclear names say nothing if a share is stated': (
         {'a.txt': 'a', 'test_of_time.txt': 'b', 'val.txt': 'c'}, ['a', 'b', 'c'], dict(val_fraction=0.3)),
     'source code says nothing': (
@@ -238,6 +242,7 @@ CUT = 'packed, but cannot be unpacked: it may be cut short. Fix: fetch it again'
 BAD = [  # a file, and what it is
     (WORDS.encode('utf-16'), f'UTF-16 text. Fix: iconv -f UTF-16 {NEW}'),
     ('\u042d\u0442\u043e\n'.encode('utf-16-le') * 20, NOT_TEXT),
+    (WORDS.encode('utf-32'), NOT_TEXT),
     (LFS, PULL),
     (b'PK\3\4' + bytes(99), 'a zip archive. Fix: unzip FILE'),
     (gzip.compress(b'x' * 257 + b'ustar\0' + b'x' * 300), 'a tar archive. Fix: tar -xf FILE'),
@@ -248,6 +253,8 @@ ODD = [b'{"text": "cut', b'[', b'{"body": "a"}', b'3', b'{"text": ["a"]}', b'[' 
 UNCLEAR = [  # files in a folder, what their names say, the command that is proposed
     ('a.txt b.txt c.txt d.txt dev.txt', 'neither: a.txt, b.txt, c.txt ...; val: dev.txt',
      '--dataset=in --val=in/dev.txt'),
+    ('train_a.txt train_b.txt c/val/d.txt', 'val: c/val; train: train_a.txt, train_b.txt',
+     '--dataset=in --val=in/c/val'),
     ('trainset.txt valset.txt testset.txt', 'test: testset.txt; train: trainset.txt; val: valset.txt',
      '--dataset=in/trainset.txt --val=in/valset.txt')]
 EMPTY = ('There is no text for {}: none of its {} documents holds any. A file of text, a line of json or a '
@@ -264,7 +271,7 @@ REFUSED = [  # files; the sentence; keys
      'in/0.jsonl, line 4 (Invalid control character at: line 1 column 14 (char 13)), in/1.jsonl, line 4 '
      "(Expecting value: line 2 column 1 (char 2)), in/2.jsonl, line 4 ('text') ... are no JSON object with "
      "text under 'text'. Fix: write one object per line (jq -c '.[]' FILE > NEW.jsonl does it for an array), "
-     'or set --text_column to the key of the text'),
+     'set --text_column to the key of the text, or move away what is no data'),
     ({f'{i}.txt': 'caf\u00e9'.encode('latin1') for i in range(5)},
      f'in/0.txt (byte 3), in/1.txt (byte 3), in/2.txt (byte 3) ... are {NOT_TEXT}'),
     ({'a.jsonl': ABC + b'{"text": "caf\xe9"}'}, f'in/a.jsonl, line 4 (byte 13) is {NOT_TEXT}'),
@@ -286,6 +293,7 @@ REFUSED = [  # files; the sentence; keys
      "each of its splits to parquet: python -c \"import datasets; datasets.load_from_disk('SPLIT')"
      ".to_parquet('NEW/train.parquet')\""),
     ({'a.txt': 'a', '../held/v.png': b''}, f'held has no text for val. {OTHER}', dict(val='held')),
+    ({'a.txt': 'a'}, f'in/a.txt has no text for train. {OTHER}', dict(val='in/a.txt')),
     ({'val.txt': 'a', 'test.txt': 'b'}, f'in has no text for train. {OTHER}'),
     ({'train.txt': 'a', 'val.txt': 'b'}, 'in has validation data by its names. Leave --val_fraction out, or '
      'give the training data alone as --dataset.', dict(val_fraction=0.1)),
