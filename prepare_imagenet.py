@@ -113,12 +113,14 @@ def open_source(config):
         fail(f'{root} holds both pictures ({pictures[0]}) and tables ({tables[0]}). Move one kind out of it.')
     if not tables and not pictures:
         refuse_arrow(root, files)
-        fail(f'{root} holds no pictures. Set --dataset to a folder with CLASS/**, SPLIT/CLASS/** or parquet '
-             'files.')
+        fail(f'{root} holds no training pictures. Set --dataset to a folder with CLASS/**, SPLIT/CLASS/** or '
+             'parquet files.')
     held_out = list(filter(is_table if tables else is_picture, held_out))
     if val and not held_out:
         fail(f'--val={val} holds no {"parquet" if tables else "pictures"}, as {root} does. Give a folder of '
              'the same kind.')
+    if tables and config['val_labels']:
+        fail('--val_labels only works with folders of pictures. Leave it out.')
     if tables:
         classes, names, files_of, items = open_tables(root, tables, held_out, config)
     else:

@@ -30,6 +30,9 @@ def open_folder(root, pictures, held_out, config):
         pairs['val'] = by_list(config['val_labels'], pairs['val'], set(classes))
     strange = [path for name, path in pairs['val'] if name not in classes]
     if strange:
+        around, name = os.path.split(os.path.dirname(strange[0]))
+        if config['val'] and name in classes:
+            fail(f'--val={config["val"]} is not the folder around the classes. Use --val={around}.')
         fail(f'{len(strange):,} validation pictures are in no class folder of train ({examples(strange)}). '
              'Use --val_labels=FILE (a name and a class in each line; Tiny ImageNet comes with '
              'val_annotations.txt, ImageNet with LOC_val_solution.csv), or move each to VAL/CLASS/.')
@@ -51,6 +54,10 @@ def refuse_few(root, classes, pairs):
     first = [split[0][1] for split in pairs.values() if split]  # a picture of train, one of val or test
     if classes and os.path.basename(os.path.dirname(first[0])) != classes[0]:
         around = [os.path.dirname(os.path.dirname(path)) for path in first[:2]]
+        below = list(Path(os.path.relpath(first[0], root)).parents)[:-2]
+        named = [folder.parent for folder in below if split_of(folder.name)]
+        if named and len(around) == 1:  # a whole data set, with train and val
+            around = [os.path.join(root, named[0])]
         fail(f'{root} has one class, {classes[0]}, and it holds folders only. If those are the classes, use '
              f'--dataset={" --val=".join(around)}.')
     fail(f'{root} has fewer than two class folders of training pictures ({examples(classes) or "none"}). It '
@@ -65,10 +72,10 @@ def by_list(file, pairs, classes):
     with open(file, encoding='utf-8-sig', errors='replace') as f:
         for line in f:
             name, label = [*line.replace(',', ' ').split(), '', ''][:2]
-            listed[Path(name).stem] = label
-    found = [(listed.get(Path(path).stem), path) for _, path in pairs]
+            listed.setdefault(Path(name).stem, set()).add(label)
+    found = [(' or '.join(sorted(listed.get(Path(path).stem, ''))), path) for _, path in pairs]
     missing = [path for name, path in found if name not in classes]
     if missing:
-        fail(f'{file} states no class of train for {len(missing):,} validation pictures '
-             f'({examples(missing)}). Use the list of this data set.')
+        fail(f'{file} does not state one class of train for {len(missing):,} validation pictures '
+             f'({examples(missing)}). Begin one line with the name and the class of each.')
     return found

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 from support.console import fail
 from support.splits import examples, split_files
@@ -29,12 +30,17 @@ def open_tables(root, tables, held_out, config):
             labels[split] += found
     if not labels['train']:
         fail(f'{root} has no rows for training. Its files need names like train-00000-of-00001.parquet.')
+    if files['val'] and not labels['val']:
+        fail(f'The validation files of {root} have no rows. Use others, or leave them out.')
     classes = names[files['train'][0]]
     if not classes:
         if set(map(type, labels['train'])) not in ({str}, {int}, {bool}):
             fail(f'The labels of {root} are not whole numbers or names in all files. Choose another column '
                  'with --label_column.')
-        classes = sorted(set(labels['train']))
+        classes = sorted(set(labels['train']) - {-1})  # which stands for no label
+    if len(classes) < 2:
+        fail(f'{root} has fewer than two classes ({examples(classes) or "none"}). Choose another column '
+             'with --label_column.')
     return classes, labels, files, lambda split: items_of(files[split], columns)
 
 
@@ -53,6 +59,10 @@ def read_labels(path, split, config):
         image, label = columns
         if not image or not label or is_nested(schema.field(label).type):
             return image, None, [None]
+        kind = str(schema.field(image).type)
+        if not re.match('(large_)?binary|null|struct<.*bytes: ', kind):
+            fail(f'{path} has no pictures under {image!r} but {kind}. Set --image_column to one of '
+                 f'{examples(schema.names, 20)}.')
         labels = table.read([label]).column(0).to_pylist()
     info = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
     names = info.get('info', {}).get('features', {}).get(label, {}).get('names')

@@ -185,14 +185,17 @@ FLAT_VAL = ('{} validation pictures are in no class folder of train ({}). Use --
             'a class in each line; Tiny ImageNet comes with val_annotations.txt, ImageNet with '
             'LOC_val_solution.csv), or move each to VAL/CLASS/.')
 FEW = ('in has fewer than two class folders of training pictures ({}). It needs CLASS/** or train/CLASS/**.')
-NEEDS = 'Set --dataset to a folder with CLASS/**, SPLIT/CLASS/** or parquet files.'
+NEEDS = ('holds no training pictures. Set --dataset to a folder with CLASS/**, SPLIT/CLASS/** or parquet '
+         'files.')
+NOT_ONE = ('list does not state one class of train for {} validation pictures ({}). Begin one line with the '
+           'name and the class of each.')
 ODD_LABELS = ('The labels of in are not whole numbers or names in all files. Choose another column with '
               '--label_column.')
 # files, keys, sentence
 REFUSED = [
     ({}, dict(dataset='imagenet'), 'There is no file or folder imagenet. Check the path, or use synthetic, '
      'cifar10, cifar100, tiny-imagenet, imagenet-1k or OWNER/NAME as --dataset.'),
-    ({'in/a.txt': ''}, {}, f'in holds no pictures. {NEEDS}'),
+    ({'in/a.txt': ''}, {}, f'in {NEEDS}'),
     ({'in/data.arrow': b''}, {}, 'in was written by save_to_disk. Convert each of its splits to parquet: '
      "python -c \"import datasets; datasets.load_from_disk('SPLIT').to_parquet('NEW/train.parquet')\""),
     (BOTH | tables(train=CAT_DOG), {}, 'in holds both pictures (in/train/a/0.png) and tables '
@@ -204,13 +207,22 @@ REFUSED = [
     (numbered('seg_train/seg_train/a/0.png seg_train/seg_train/b/1.png seg_test/seg_test/a/2.png'), {},
      'in has one class, seg_train, and it holds folders only. If those are the classes, use '
      '--dataset=in/seg_train/seg_train --val=in/seg_test/seg_test.'),
+    (numbered('seg_train/a/0.png seg_train/b/1.png seg_test/seg_test/a/2.png'),
+     dict(dataset='in/seg_train', val='in/seg_test'), '--val=in/seg_test is not the folder around the '
+     'classes. Use --val=in/seg_test/seg_test.'),
+    ({path.replace('in', 'in/Data/set'): content for path, content in BOTH.items()}, {}, 'in has one class, '
+     'Data, and it holds folders only. If those are the classes, use --dataset=in/Data/set.'),
     (numbered('s1/train/a/0.png s1/val/a/1.png s2/train/a/2.png'), {},
      'in/s1 looks like a data set of its own. Use --dataset=in/s1.'),
     # splits
     (TRAIN | numbered('val/a/2.png val/c/3.png'), {}, FLAT_VAL.format(1, 'in/val/c/3.png')),
     (TINY | TINY_LIST, {}, FLAT_VAL.format(2, 'in/val/images/val_2.JPEG, in/val/images/val_3.JPEG')),
-    (TINY | {'list': 'val_2.JPEG n2\n\nval_3.JPEG n9'}, dict(val_labels='list'), 'list states no class of '
-     'train for 1 validation pictures (in/val/images/val_3.JPEG). Use the list of this data set.'),
+    (TINY | {'list': 'val_2.JPEG n2\n\nval_3.JPEG n9'}, dict(val_labels='list'),
+     NOT_ONE.format(1, 'in/val/images/val_3.JPEG')),
+    (numbered('train/n1/0.png train/n2/1.png val/x/2.png val/y/2.png') | {'list': 'x/2.png n1\ny/2.png n2'},
+     dict(val_labels='list'), NOT_ONE.format(2, 'in/val/x/2.png, in/val/y/2.png')),
+    (tables(train=CAT_DOG), dict(val_labels='list'), '--val_labels only works with folders of pictures. '
+     'Leave it out.'),
     (TEN | {'list': ''}, dict(val_labels='list'), '--val_labels=list needs validation pictures. Put them '
      'into val/, or use --val=FOLDER.'),
     (BOTH, dict(dataset='in/train', val='in/train/notes'), 'There is no file or folder in/train/notes. Check '
@@ -237,6 +249,12 @@ REFUSED = [
     (tables(train=table([(0, -1)], names='cat dog'), val=CAT_DOG), {}, STRANGE.format('train', -1)),
     (tables(train=CAT_DOG, val=table([(0, [0])])), {}, STRANGE.format('val', None)),
     (tables(train=table([(0, 0.5)])), {}, ODD_LABELS),
+    (tables(train=table([(0, -1), (1, 1), (2, 1)])), {}, 'in has fewer than two classes (1). Choose another '
+     'column with --label_column.'),
+    (tables(train=CAT_DOG, val=table([])), {}, 'The validation files of in have no rows. Use others, or '
+     'leave them out.'),
+    (tables(train=CAT_DOG), dict(image_column='label'), "in/train.parquet has no pictures under 'label' but "
+     'int64. Set --image_column to one of image, label.'),
     (tables(train=table([(0, 0), (1, None)])), {}, ODD_LABELS),
     (tables(train=CAT_DOG), dict(label_column='class'),
      'in/train.parquet has no column class. Set --label_column to one of image, label.'),
