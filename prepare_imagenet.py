@@ -96,6 +96,8 @@ def open_synthetic():
 def open_source(config):
     root, val = config['dataset'], config['val']
     if root == 'synthetic':
+        if val or config['val_labels']:
+            fail('--val and --val_labels do not work with --dataset=synthetic. Leave them out.')
         return open_synthetic()
     if not os.path.exists(root):
         if root not in HUB and not re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', root):

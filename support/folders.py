@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from shlex import quote
 from unicodedata import normalize
 
 from support.console import fail
@@ -17,7 +18,8 @@ def open_folder(root, pictures, held_out, config):
     pairs = {'train': [], 'val': [], 'test': []}
     for top, inner, path in found:
         if alone and split_of(inner) == 'train':
-            fail(f'{root}/{top} looks like a data set of its own. Use --dataset={root}/{top}.')
+            fail(f'{root}/{top} looks like a data set of its own. Use '
+                 f'--dataset={quote(os.path.join(root, top))}.')
         split, name = splits.get(top), top if alone else inner
         if split and (name or split != 'train'):  # others lie beside the classes
             pairs[split].append((name, path))
@@ -32,7 +34,8 @@ def open_folder(root, pictures, held_out, config):
     if strange:
         around, name = os.path.split(os.path.dirname(strange[0]))
         if config['val'] and name in classes:
-            fail(f'--val={config["val"]} is not the folder around the classes. Use --val={around}.')
+            fail(f'--val={config["val"]} is not the folder around the classes. Use '
+                 f'--val={quote(around)}.')
         fail(f'{len(strange):,} validation pictures are in no class folder of train ({examples(strange)}). '
              'Use --val_labels=FILE (a name and a class in each line; Tiny ImageNet comes with '
              'val_annotations.txt, ImageNet with LOC_val_solution.csv), or move each to VAL/CLASS/.')
@@ -59,7 +62,7 @@ def refuse_few(root, classes, pairs):
         if named and len(around) == 1:  # a whole data set, with train and val
             around = [os.path.join(root, named[0])]
         fail(f'{root} has one class, {classes[0]}, and it holds folders only. If those are the classes, use '
-             f'--dataset={" --val=".join(around)}.')
+             f'--dataset={" --val=".join(map(quote, around))}.')
     fail(f'{root} has fewer than two class folders of training pictures ({examples(classes) or "none"}). It '
          'needs CLASS/** or train/CLASS/**.')
 

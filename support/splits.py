@@ -3,6 +3,7 @@
 import os
 import re
 from collections import Counter
+from shlex import quote
 
 from support.console import fail
 
@@ -65,8 +66,9 @@ def choose_splits(root, said, config):
     train = list(tops.get('train') or tops.get('', []))
     train = os.path.join(root, *train) if len(train) == 1 else root
     val = os.path.join(root, *list(tops.get('val') or tops.get('test') or ['VAL'])[:1])
-    fail(f'The names in {root} do not tell train from val ({perhaps}). State it with --dataset={train} '
-         f'--val={val} or, if all of it is training data, with --val_fraction=0.1.')
+    fail(f'The names in {root} do not tell train from val ({perhaps}). State it with '
+         f'--dataset={quote(train)} --val={quote(val)} or, if all of it is training data, with '
+         '--val_fraction=0.1.')
 
 
 def split_files(root, chosen, held_out, config):

@@ -64,8 +64,10 @@ def read_labels(path, split, config):
             fail(f'{path} has no pictures under {image!r} but {kind}. Set --image_column to one of '
                  f'{examples(schema.names, 20)}.')
         labels = table.read([label]).column(0).to_pylist()
-    info = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
-    names = info.get('info', {}).get('features', {}).get(label, {}).get('names')
+    try:
+        names = json.loads(schema.metadata[b'huggingface'])['info']['features'][label]['names']
+    except (ValueError, LookupError, TypeError):  # not written by `datasets`
+        names = None
     if names:
         labels = [names[value] if value in range(len(names)) else value for value in labels]
     return image, names, labels

@@ -195,6 +195,8 @@ ODD_LABELS = ('The labels of in are not whole numbers or names in all files. Cho
 REFUSED = [
     ({}, dict(dataset='imagenet'), 'There is no file or folder imagenet. Check the path, or use synthetic, '
      'cifar10, cifar100, tiny-imagenet, imagenet-1k or OWNER/NAME as --dataset.'),
+    ({}, dict(dataset='synthetic', val='in'), '--val and --val_labels do not work with --dataset=synthetic. '
+     'Leave them out.'),
     ({'in/a.txt': ''}, {}, f'in {NEEDS}'),
     ({'in/data.arrow': b''}, {}, 'in was written by save_to_disk. Convert each of its splits to parquet: '
      "python -c \"import datasets; datasets.load_from_disk('SPLIT').to_parquet('NEW/train.parquet')\""),
@@ -214,6 +216,8 @@ REFUSED = [
      'Data, and it holds folders only. If those are the classes, use --dataset=in/Data/set.'),
     (numbered('s1/train/a/0.png s1/val/a/1.png s2/train/a/2.png'), {},
      'in/s1 looks like a data set of its own. Use --dataset=in/s1.'),
+    (numbered('a/0.png') | {'in/my val/a/1.png': 1}, {},
+     UNCLEAR.format('neither: a; val: my val', "--dataset=in/a --val='in/my val'")),
     # splits
     (TRAIN | numbered('val/a/2.png val/c/3.png'), {}, FLAT_VAL.format(1, 'in/val/c/3.png')),
     (TINY | TINY_LIST, {}, FLAT_VAL.format(2, 'in/val/images/val_2.JPEG, in/val/images/val_3.JPEG')),
