@@ -19,8 +19,8 @@ def open_tables(root, tables, held_out, config):
     list(each(sum(files.values(), []), check_text, 'parquet'))
     folders = sorted({os.path.dirname(path) for path in files['train']})
     if len(folders) > 1:
-        fail(f'The train files of {root} are in several folders ({", ".join(folders)}). Choose one of them '
-             'with --dataset=FOLDER.')
+        fail(f'The train files of {root} are in several folders ({", ".join(folders)}). Use --dataset=FOLDER '
+             'with the folder of one set, around all of its splits.')
     columns, names, labels = {}, {}, {'train': [], 'val': [], 'test': []}
     for split, paths in files.items():
         for path in paths:

@@ -265,7 +265,8 @@ REFUSED = [
     ({'in/partial-train/0.parquet': CAT_DOG}, {}, 'in/partial-train/0.parquet is part of an export that '
      'the Hub cut short. Download the whole data set.'),
     ({'in/a/train.parquet': CAT_DOG, 'in/b/train.parquet': CAT_DOG}, {}, 'The train files of in are in '
-     'several folders (in/a, in/b). Choose one of them with --dataset=FOLDER.'),
+     'several folders (in/a, in/b). Use --dataset=FOLDER with the folder of one set, around all of its '
+     'splits.'),
     (tables(train=b'version https://git-lfs.github.com/spec/v1\n'), {},
      'in/train.parquet is a pointer of git-lfs to the real file. Fix: git lfs pull'),
     (tables(val=CAT_DOG), {},
