@@ -65,10 +65,12 @@ def choose_splits(root, said, config):
     perhaps = '; '.join(f'{split or "neither"}: {examples(names)}' for split, names in tops.items())
     train = list(tops.get('train') or tops.get('', []))
     train = os.path.join(root, *train) if len(train) == 1 else root
-    val = os.path.join(root, *list(tops.get('val') or tops.get('test') or ['VAL'])[:1])
-    fail(f'The names in {root} do not tell train from val ({perhaps}). State it with '
-         f'--dataset={quote(train)} --val={quote(val)} or, if all of it is training data, with '
-         '--val_fraction=0.1.')
+    val = config['val'] or os.path.join(root, *list(tops.get('val') or tops.get('test') or ['VAL'])[:1])
+    remedy = (f'State it with --dataset={quote(train)} --val={quote(val)} or, if all of it is training data, '
+              'with --val_fraction=0.1.')
+    if config['val'] and train == root:  # that is the command that was given
+        remedy = f'Move what is no training data out of {root}.'
+    fail(f'The names in {root} do not tell train from val ({perhaps}). {remedy}')
 
 
 def split_files(root, chosen, held_out, config):

@@ -267,6 +267,9 @@ REFUSED = [  # files; the sentence; keys
     *((dict.fromkeys(names.split(), 'text'),
        f'The names in in do not tell train from val ({perhaps}). State it with {command} or, if all of it is '
        'training data, with --val_fraction=0.1.') for names, perhaps, command in UNCLEAR),
+    (dict.fromkeys(['train_a.txt', 'train_b.txt', 'val.txt', 'testset.txt'], 'text'),
+     'The names in in do not tell train from val (test: testset.txt; train: train_a.txt, train_b.txt). Move '
+     'what is no training data out of in.', dict(val='in/val.txt')),
     ({f'{i}.jsonl': ABC + line + b'\n' + ABC for i, line in enumerate(ODD)},
      'in/0.jsonl, line 4 (Invalid control character at: line 1 column 14 (char 13)), in/1.jsonl, line 4 '
      "(Expecting value: line 2 column 1 (char 2)), in/2.jsonl, line 4 ('text') ... are no JSON object with "
