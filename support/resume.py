@@ -11,7 +11,7 @@ import torch
 
 from model import NORMS, GPTConfig, ViTConfig
 from support import normfree, pretrained
-from support.checks import reads_only, resolve_norms
+from support.checks import reads_only
 from support.console import fail
 from support.distributed import all_same, first_line, on_master
 from support.run import lock, our_files
@@ -132,38 +132,24 @@ FREE = {'dropout', 'drop_path', 'flash', 'init', 'loss_chunk', 'recompute_blocks
 
 def network_of(checkpoint: Checkpoint, config: dict) -> dict:
     """
-    The keys that describe the network of a checkpoint, for the config of this run. What the command line
-    states must agree with it; where a run resumes, check() compares what is stated.
+    The keys that describe the network of a checkpoint, for the config of this run. Left out is what this run
+    states: on the command line or, where it resumes, in a config file too. check() compares that.
     """
     if not checkpoint.state:
         return {}
-    args, old_config = checkpoint.state['model_args'], checkpoint.state.get('config', {})
-    network = {'arch': old_config.get('arch', 'vit')} | args
-    network = {k: v for k, v in network.items() if k in config and k not in FREE}
-    no_keys = {k: v for k, v in args.items() if k not in config and k != 'n_classes'}  # gelu, norm_eps
+    args, old_config = checkpoint.state['model_args'], checkpoint.state['config']
+    network = {'setting': old_config.get('setting', 'S1')} | args
+    if 'arch' in config:
+        network['arch'] = old_config.get('arch', 'vit')
+    stated = set(config.replaced)
     if checkpoint.resumes:
-        stated = config.stated.union(NORMS if 'setting' in config.stated else ())
-        keys = [k for k in ['setting', *network] if k in old_config and k not in stated]
-        return {k: old_config[k] for k in keys} | no_keys
-
-    setting = old_config.get('setting', 'S1')
-    if 'setting' in config.replaced and 'pre_norm' in args:  # NFNet has no setting
-        norms = resolve_norms(config)
-        if any(norms[k] != args[k] for k in norms):
-            fail(f'{checkpoint.path} was trained with setting={setting}, not {config["setting"]}. Leave '
-                 '--setting out.')
-        setting = config['setting']
-    if 'image_size' in config.replaced:  # the positions of a ViT are interpolated
-        network['image_size'] = config['image_size']
-    if 'block_size' in network:  # a shorter context leaves out the last positions
-        length = network['block_size']
-        if 'block_size' in config.replaced and config['block_size'] > length:
-            fail(f'{checkpoint.path} was trained with block_size={length}. Use --block_size={length} or '
-                 'less.')
-        network['block_size'] = min(config['block_size'], length)
-    typed = [k for k in network if k in config.replaced and config[k] != 'auto']
-    refuse_changes(checkpoint.path, network, config, typed, 'Leave out the keys that differ.')
-    return network | no_keys | {'setting': setting}
+        stated = set(config.stated)
+        network |= {k: old_config[k] for k in network if k in old_config}  # what was 'auto' stays so
+    elif 'block_size' in args:  # a config file may ask for a shorter context
+        network['block_size'] = min(args['block_size'], config['block_size'])
+    if 'setting' in stated:
+        stated.update(NORMS)
+    return {k: v for k, v in network.items() if k not in stated | FREE | {'n_classes'}}
 
 
 def check(checkpoint: Checkpoint, config: dict, model_args: dict, meta: dict, max_iters: int,
@@ -175,17 +161,19 @@ def check(checkpoint: Checkpoint, config: dict, model_args: dict, meta: dict, ma
     refuse_changes(path, state['data'], meta, ['tokenizer', 'vocab_size'],  # a part of gpt2's has other ids
                    'Use a data set with the ids of the original run.')
     refuse_changes(path, state['config'], config, ['arch'])
-    free = set(FREE)
-    if not checkpoint.resumes:
-        free |= {'block_size', 'image_size'}  # fit_weights() cuts or interpolates the positions
+    defaults = asdict((ViTConfig if 'classes' in meta else GPTConfig)())
+    defaults |= {'weight_standardization': 'none', 'weight_gain': True, 'batch_norm': False}
+    old, free = defaults | state['model_args'], set(FREE)
+    if not checkpoint.resumes:  # fit_weights() interpolates positions, or leaves out the last ones
+        free.add('image_size')
+        if model_args.get('block_size', 0) < old.get('block_size', 0):
+            free.add('block_size')
     if 'classes' in meta:
         if checkpoint.resumes or checkpoint.only_reads:
             refuse_other_classes(path, state['data']['classes'], meta['classes'])
         else:
             free.add('n_classes')  # fit_weights() starts another head
-    defaults = asdict((ViTConfig if 'classes' in meta else GPTConfig)())
-    defaults |= {'weight_standardization': 'none', 'weight_gain': True, 'batch_norm': False}
-    refuse_changes(path, defaults | state['model_args'], model_args, [k for k in model_args if k not in free])
+    refuse_changes(path, old, model_args, [k for k in model_args if k not in free])
     if checkpoint.resumes:
         check_resumed(checkpoint, config, meta, max_iters, env)
     elif checkpoint.only_reads:
@@ -276,10 +264,8 @@ def fit_weights(checkpoint, model, meta, env):
         weights['wpe.weight'] = weights['wpe.weight'][:model.config.block_size]
     if 'classes' in old_data:
         old, new = old_data['classes'], meta['classes']
-        unnamed = old == pretrained.unnamed_classes(len(new))  # to train on, that says too little
-        if old != new and not (unnamed and checkpoint.only_reads):
-            count = f'{len(old)} unnamed' if unnamed else len(old)
-            env.say(f'{path} has a head for {count} classes, the data set has {len(new)} others: the head '
+        if old != new and not checkpoint.only_reads:
+            env.say(f'{path} has a head for {len(old)} classes, the data set has {len(new)} others: the head '
                     'starts again at zero')
             for name in ('head.weight', 'head.bias'):
                 weights[name] = torch.zeros_like(model.get_parameter(name))  # as in the ViT paper

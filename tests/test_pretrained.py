@@ -389,7 +389,7 @@ def test_a_head_for_other_classes_or_for_unnamed_ones_starts_again_at_zero(seen,
     meta = json.loads((seven / 'meta.json').read_text()) | {'classes': list('abcxefg')}
     (seven / 'meta.json').write_text(json.dumps(meta))
     cases = ((tmp_path / 'headless', arrays, 6, ''),
-             (tmp_path / 'six', arrays, 6, 'a head for 6 unnamed classes, the data set has 6 others'),
+             (tmp_path / 'six', arrays, 6, 'a head for 6 classes, the data set has 6 others'),
              (seen / 'ckpt.pt', seven, 7, 'a head for 6 classes, the data set has 7 others'))
     still = '--max_iters=1', '--learning_rate=0', '--min_lr=0'
     lines = [tune('train_vit.py', data, tmp_path / f'{i}', f'--init_from={weights}', *still)

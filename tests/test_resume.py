@@ -100,17 +100,17 @@ BRINGS = {  # arguments behind --init_from={run}: what config.json or the senten
         '--block_size=4': dict(block_size=4, n_layer=2),
         '{tmp}/shorter.py': dict(block_size=4, n_layer=2),  # a config file may ask for less, too
         '{tmp}/longer.py': dict(block_size=8, n_layer=2),
-        '--block_size=9': 'was trained with block_size=8. Use --block_size=8 or less.',
-        '--setting=S1': 'best.pt was trained with setting=S5, not S1. Leave --setting out.',
+        '--block_size=9': 'was made with block_size=8, now it is 9.',
+        '--setting=S1': 'best.pt was made with input_norm=True, now it is False; ffn_pre_norm=False, now',
         '--n_layer=3 --mid_norm=False --vocab_size=640':
             'best.pt was made with n_layer=2, now it is 3; mid_norm=True, now it is False; vocab_size=320, '
-            'now it is 640. Leave out the keys that differ.'},
+            'now it is 640. Use the values of the original run.'},
     'train_vit.py': {
         '--drop_path=0.3 --dropout=0.1': dict(n_layer=2, patch_size=4, setting='S5', arch='vit', dropout=0.1),
         '--image_size=16': dict(image_size=16, patch_size=4),
         '{tmp}/larger.py': dict(image_size=8, patch_size=4),
         '--image_size=16 --eval_only=True': None,
-        '--arch=nfnet --patch_size=2': 'was made with arch=vit, now it is nfnet; patch_size=4, now it is 2.'}}
+        '--arch=nfnet --patch_size=2': 'was made with arch=vit, now it is nfnet.'}}
 
 
 @pytest.mark.parametrize('name', BRINGS)
