@@ -81,25 +81,13 @@ def seed_masks(seed, iter_num, rank):
 def join_torchrun():
     """(rank, world_size, local_rank) as torchrun sets them, or those of a single process."""
     values = {name: os.environ.get(name) for name in TORCHRUN}
-    tasks = os.environ.get('SLURM_STEP_NUM_TASKS') or os.environ.get('SLURM_NTASKS', '1')
-    if values['RANK'] is None and tasks not in ('', '1'):
-        if os.environ.get('SLURM_PROCID', '0') != '0':
-            raise SystemExit(1)  # one task says it
-        fail(f'Slurm starts {tasks} tasks without torchrun, and each would be a run of its own. Use "srun '
-             f'--ntasks=1 torchrun --standalone --nproc_per_node={tasks} {" ".join(sys.argv)}"; for several '
-             'nodes see docs/training.md. For a single process, run "unset SLURM_NTASKS '
-             'SLURM_STEP_NUM_TASKS" first.')
     if values['WORLD_SIZE'] in (None, '1') and values['RANK'] in (None, '0'):
         return 0, 1, 0
     missing = [name for name, value in values.items() if not value]
-    wrong = [f'{name}={values[name]}' for name in TORCHRUN[:3] if not (values[name] or '0').isdigit()]
-    if missing or wrong:
-        problem = f'{", ".join(wrong)} must be a number'
-        if missing:
-            problem = f'not {", ".join(missing)}'
-        fail(f'The environment has some variables of torchrun (WORLD_SIZE={values["WORLD_SIZE"]}), but '
-             f'{problem}. Start several processes with torchrun. For a single process, run '
-             '"unset RANK LOCAL_RANK WORLD_SIZE" first.')
+    if missing:
+        fail(f'The environment has some variables of torchrun (WORLD_SIZE={values["WORLD_SIZE"]}), but not '
+             f'{", ".join(missing)}. Start several processes with torchrun. For a single process, run "unset '
+             'RANK LOCAL_RANK WORLD_SIZE" first.')
     return tuple(int(values[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'))
 
 
@@ -148,7 +136,7 @@ def choose_dtype(dtype, device_type, n_embd):
 # -----------------------------------------------------------------------------
 # signals
 
-STOP = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+STOP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 STOPPING = 'Stopping after this micro batch. Press Ctrl-C again to quit without saving.'
 
 
@@ -186,11 +174,10 @@ def catch_signals(env) -> list[int]:
                 tell('Quit without saving.' if caught else 'Stopped by a signal. Nothing was saved.')
                 os._exit(128 + number)
 
-    if hasattr(os, 'set_blocking'):  # Windows needs Python 3.12 for it
-        os.set_blocking(write, False)
+    os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    if hasattr(os, 'register_at_fork'):  # a process that we fork must not write into our pipe
-        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+    # a process that we fork must not write into our pipe
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
     for number in STOP:
         if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, lambda number, frame: None)

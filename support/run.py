@@ -3,26 +3,19 @@ The out_dir of a run: config.json, log.jsonl, saving checkpoints, stopping. Noth
 write beside a file, then rename.
 """
 
-import atexit
-import errno
+import fcntl
 import json
 import math
 import os
-import platform
 import re
-import shutil
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from support.console import fail
 from support.distributed import first_line, leave, on_master
-
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing keeps a second run out of an out_dir
-    fcntl = None
 
 # -----------------------------------------------------------------------------
 # files
@@ -46,17 +39,7 @@ def replace_file(path, write):
 
 def cannot_write(path, e):
     why = getattr(e, 'strerror', None) or first_line(e)
-    folder = os.path.dirname(path) or '.'
-    if os.path.isdir(folder) and shutil.disk_usage(folder).free < 2**20 or 'file write failed' in why:
-        why = 'No space left on device'
     return f'Cannot write {path} ({why}). Free some space, then resume with --init_from=resume.'
-
-
-def replace_text(path, text):
-    def write(tmp):
-        with open(tmp, 'w', encoding='utf-8') as f:
-            f.write(text)
-    replace_file(path, write)
 
 
 def our_files(out_dir):
@@ -67,31 +50,21 @@ def our_files(out_dir):
 
 def lock(out_dir):
     """
-    The open file out_dir/run.lock with the kernel's lock on it. That lock ends with this process however it
-    ends, so the file of a run that was killed is free. Ends the program where another run has it.
+    The open file out_dir/run.lock with the kernel's lock on it. The file stays, but the lock ends with this
+    process however it ends. Ends the program where another run has it.
     """
     path = os.path.join(out_dir, 'run.lock')
     try:
-        file = open(path, 'a+', encoding='utf-8')
+        file = open(path, 'a')
     except OSError as e:
         fail(f'Cannot use out_dir={out_dir} ({e.strerror}).')
-    if fcntl is None:
-        return file
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock would pass to workers that we fork
-    except OSError as e:
-        if e.errno not in (errno.EACCES, errno.EAGAIN):
-            print(f'{out_dir} is on a disk without locks ({e.strerror}). Start no second run in it.')
-            return file
-        file.seek(0)
-        owner = file.read() or 'another process'
-        fail(f'{out_dir} is in use by {owner}. Wait for it, stop it or choose another --out_dir. If its '
+    except BlockingIOError:
+        fail(f'{out_dir} is in use by another run. Wait for it, stop it or choose another --out_dir. If its '
              f'machine has crashed, delete {path}.')
-    if not os.path.exists(path) or not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-        return lock(out_dir)  # its last owner has removed it meanwhile
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {platform.node()}')
-    file.flush()
+    except OSError as e:
+        print(f'{out_dir} is on a disk without locks ({e.strerror}). Start no second run in it.')
     return file
 
 
@@ -125,7 +98,6 @@ class Run:
         try:
             os.makedirs(self.out_dir, exist_ok=True)
             self.lock = lock(self.out_dir)
-            atexit.register(self.unlock)
             if config['overwrite'] and config['init_from'] != 'resume':
                 for f in our_files(self.out_dir):
                     os.remove(os.path.join(self.out_dir, f))
@@ -135,16 +107,15 @@ class Run:
         versions = {'torch': torch.__version__, 'cudnn': torch.backends.cudnn.version(), 'git': git_commit(),
                     'gpu': gpu, 'allocator': os.environ.get('PYTORCH_CUDA_ALLOC_CONF', ''),
                     'world_size': self.env.world_size}
-        replace_text(os.path.join(self.out_dir, 'config.json'), json.dumps({**config, **versions}, indent=2))
-        replace_text(self.log_path, ''.join(self.rows_before_start()))
+        self.replace_text('config.json', json.dumps({**config, **versions}, indent=2))
+        self.replace_text('log.jsonl', ''.join(self.rows_before_start()))
 
-    def unlock(self):
-        with suppress(OSError):
-            os.remove(self.lock.name)
-        self.lock.close()
+    def replace_text(self, name, text):
+        path = os.path.join(self.out_dir, name)
+        replace_file(path, lambda tmp: Path(tmp).write_text(text, encoding='utf-8'))
 
     def rows_before_start(self):
-        """The lines of the log before start_iter. Later rows come again; a line that was cut short goes."""
+        """The lines of the log before start_iter. Later rows come again."""
         if not os.path.exists(self.log_path):
             return []
         rows = []
@@ -154,7 +125,7 @@ class Run:
                     if json.loads(line)['iter'] < self.start_iter:
                         rows.append(line.rstrip('\n') + '\n')
                 except (ValueError, KeyError, TypeError):
-                    continue
+                    continue  # cut short
         return rows
 
     def keep_statistics(self, model, opt):
@@ -184,7 +155,7 @@ class Run:
     def save(self, name, **state):
         """
         Write a plain dict of tensors and Python values, which torch.load(weights_only=True) opens. Several
-        names for one iteration are links to one file, or copies where the file system has no links.
+        names for one iteration are links to one file where the file system has links.
         """
         state['model'] = state['model'] | self.statistics
         path = os.path.join(self.out_dir, name)
@@ -193,13 +164,11 @@ class Run:
         def write(tmp):
             if os.path.exists(tmp):  # of a run that was killed
                 os.remove(tmp)
-            if not same:
-                torch.save(state, tmp)
-                return
-            try:
-                os.link(same[0], tmp)
-            except OSError:
-                shutil.copyfile(same[0], tmp)
+            if same:
+                with suppress(OSError):  # a file system without links
+                    os.link(same[0], tmp)
+                    return
+            torch.save(state, tmp)
 
         on_master(lambda: replace_file(path, write), self.env)
         self.written[path] = state['iter']
