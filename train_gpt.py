@@ -203,7 +203,7 @@ if eval_only:
 # loop
 introduce(config, env, raw_model, model_args, micro, accum,
           f'{data.train_tokens:,} training tokens, {global_batch_size * block_size:,} per update')
-warn_of_warmup(config, warmup_iters, max_iters, env)
+warn_of_warmup(warmup_iters, max_iters, env)
 first_iter, best_val_loss = checkpoint.iter, checkpoint.best('best_val_loss', math.inf)
 del checkpoint  # its memory is free now
 batches = train_batches(first_iter)

@@ -256,7 +256,7 @@ if eval_only:
 # loop
 introduce(config, env, raw_model, model_args, micro, accum, f'{data.size("train"):,} training images, '
           f'{iters_per_epoch} updates per epoch of {global_batch_size}')
-warn_of_warmup(config, warmup_iters, max_iters, env, iters_per_epoch)
+warn_of_warmup(warmup_iters, max_iters, env, iters_per_epoch)
 first_iter, best_top1 = checkpoint.iter, checkpoint.best('best_top1', -1.0)
 del checkpoint  # its memory is free now
 batches = train_batches(first_iter)

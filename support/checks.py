@@ -12,6 +12,7 @@ from model import NORMS, SETTINGS
 from support.console import fail
 from support.normfree import KEYS
 
+BELOW_1 = 0.999999  # the largest share, and the longest memory of an optimizer
 
 def check_range(config: dict, low: float, high: float, *keys: str) -> None:
     """Each of the keys must be finite and from low to high."""
@@ -19,13 +20,6 @@ def check_range(config: dict, low: float, high: float, *keys: str) -> None:
         if not (low <= config[key] <= high and config[key] < math.inf):  # this refuses nan too
             wanted = f'from {low} to {high}' if high < math.inf else f'of at least {low}'
             fail(f'{key}={config[key]} is out of range. Set --{key} to a number {wanted}.')
-
-
-def check_share(config: dict, *keys: str) -> None:
-    """Each of the keys must be at least 0 and below 1."""
-    for key in keys:
-        if not 0 <= config[key] < 1:
-            fail(f'{key}={config[key]} is out of range. Set --{key} to a number of at least 0 and below 1.')
 
 
 def check_choice(config: dict, values: Collection, *keys: str) -> None:
@@ -48,7 +42,7 @@ def check_config(config: dict) -> None:
     check_range(config, 0, math.inf, 'eval_interval', 'ckpt_interval', 'keep_interval', 'log_interval',
                 'learning_rate', 'min_lr', 'embed_lr', 'weight_decay', 'grad_clip', 'agc')
     check_range(config, -1, math.inf, 'embed_weight_decay')
-    check_share(config, 'dropout', 'momentum', 'beta1', 'beta2')
+    check_range(config, 0, BELOW_1, 'dropout', 'momentum', 'beta1', 'beta2')
     check_choice(config, ('cosine', 'timm'), 'schedule')
     if config['nesterov'] and not config['momentum']:
         fail('nesterov=True needs a momentum above 0. Use --momentum=0.9 or --nesterov=False.')
@@ -111,7 +105,7 @@ def check_vit(config: dict) -> None:
     check_range(config, 0, max(4, config['image_size'] - 1), 'shift')
     check_range(config, 0.0001, 1, 'crop_scale')
     check_range(config, 0, math.inf, 'max_iters', 'epochs', 'warmup_epochs', 'mixup', 'cutmix')
-    check_share(config, 'drop_path', 'label_smoothing')
+    check_range(config, 0, BELOW_1, 'drop_path', 'label_smoothing')
     check_choice(config, ('vit', 'nfnet'), 'arch')
     if config['arch'] == 'vit' and config['batch_norm']:
         fail('batch_norm only works with --arch=nfnet. For a ViT, choose the norms with --setting.')
@@ -138,21 +132,14 @@ def check_images(config: dict, data) -> None:
                  f'arrays. Use --{key}={off}.')
 
 
-def warn_of_warmup(config: dict, warmup_iters: int, max_iters: int, env, iters_per_epoch: int = 0) -> None:
-    """
-    Warn where the rate never reaches its peak, and print the flag that keeps the config's share of warmup.
-    config: a Config of configurator.py, which knows the plan that the command line has replaced.
-    """
-    if not 0 < max_iters <= warmup_iters:
-        return
-    before = config | config.replaced
-    planned = before['max_iters'] or before['epochs'] * iters_per_epoch
-    share = warmup_iters / planned if planned > warmup_iters else 0.1
-    flag = f'warmup_iters={round(max_iters * share)}'
-    if iters_per_epoch:
-        flag = f'warmup_epochs={max_iters * share / iters_per_epoch:.2g}'
-    env.say(f'The warmup ({warmup_iters} updates) is not shorter than the run ({max_iters}), so the learning '
-            f'rate does not reach its peak. Use --{flag}.')
+def warn_of_warmup(warmup_iters: int, max_iters: int, env, iters_per_epoch: int = 0) -> None:
+    """Warn where the rate never reaches its peak, and print the flag for a warmup of a tenth of the run."""
+    if 0 < max_iters <= warmup_iters:
+        flag = f'warmup_iters={max_iters // 10}'
+        if iters_per_epoch:
+            flag = f'warmup_epochs={max_iters / iters_per_epoch / 10:.2g}'
+        env.say(f'The warmup ({warmup_iters} updates) is not shorter than the run ({max_iters}), so the '
+                f'learning rate does not reach its peak. Use --{flag}.')
 
 
 def split_batch(global_batch_size: int, micro_batch_size: int, world_size: int,

@@ -36,14 +36,13 @@ def show_help(script, defaults):
 
 
 def near_files(path):
-    """' Did you mean ...?' with the config files of similar names, in the folder of path and in ours."""
+    """' Did you mean ...?' with the config file of the nearest name, in the folder of path or in ours."""
     project = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     ours = os.path.relpath(os.path.join(project, 'config'))
     files = {os.path.basename(f)[:-3]: f for folder in (ours, os.path.dirname(path))
              for f in glob.glob(os.path.join(glob.escape(folder), '*.py'))}
-    name = os.path.basename(path)[:-3]
-    near = [name] if name in files else difflib.get_close_matches(name, files, n=3)
-    return f' Did you mean {" or ".join(files[name] for name in near)}?' if near else ''
+    near = difflib.get_close_matches(os.path.basename(path)[:-3], files, n=1)
+    return f' Did you mean {files[near[0]]}?' if near else ''
 
 
 class Unbroken:

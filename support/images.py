@@ -6,7 +6,6 @@ the loader of JPEGs.
 import io
 import json
 import os
-import shutil
 import sys
 
 import numpy as np
@@ -159,8 +158,6 @@ class Images:
         if workers < 0:
             share = max(1, count_cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
             workers = share if sys.platform == 'linux' else 0
-        if workers:
-            check_shared_memory(workers, self.config, self.env)
         # Each worker has its own process group, because a signal to our group (from torchrun or Ctrl-C) would
         # end the workers before the run is saved.
         loader = DataLoader(Jpegs(self, split), batch_sampler=samples, num_workers=workers,
@@ -175,18 +172,8 @@ class Images:
             if 'DataLoader worker' not in str(e):
                 raise
             fail('A process that reads pictures was killed, probably for lack of memory or of room in '
-                 '/dev/shm. Use a lower --num_workers; 0 needs none.', any_rank=True)
-
-
-def check_shared_memory(workers, config, env):
-    """The workers hand over their batches in /dev/shm, two each, and a container may have little of it."""
-    images = min(config['micro_batch_size'], config['global_batch_size'] // env.world_size)
-    needed = 2 * workers * images * 3 * config['image_size']**2
-    free = shutil.disk_usage('/dev/shm').free if os.path.isdir('/dev/shm') else needed
-    if free < needed:
-        fail(f'/dev/shm has {free / 1e6:,.1f} MB free, but {workers} processes that read pictures need '
-             f'{needed / 1e6:,.1f} MB. Use a lower --num_workers (0 needs none), or give the container more '
-             '(docker run --shm-size=2g).', any_rank=True)
+                 '/dev/shm. Use a lower --num_workers (0 needs none), or give the container more (docker run '
+                 '--shm-size=2g).', any_rank=True)
 
 
 class Jpegs(Dataset):

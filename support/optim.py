@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 
 from sgdw import SGDW
+from support.checks import check_choice
 from support.console import fail
 from support.distributed import explain
 
@@ -31,11 +32,8 @@ EMBEDDINGS = ('wte', 'wpe', 'lm_head', 'patch_embed', 'cls_token', 'pos_embed')
 def check_optimizer(config: dict, model: nn.Module) -> None:
     """The keys of the optimizer."""
     name, embed_name, embed_lr = config['optimizer'], config['embed_optimizer'], config['embed_lr']
-    if name not in OPTIMIZERS:
-        fail(f'optimizer={name} is unknown. Set --optimizer to one of {", ".join(OPTIMIZERS)}.')
-    if embed_name not in ('auto', 'adamw', 'rownorm'):
-        fail(f'embed_optimizer={embed_name} is unknown. '
-             'Set --embed_optimizer to auto (the same as optimizer), adamw or rownorm.')
+    check_choice(config, OPTIMIZERS, 'optimizer')
+    check_choice(config, ('auto', 'adamw', 'rownorm'), 'embed_optimizer')
     if embed_name not in ('auto', name) and not embed_lr:
         fail(f'embed_optimizer={embed_name} needs a learning rate of its own. Set --embed_lr.')
     if config['embed_weight_decay'] >= 0 and not embed_lr:

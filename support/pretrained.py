@@ -3,7 +3,6 @@ Weights that other projects made, as checkpoints of ours (GPT-2 in Hugging Face'
 ours in files that other projects read. Only JSON and safetensors files are opened, never a pickle.
 """
 
-import difflib
 import hashlib
 import json
 import math
@@ -46,12 +45,10 @@ def find_weights(name: str) -> str:
     hub_id = re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name) and not name.endswith(FILES)
     if os.path.exists(name) or not (hub_id or name in SHORT):
         return name
-    folder, _, last = name.rpartition('/')
-    if folder and os.path.isdir(folder):
-        near = difflib.get_close_matches(last, os.listdir(folder), n=1)
-        hint = f'Did you mean {folder}/{near[0]}?' if near else 'Check the spelling.'
-        fail(f'{name} does not exist in the folder {folder}. {hint} For a name on the Hugging Face Hub, '
-             f'run the same line where no folder is called {folder}.')
+    folder = os.path.dirname(name)
+    if os.path.isdir(folder):
+        fail(f'{name} does not exist in the folder {folder}. Check the spelling. For a name on the Hugging '
+             f'Face Hub, run the same line where no folder is called {folder}.')
     return download(f'openai-community/{name}' if name in SHORT else name, name)
 
 
@@ -248,8 +245,9 @@ def export(checkpoint: dict, folder: str) -> str:
     about, tensors = {key: checkpoint[key] for key in ('model_args', 'data', 'config')}, checkpoint['model']
     kind = 'our own names, which --init_from reads'
     if gpt2:
-        about, tensors, tokenizer = to_gpt2(args, data, tensors)
-        kind = f'GPT-2 in the format of Hugging Face, {tokenizer}'
+        about, tensors = to_gpt2(args, data, tensors)
+        kind = ('GPT-2 in the format of Hugging Face, without a tokenizer. Its ids are those of '
+                f'--tokenizer={data["tokenizer"]}')
     elif args['tied']:
         tensors = {key: tensor for key, tensor in tensors.items() if key != 'lm_head.weight'}
     parent = os.path.dirname(os.path.realpath(folder))
@@ -271,15 +269,10 @@ def export(checkpoint: dict, folder: str) -> str:
 
 def to_gpt2(args, data, model):
     """
-    (config.json, tensors, which tokenizer) of Hugging Face, without the rows that pad a vocabulary. Its GPT-2
-    always has biases: zeros where ours has none.
+    (config.json, tensors) of Hugging Face, without the rows that pad a vocabulary. Its GPT-2 always has
+    biases: zeros where ours has none.
     """
-    vocab_size, eot = data['vocab_size'], 50256
-    tokenizer = "load AutoTokenizer.from_pretrained('gpt2') of transformers"
-    if data['tokenizer'] == 'byte':
-        eot, tokenizer = 256, 'its ids are list(text.encode()), and 256 ends a document'
-    elif vocab_size != 50257:
-        tokenizer = 'its ids are those of experiments/vocabulary.py'
+    vocab_size, eot = data['vocab_size'], 256 if data['tokenizer'] == 'byte' else 50256
     hf = {'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], 'data': data, 'vocab_size': vocab_size,
           'n_positions': args['block_size'], 'bos_token_id': eot, 'eos_token_id': eot,
           'activation_function': 'gelu' if args['gelu'] == 'exact' else 'gelu_new',
@@ -296,4 +289,4 @@ def to_gpt2(args, data, model):
         tensors[theirs] = tensor.t().contiguous() if '.c_' in ours else tensor
     if args['tied']:
         del tensors['lm_head.weight']
-    return hf, tensors, f'without a tokenizer: {tokenizer}.'
+    return hf, tensors

@@ -190,12 +190,9 @@ class Run:
 
     def leave_stopped(self, iter_num):
         """Say what a run that a signal stopped has saved, and leave."""
-        resume = 'Run the same command with --init_from=resume to continue.'
-        if iter_num > self.start_iter:
-            saved = f'{self.out_dir}/ckpt.pt is saved. {resume}'
-        elif self.start_iter:
-            saved = f'No update was made, and {self.out_dir}/ckpt.pt is as it was. {resume}'
-        else:
-            saved = 'No update was made, so nothing was saved.'
+        saved = 'No update was made, so nothing was saved.'
+        if self.saved_iter:
+            saved = (f'{self.out_dir}/ckpt.pt is saved. Run the same command with --init_from=resume to '
+                     'continue.')
         self.env.say(f'Stopped by a signal at iteration {iter_num}. {saved}')
         leave(128 + (self.signals or [15])[0], self.env)

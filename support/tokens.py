@@ -2,7 +2,6 @@
 A prepared text: meta.json, train.bin and val.bin of data/NAME, checked when opened and read in windows.
 """
 
-import difflib
 import json
 import os
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ class Tokens:
 
     def __init__(self, dataset: str, block_size: int, env, vocab_size: int = 0):
         self.folder, self.block_size, self.env = data_folder(dataset), block_size, env
-        self.meta = read_meta(self.folder, dataset)
+        self.meta = read_meta(self.folder)
         ids = self.meta['vocab_size']
         self.vocab_size = vocab_size or -(-ids // 64) * 64
         if self.vocab_size < ids:
@@ -77,15 +76,12 @@ class Tokens:
         return rows[:, :-1], rows[:, 1:]
 
 
-def read_meta(folder: str, dataset: str) -> dict:
+def read_meta(folder: str) -> dict:
     """meta.json, checked. nanoGPT's folders of GPT-2 tokens work without one."""
     path = os.path.join(folder, 'meta.json')
     if not os.path.isdir(folder):
         names = sorted(os.listdir('data')) if os.path.isdir('data') else []
-        near = ''
-        for name in difflib.get_close_matches(dataset, names, n=1):
-            near = f'Did you mean --dataset={name}? '
-        fail(f'There is no data set in {folder}. {near}Make it with python prepare_owt.py '
+        fail(f'There is no data set in {folder}. Make it with python prepare_owt.py '
              f'--dataset=FILE_OR_FOLDER, or choose one of data/ ({", ".join(names) or "it is empty"}).')
     if not os.path.exists(path):
         if os.path.exists(os.path.join(folder, 'meta.pkl')):

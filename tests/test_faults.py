@@ -13,7 +13,7 @@ from tests.common import final, gpt_line, vit_line, write_images, write_tokens
 # finished run {run}; {tmp}: a folder with what is broken; {text}, {tokens}: a run and a data set of text
 TEXT_MISTAKES = """
 --n_embd=1048576 --n_head=1 --vocab_size=4294967295 {new} | does not fit into memory
---dropout=1.5 {new} | dropout=1.5 is out of range. Set --dropout to a number of at least 0 and below 1.
+--dropout=1.5 {new} | dropout=1.5 is out of range. Set --dropout to a number from 0 to 0.999999.
 --dataset=nowhere {new} | There is no data set in data/nowhere. Make it with python prepare_owt.py
 --dataset={tmp}/no_train {new} | train.bin does not exist
 --dataset={tmp}/torn_meta {new} | is not a valid meta.json for text data

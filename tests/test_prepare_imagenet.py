@@ -6,9 +6,7 @@ do. And what a run does with that data.
 import contextlib
 import io
 import os
-import shutil
 import struct
-import types
 import zlib
 from pathlib import Path
 
@@ -557,15 +555,3 @@ def test_pillow_does_not_warn():
     said, errors = finish(python('-W', 'error', '-c', code, Path('cut.jpg').absolute()))
     assert int(said) == os.path.getsize('cut.jpg')
     assert not errors
-
-
-def test_too_little_shared_memory_gets_a_sentence(monkeypatch):
-    write({path: encoded(smooth(20, 30), 'JPEG') for path in BOTH})
-    prepare()
-    monkeypatch.setattr(os.path, 'isdir', lambda path: True)
-    monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=65536))
-    with pytest.raises(SystemExit) as stop:
-        list(opened().jpegs('train', [[(None, 0)]]))
-    assert stop.value.code == (
-        '/dev/shm has 0.1 MB free, but 3 processes that read pictures need 0.1 MB. Use a lower --num_workers '
-        '(0 needs none), or give the container more (docker run --shm-size=2g).')

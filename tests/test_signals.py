@@ -118,8 +118,8 @@ def test_a_resumed_run_that_makes_no_update_leaves_its_checkpoint(tokens, tmp_pa
     Paused(tokens, tmp_path, 'train', 11).stopped(signal.SIGINT)
     before = (tmp_path / 'out/ckpt.pt').read_bytes()
     run = Paused(tokens, tmp_path, 'train', 2, extra=['--init_from=resume'])
-    assert run.stopped(signal.SIGTERM) == (f'Stopped by a signal at iteration 2. No update was made, and '
-                                           f'{tmp_path}/out/ckpt.pt is as it was. {RESUME}')
+    assert run.stopped(signal.SIGTERM) == (f'Stopped by a signal at iteration 2. {tmp_path}/out/ckpt.pt is '
+                                           f'saved. {RESUME}')
     assert (tmp_path / 'out/ckpt.pt').read_bytes() == before
 
 
