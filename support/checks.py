@@ -107,6 +107,7 @@ def check_vit(config: dict) -> None:
     check_range(config, 0, math.inf, 'max_iters', 'epochs', 'warmup_epochs', 'mixup', 'cutmix')
     check_range(config, 0, BELOW_1, 'drop_path', 'label_smoothing')
     check_choice(config, ('vit', 'nfnet'), 'arch')
+    check_choice(config, ('train', 'val', 'test'), 'eval_split')
     if config['arch'] == 'vit' and config['batch_norm']:
         fail('batch_norm only works with --arch=nfnet. For a ViT, choose the norms with --setting.')
     if config['num_workers'] > 0 and sys.platform != 'linux':  # without fork, workers rerun the script

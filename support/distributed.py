@@ -206,15 +206,6 @@ def all_sum(values: list, env) -> list:
     return total.tolist()
 
 
-def all_same(value, env) -> bool:
-    """Whether all processes have the same value."""
-    if env.world_size == 1:
-        return True
-    values = [None] * env.world_size
-    dist.all_gather_object(values, value)
-    return len(set(values)) == 1
-
-
 def agree(loss_sum, grad_norm, signals, env):
     """
     (mean loss over the processes, gradient norm, number of signals to stop). It takes one transfer from the

@@ -43,11 +43,6 @@ class Images:
     def open(self, *names):
         """Check and open splits by name."""
         for name in names:
-            found = [split for split in ('train', 'val', 'test')
-                     if os.path.exists(os.path.join(self.folder, f'{split}_labels.npy'))]
-            if self.config['eval_only'] and name not in found:
-                fail(f'{self.folder} has no {name} split, only {", ".join(found)}. Choose another one with '
-                     '--eval_split.')
             self.splits[name] = self.read_split(name)
         self.tell_resolution()
 

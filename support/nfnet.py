@@ -15,13 +15,8 @@ The paper divides before the activation. We divide after it, as the authors' cod
 stage 3, the variance is then 1.01 instead of 1. The prediction assumes independent pixels and maps without
 borders. Average pooling in the shortcuts and zero padding make the true variance smaller.
 
-A 3x3 convolution with stride 2 pads by (1, 1): one row and column of zeros on every side. The authors'
-weights expect SAME, which pads an even map at the right and the bottom only.
-
-The second report ("Normalizer-free Transformers") trains F0 on CIFAR-10. It does not say whether it enlarges
-the 32 x 32 pictures. The code it names (benjs/nfnets_pytorch) enlarges every picture to 192 x 192 and reads
-ImageNet only. F0 also takes 32 x 32. Its maps then have 8, 4, 2 and 1 pixels a side, so the last 3x3 filters
-see one pixel and eight zeros.
+docs/normalizer-free.md has the choices that the second report ("Normalizer-free Transformers") leaves open.
+With its pictures of 32 x 32, the maps have 8, 4, 2 and 1 pixels a side.
 
 Letters in shapes: B batch, C channels, H height, W width, N fan-in (inputs of one unit).
 """
@@ -75,8 +70,8 @@ def conv(config: NFNetConfig, c_in: int, c_out: int, kernel: int = 1, stride: in
          groups: int = 1) -> nn.Module:
     """
     A convolution of this network. With batch_norm, it is a plain one with the norm after it, and there is no
-    standardization or gain. The report does not say where the norms are. It counts 68.49M parameters, so our
-    plain convolution keeps its bias, although the norm subtracts it again (without it: 68.44M).
+    standardization or gain. Its bias stays, although the norm subtracts it again: only then the count is the
+    report's.
     """
     kwargs = dict(stride=stride, padding=kernel // 2, groups=groups)
     if config.batch_norm:

@@ -35,7 +35,6 @@ def standardize_weights(model: nn.Module, which: str, gain: bool = True) -> None
     """
     Make the linear layers of every block of a GPT or ViT standardize their weights, in place. which: 'ffn'
     (W_1 and W_2) or 'all' (W_q, W_k, W_v and W_o too). gain: learn one gain per unit of W_o, W_1 and W_2.
-    W_q, W_k and W_v have none; this gives the report's count of 21.34M parameters.
     """
     for block in model.blocks:
         layers = [block.ffn.c_fc, block.ffn.c_proj]
@@ -54,10 +53,8 @@ def standardize_weights(model: nn.Module, which: str, gain: bool = True) -> None
 
 def tfixup(n_layer: int, n_embd: int) -> dict:
     """
-    init_scale and embed_std of T-Fixup: 0.67 N^-1/4 and d^-1/2 (9 N)^-1/4 for N blocks of width d (section
-    3.1 of the report). We read its N(0, d^-1/2) as a standard deviation, as T-Fixup does. In an encoder,
-    T-Fixup itself (Huang et al., ICML 2020) scales only W_v, W_o and the FFN. The report scales the whole
-    attention block, and so do we.
+    init_scale and embed_std of T-Fixup (Huang et al., ICML 2020): 0.67 N^-1/4 and d^-1/2 (9 N)^-1/4 for N
+    blocks of width d (section 3.1 of the report; docs/normalizer-free.md has our readings).
     """
     return {'init_scale': 0.67 * n_layer ** -0.25, 'embed_std': n_embd ** -0.5 * (9 * n_layer) ** -0.25}
 

@@ -136,16 +136,9 @@ class Report:
 
 
 def progress(batches, split, signals, env):
-    """
-    The batches of an evaluation, up to a signal to stop. An evaluation that takes longer than a second says
-    what it reads, and a terminal shows a bar.
-    """
-    begin, told, terminal = time.time(), False, sys.stderr.isatty()
-    for batch in tqdm(batches, f'evaluating on {split}', delay=1, leave=False,
-                      disable=not (env.master and terminal)):
+    """The batches of an evaluation, up to a signal to stop. After a second, a terminal shows a bar."""
+    terminal = env.master and sys.stderr.isatty()
+    for batch in tqdm(batches, f'evaluating on {split}', delay=1, leave=False, disable=not terminal):
         if signals:
             break
-        if not told and not terminal and time.time() > begin + 1:
-            told = True
-            env.say(f'evaluating on {split}')
         yield batch

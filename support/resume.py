@@ -13,7 +13,7 @@ from model import NORMS, GPTConfig, ViTConfig
 from support import normfree, pretrained
 from support.checks import reads_only
 from support.console import fail
-from support.distributed import all_same, first_line, on_master
+from support.distributed import all_sum, first_line, on_master
 from support.run import lock, our_files
 
 # -----------------------------------------------------------------------------
@@ -99,16 +99,15 @@ def find(config, env) -> Checkpoint:
             fail(f'{init_from} is in the out_dir that would be overwritten. Choose another --out_dir.')
     if not path:
         if only_reads:
-            key = 'eval_only' if config['eval_only'] else 'predict'
-            fail(f'{key} needs weights. Use --init_from=FILE_OR_FOLDER, or --init_from=resume where out_dir '
-                 'has a checkpoint.')
+            fail('eval_only and predict need weights. Use --init_from=FILE_OR_FOLDER, or --init_from=resume '
+                 'where out_dir has a checkpoint.')
         found = Checkpoint()
     else:
         found = Checkpoint(path, load_checkpoint(path), init_from == 'resume' and not only_reads, only_reads)
         kind, script = ('classes', 'train_vit.py') if 'arch' in config else ('tokenizer', 'train_gpt.py')
         if kind not in found.state['data']:
             fail(f'{path} is not a checkpoint of {script}. Use another file.')
-    if not all_same(found.iter, env):
+    if all_sum([found.iter], env)[0] != found.iter * env.world_size:
         fail('The processes found different checkpoints. out_dir must be on a disk that all machines share.')
     return found
 
@@ -234,9 +233,7 @@ def make_network(network: type, config: type, args: dict, env) -> torch.nn.Modul
     try:
         model = normfree.build(network, config, args).to(env.device)
     except (RuntimeError, MemoryError) as e:  # torch raises these when memory is short or a size overflows
-        size = ', '.join(f'{k}={args[k]}' for k in ('n_layer', 'n_embd', 'vocab_size') if k in args)
-        fail(f'A model of {size} does not fit into memory ({first_line(e)}). Use a smaller one.',
-             any_rank=True)
+        fail(f'This model does not fit into memory ({first_line(e)}). Use a smaller one.', any_rank=True)
     convolutions = not hasattr(model, 'blocks')  # cuDNN tries its algorithms once and takes the fastest
     torch.backends.cudnn.benchmark = convolutions and not torch.are_deterministic_algorithms_enabled()
     return model
@@ -302,42 +299,31 @@ def take_pixels(w, b, then, now):
 
 
 def load_optimizer(opt, checkpoint: Checkpoint) -> None:
-    """Load the optimizer's state where a run resumes. Rates and decay are those of the config."""
+    """
+    Load the state of each weight where a run resumes. Groups, rates and decay are those of this run. Earlier
+    versions had other groups without weights, and two SGDW where the embeddings have row norm.
+    """
     if not checkpoint.resumes:
         return
-    fresh = [dict(group) for group in opt.param_groups]
-    try:
-        opt.load_state_dict(of_earlier_versions(checkpoint.state['optimizer'], opt))
-    except (KeyError, ValueError):
+    saved = checkpoint.state['optimizer']
+    groups, states = [], []
+    for part in saved.get('optimizers', [saved]):
+        groups += part['param_groups']
+        for group in part['param_groups']:
+            states += [part['state'].get(i, {}) for i in group['params']]
+    if shapes(groups) != shapes(opt.param_groups):
         fail('The checkpoint has its optimizer state in other groups. Use the embed_optimizer and '
              'embed_lr of the original run.')
-    for group, values in zip(opt.param_groups, fresh):
-        group.update(values)
+    for optimizer in getattr(opt, 'optimizers', [opt]):
+        new = optimizer.state_dict()
+        for group in new['param_groups']:
+            for i in group['params']:
+                state = states.pop(0)
+                if state:  # at momentum 0 there is none
+                    new['state'][i] = state
+        optimizer.load_state_dict(new)
 
 
-def of_earlier_versions(state, opt):
-    """
-    An optimizer's state in today's layout. Earlier versions had other groups without tensors, and two SGDW
-    where the embeddings have row norm.
-    """
-    states = [dict(part) for part in state.get('optimizers', [state])]
-    optimizers = getattr(opt, 'optimizers', [opt])
-    if len(states) == 2 and len(optimizers) == 1:
-        states = [joined(*states)]
-    for part, optimizer in zip(states, optimizers, strict=True):
-        part['param_groups'] = [group for group in part['param_groups'] if group['params']]
-        for i, group in enumerate(optimizer.param_groups):
-            if not group['params']:
-                part['param_groups'].insert(i, group)
-    return {'optimizers': states} if hasattr(opt, 'optimizers') else states[0]
-
-
-def joined(first, second):
-    """The state of two SGDW as that of one."""
-    groups = first['param_groups'] + second['param_groups']
-    if any('rownorm' not in group or 'betas' in group for group in groups):
-        raise ValueError('not two SGDW')
-    shift = sum(len(group['params']) for group in first['param_groups'])
-    moved = [group | {'params': [i + shift for i in group['params']]} for group in second['param_groups']]
-    state = first['state'] | {i + shift: tensors for i, tensors in second['state'].items()}
-    return {'state': state, 'param_groups': first['param_groups'] + moved}
+def shapes(groups):
+    """For each group with weights: how many it has, and whether AdamW updates them."""
+    return [(len(group['params']), 'betas' in group) for group in groups if group['params']]

@@ -16,16 +16,14 @@ from support.splits import prepared_name
 def data_folder(dataset: str) -> str:
     """
     The folder of a data set: data/NAME, dataset itself as a path, or the folder where prepare_owt.py puts it.
-    The first of them that holds a prepared data set is used. A dataset with a slash is tried as a path first.
-    If none is prepared, dataset may be a folder of raw texts or pictures.
+    The first of them that holds a prepared data set is used. If none is prepared, dataset may be a folder of
+    raw texts or pictures.
     """
-    folders = [os.path.join('data', dataset), dataset]
-    if os.path.dirname(dataset):
-        folders.reverse()
-    for folder in [*folders, os.path.join('data', prepared_name(dataset))]:
+    named = os.path.join('data', dataset)
+    for folder in (named, dataset, os.path.join('data', prepared_name(dataset))):
         if any(os.path.exists(os.path.join(folder, file)) for file in ('meta.json', 'train.bin')):
             return folder
-    return dataset if os.path.isdir(dataset) else folders[0]
+    return dataset if os.path.isdir(dataset) else named
 
 
 class Tokens:
