@@ -60,7 +60,6 @@ def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
     torch.set_float32_matmul_precision('high')  # what stays in fp32 uses tf32 on GPUs that have it
     torch.manual_seed(seed)
     if world_size > 1:

@@ -243,8 +243,6 @@ def predict_files(path, model, data):
             else:
                 image = augment.eval_crop(image, size)
         except Exception as error:  # Pillow raises nearly everything on broken files
-            if file == path:
-                fail(f'{file} cannot be read as a picture ({said(error)}). Use another file with --predict.')
             env.say(f'{file}: skipped ({said(error)})')
             continue
         images = data.normalized(augment.to_tensor(image)[None].to(env.device))

@@ -39,17 +39,16 @@ SHORT = ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')  # of openai-community/
 
 def find_weights(name: str) -> str:
     """
-    The local path of some weights. A file or folder of that name comes first. After it come the short names
-    of GPT-2 and any OWNER/NAME, which are downloaded from the Hugging Face Hub into its cache.
+    The local path of some weights. A path has a folder that exists, or ends as a file of weights. The short
+    names of GPT-2 and any other OWNER/NAME are downloaded from the Hugging Face Hub into its cache.
     """
-    hub_id = re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name) and not name.endswith(FILES)
-    if os.path.exists(name) or not (hub_id or name in SHORT):
+    if os.path.exists(name) or os.path.isdir(os.path.dirname(name)) or name.endswith(FILES):
         return name
-    folder = os.path.dirname(name)
-    if os.path.isdir(folder):
-        fail(f'{name} does not exist in the folder {folder}. Check the spelling. For a name on the Hugging '
-             f'Face Hub, run the same line where no folder is called {folder}.')
-    return download(f'openai-community/{name}' if name in SHORT else name, name)
+    if name in SHORT:
+        return download(f'openai-community/{name}', name)
+    if re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name):
+        return download(name, name)
+    return name
 
 
 def download(repo, name):

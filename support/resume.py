@@ -207,8 +207,7 @@ def check_resumed(checkpoint, config, meta, max_iters, env):
         refuse_changes(path, state['data'], meta, keys, remedy)
     refuse_changes(path, state['config'], config, ['seed', 'global_batch_size', 'optimizer'])
     if checkpoint.iter > max_iters:
-        raised = 'max_iters or epochs' if 'epochs' in config else 'max_iters'
-        fail(f'{path} is at iteration {checkpoint.iter}, past the {max_iters} of this run. Raise {raised}.')
+        fail(f'{path} is at iteration {checkpoint.iter}, past the {max_iters} of this run. Raise max_iters.')
     env.say(f'{path}: iteration {checkpoint.iter}')
     own = {'init_from', 'out_dir', 'overwrite', 'eval_only', 'eval_split', 'predict'}
     changed = []

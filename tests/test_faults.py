@@ -73,7 +73,7 @@ VISION_MISTAKES = """
 --micro_batch_size=1 {new} | Set --micro_batch_size to at least 2.
 --agc=0.1 {new} | agc=0.1 and grad_clip=1.0 both clip the gradient. Use --grad_clip=0 or --agc=0.
 --predict=a.jpg {new} | eval_only and predict need weights
---init_from=resume --predict=a.jpg | a.jpg cannot be read as a picture
+--init_from=resume --predict=a.jpg | a.jpg has no picture that can be read
 --init_from=resume --eval_only=True --eval_split=train2 | Set --eval_split to one of train, val, test.
 """.strip().splitlines()
 # what is wrong with the data set of that name: files (None: gone) and keys of meta.json

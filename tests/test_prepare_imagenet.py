@@ -539,7 +539,7 @@ def test_prediction_sees_a_photo_at_its_own_size_and_goes_on_after_a_broken_one(
     assert 'python prepare_imagenet.py --resize_short=438' in told[0]
     assert told[1:] == ['in/broken.jpg: skipped (Pillow cannot read this format)',
                         'in/photo.png: a 50.0%, b 50.0%', 'in/sub/thin.PNG: a 50.0%, b 50.0%']
-    with pytest.raises(SystemExit, match='absent.jpg cannot be read as a picture .No such file'):
+    with pytest.raises(SystemExit, match='absent.jpg has no picture that can be read'):
         predicted('absent.jpg', dict(layout='arrays'))
     Path('empty').mkdir()
     with pytest.raises(SystemExit, match='empty has no picture that can be read. Use another file or folder'):

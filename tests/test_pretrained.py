@@ -157,8 +157,8 @@ def test_a_typo_in_a_folder_here_is_not_taken_for_a_name_on_the_hub(tmp_path, mo
     (tmp_path / 'out/e_dnt').mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert pretrained.find_weights('out/e_dnt') == 'out/e_dnt'
-    assert_refused(lambda: pretrained.find_weights('out/gpt'),
-                   'out/gpt does not exist in the folder out. Check the spelling. For a name on the')
+    assert_refused(lambda: load_checkpoint(pretrained.find_weights('out/gpt')),
+                   'Cannot read the checkpoint out/gpt (No such file or directory)')
 
 
 def tune(name, data, out, *extra):
