@@ -44,7 +44,7 @@ def python(*argv, cwd=ROOT, torchrun=0, env=None, **kwargs):
 
 def finish(process, code=0):
     """What a process said until its end, on stdout and on stderr."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     if process.returncode != code:  # an assert would cut short what was said
         pytest.fail(f'{process.args} ended with {process.returncode}\n{out}\n{err}')
     return out, err
