@@ -110,15 +110,11 @@ def count_parameters(c):
 
 @pytest.mark.parametrize('name', PAPER)
 def test_config_has_the_numbers_of_its_row(name):
-    text, c = text_of(name), resolve(name)
-    (arch, size), rest = name.split('_')[:2], name.split('_')[2:]
+    c, text, (arch, size) = resolve(name), text_of(name), name.split('_')[:2]
     sgdw, dnt, images = c['optimizer'] == 'sgdw', arch in ('dnt', 'vdnt'), name in IMAGES
-    assert rest == ([] if sgdw == dnt else [c['optimizer']]) or name == 'dnt_tiny_plain'
     setting, norm = ('S5', 'rms') if dnt else ('S1', 'layer')
     all_equal(c, setting=setting, norm=norm, bias=images, beta1=0.9, beta2=0.99 if images else 0.95,
               momentum=0.9, **{n: 'auto' for n in NORMS})
-    changed = {k for k in c if c[k] != resolve(VARIANTS.get(name, name))[k]}
-    own = {'out_dir', 'setting', 'norm', 'optimizer', 'learning_rate', 'weight_decay', 'warmup_iters'}
     if not images and size != 'tiny':
         C, H, L, batch, gpt2_lr, losses = TABLE_3_AND_5[size]
         rate = 1.0 if sgdw else 6e-4 if dnt else gpt2_lr
@@ -128,18 +124,11 @@ def test_config_has_the_numbers_of_its_row(name):
                   block_size=1024, dropout=0, dataset='openwebtext')
         assert f'({count_parameters(c) / 1e6:.1f}M parameters)' in text
         assert f'(table 1): {losses[arch][sgdw]}. Not run here.' in text
-        peaks = re.search(rf'(?m)^\| {size}, .*', (ROOT / 'results/speed.md').read_text())[0].split('|')
-        assert f'eak memory per GPU: {peaks[2 + 2 * (arch == "gpt2") + (not sgdw)].strip()} GB' in text
-        if batch == 512 or name == 'dnt_small':
-            assert f'= {batch * 1024:,} tokens per update' in text
-            assert f'{batch * 1024 * 200000 / 1e9:.1f}B tokens' in text
-    elif not images:  # the tiny ones share everything but norms, optimizer and its numbers
-        own |= {'embed_optimizer', 'embed_lr', 'embed_weight_decay'}
-        assert changed <= own
-        logged = [row['run'] for row in read(ROOT / 'results/evidence.jsonl').values()
-                  if [row['run'][k] for k in ('variant', 'max_iters', 'seed')] == [ARMS[name], 4500, 1]]
-        assert len(logged) == 1  # the best of the arm's search
-        all_equal(c, **{k: logged[0][k] for k in own - {'out_dir'}})
+    elif not images:
+        logged, = (row['run'] for row in read(ROOT / 'results/evidence.jsonl').values()
+                   if [row['run'][k] for k in ('variant', 'max_iters', 'seed')] == [ARMS[name], 4500, 1])
+        own = {'learning_rate', 'weight_decay', 'warmup_iters', 'embed_optimizer', 'embed_lr'}
+        all_equal(c, **{k: logged[k] for k in own})  # the best of the arm's search
         all_equal(c, n_layer=4, n_head=2, n_embd=64, block_size=128, global_batch_size=8, max_iters=4500,
                   min_lr=0, dataset='stdlib', dtype='auto')
     elif size in TABLE_3_AND_4:
@@ -150,11 +139,9 @@ def test_config_has_the_numbers_of_its_row(name):
                   grad_clip=0, randaugment=9, mixup=0.8, cutmix=1, label_smoothing=0.1, dropout=0,
                   image_size=224, dataset='imagenet')
         assert count_parameters(c) == params[arch]
-        assert f'({params[arch] / 1e6:.1f}M parameters)' in text
         assert f'(table 1): {top1[arch][c["optimizer"]]}. Not run here.' in text
-    else:  # those for CIFAR-10 share everything but norms and optimizer
+    else:
         rate, decay = (0.05, 1e-3) if sgdw else (1e-3, 0.1)
-        assert changed <= own - {'warmup_iters'}
         all_equal(c, learning_rate=rate, weight_decay=decay, epochs=6, warmup_epochs=1, min_lr=0,
                   global_batch_size=32, dtype='auto')
 
@@ -236,11 +223,9 @@ def test_order_and_types(tmp_path):
 def test_a_config_may_have_helpers(tmp_path):
     text = ('from pathlib import Path\nimport math, os.path\nsizes, nothing = dict(large=7), None\n'
             'def half(x):\n    return x / 2\nfor _i in range(15):\n    n = math.floor(half(_i))\n')
-    assert settle(tmp_path, 'a.py', a=text) == {'lr': 0.1, 'n': 7, 'name': 'x', 'on': False, 'mode': 'auto'}
-    for helper in ('here = Path("x")\n', 'here = 3\n'):  # it may be a misspelled key
-        assert settle(tmp_path, 'a.py', a=f'{text}_{helper}')['n'] == 7
-        with pytest.raises(SystemExit, match='unknown key here.* is a helper of this file, call it _here'):
-            settle(tmp_path, 'a.py', a=text + helper)
+    assert settle(tmp_path, 'a.py', a=text)['n'] == 7
+    with pytest.raises(SystemExit, match='unknown key here.* is a helper of this file, call it _here'):
+        settle(tmp_path, 'a.py', a=f'{text}here = Path("x")\n')
 
 
 def test_paths_are_strings_and_a_tilde_is_the_home_folder_but_in_the_prompt(tmp_path, monkeypatch):
@@ -250,12 +235,6 @@ def test_paths_are_strings_and_a_tilde_is_the_home_folder_but_in_the_prompt(tmp_
     assert configure(script, [f'{tmp_path}/mine.py', '--out_dir=~', '--predict=a/~', '--prompt=~/x']) == {
         'out_dir': str(tmp_path), 'export': f'{tmp_path}/e', 'predict': 'a/~', 'dataset': f'{tmp_path}/text',
         'prompt': '~/x'}
-
-
-def test_a_config_starts_from_another_in_any_folder(tmp_path):
-    (tmp_path / 'mine.py').write_text('from config.gpt2_tiny import *\nn_layer *= 2\nout_dir = "out/mine"')
-    c = configure(defaults('train_gpt.py'), [str(tmp_path / 'mine.py')])
-    assert c == {**resolve('gpt2_tiny'), 'n_layer': 8, 'out_dir': 'out/mine'}
 
 
 def test_help_lists_every_key_with_its_comment(capsys):
@@ -271,7 +250,6 @@ def test_help_lists_every_key_with_its_comment(capsys):
     ('--lrr=1', '--lrr=1: unknown key lrr. Did you mean lr?'),
     ('--_hidden=2', '--_hidden=2: unknown key _hidden. --help lists all keys.'),
     ('--n=2.5', '--n=2.5: n must be a whole number, not 2.5.'),
-    ('--n=x', "--n=x: n must be a whole number, not 'x'."),
     ('--lr=True', '--lr=True: lr must be a number, not True.'),
     ('--on=1', '--on=1: on must be True or False, not 1.'),
     ('--n', '--n has no value. Write --n=VALUE.'),
@@ -279,21 +257,18 @@ def test_help_lists_every_key_with_its_comment(capsys):
     ('--batch_size=8', '--batch_size=8: batch_size is not a key here. Use global_batch_size (per update, '
      'over all processes) and micro_batch_size (per forward pass of one process).'),
     ('n = 1\nn = = 2\n', 'The config file {a} raises SyntaxError: invalid syntax (a.py, line 2)'),
-    ('import nowhere\n', "The config file {a} raises ModuleNotFoundError: No module named 'nowhere'"),
     ('naem = "y"\n', '{a}: unknown key naem. Did you mean name? If naem is a helper of this file, '
      'call it _naem. Or is this the config of another script?'),
     ('mode = 3\n', '{a}: mode must be a string, True or False, not 3.'),
-    ('import math as name\n', "{a}: name must be a string, not <module 'math'"),
     # files that do not exist: names of similar ones, seen from this folder
     ('{config}/vdnt_smal.py', 'The config file {config}/vdnt_smal.py does not exist. Did you mean '
      '{config}/dnt_small.py'),
     ('dnt_tiny', 'dnt_tiny is neither a config file (*.py) nor --key=value. Did you mean '
      '{config}/dnt_tiny.py?'),
-    ('{tmp}/a', '{tmp}/a is neither a config file (*.py) nor --key=value. Did you mean {tmp}/a.py?'),
     ('data', 'data is neither a config file (*.py) nor --key=value.')])
 def test_a_mistake_is_refused(tmp_path, monkeypatch, flag, message):
     monkeypatch.chdir(tmp_path)
-    known = {'tmp': tmp_path, 'config': os.path.relpath(ROOT / 'config'), 'a': tmp_path / 'a.py'}
+    known = {'config': os.path.relpath(ROOT / 'config'), 'a': tmp_path / 'a.py'}
     in_file = '\n' in flag
     with pytest.raises(SystemExit) as stop:
         settle(tmp_path, 'a.py' if in_file else flag.format(**known), a=flag if in_file else '')
