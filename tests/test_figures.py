@@ -37,36 +37,26 @@ def write_run(out_dir, log=(), model=None, iters=(10, 30, 50), cut=False, **chan
 
 def test_curves_of_runs_that_go_on(figures):
     steep = {i: 1 + 9 / (1 + i / 10) for i in range(1000)}
-    log = [{'iter': i, 'split': 'val', 'loss': steep[i] + 0.1, 'top1': 1 / i} for i in range(100, 1000, 100)]
+    log = [{'iter': i, 'split': 'val', 'loss': steep[i] + 0.1} for i in range(100, 1000, 100)]
     log += [{'iter': i, 'split': 'train', 'loss': loss} for i, loss in steep.items()]
     write_run('out/a', log, cut=True)
     write_run('out/begun', [{'iter': 0, 'split': 'train', 'loss': 5.0}], optimizer='adamw', cut=True)
     said = figures('curves', '--runs=out/a,out/begun')
-    ax = plt.gcf().axes[0]
-    train, val = (line.get_xydata() for line in ax.lines[:2])
+    train, val = (line.get_xydata() for line in plt.gcf().axes[0].lines[:2])
     assert len(train) == 1000 and val.tolist() == [[i, steep[i] + 0.1] for i in range(100, 1000, 100)]
     assert abs(train[500:990, 1] - [steep[i] for i in range(500, 990)]).max() < 0.01  # smoothed, not moved
-    low, high = ax.get_ylim()
-    assert low < min(steep.values()) and high < steep[10]  # the start leaves the picture
     assert table_of(said) == [['L-DNT mSGDW', 'out/a', '999', f'{val[-1, 1]:.4f}'],
                               ['L-DNT AdamW', 'out/begun', '0', '']]
-    said = figures('curves', '--runs=out/a', '--key=top1', '--out=x/top.svg')
-    assert table_of(said)[0][-1] == f'{1 / 900:.4f}'
-    assert b'<dc:date>' not in Path('x/top.svg').read_bytes()
 
 
 def test_names_tell_runs_apart_and_styles_tell_names_apart():
     changes = [{}, {'setting': 'S3'}, {'norm': 'layer'}, {'mid_norm': False}, {'arch': 'nfnet'},
-               {'image_size': 8, 'optimizer': 'sgd'}, {'optimizer': 'muon'}, {'embed_optimizer': 'adamw'},
-               {'embed_optimizer': 'rownorm'}]
+               {'image_size': 8, 'optimizer': 'sgd'}, {'embed_optimizer': 'adamw'}]
     assert [module.name_run({**BASE, **change}) for change in changes] == [
         'L-DNT mSGDW', 'S3 mSGDW', 'S5 mSGDW', 'L-DNT mid_norm False mSGDW', 'NFNet mSGDW', 'V-DNT SGD',
-        'L-DNT Muon', 'L-DNT hybrid', 'L-DNT mSGDW + row norm']
-    names = [f'{network} {name}' for network in ('GPT-2', 'L-DNT') for name in module.LINES if name != 'SGD']
-    found = module.styles(names)
-    assert len({style['color'] for style in found}) == 2
-    assert len({(str(style['linestyle']), style['marker']) for style in found}) == len(module.LINES) - 1
-    assert module.styles(['S1 AdamW'])[0] == found[names.index('GPT-2 AdamW')]
+        'L-DNT hybrid']
+    found = module.styles([f'GPT-2 {name}' for name in module.LINES if name != 'SGD'])
+    assert len({(str(style['linestyle']), style['marker']) for style in found}) == len(found)
     same = module.styles(['L-DNT mSGDW in a', 'L-DNT mSGDW in b', 'L-DNT mSGDW in c'])
     assert len({style['color'] for style in same}) == 3
 
@@ -74,11 +64,11 @@ def test_names_tell_runs_apart_and_styles_tell_names_apart():
 # arms of the protocol
 
 
-def arm(network, optimizer, losses, **point):
+def arm(network, optimizer, losses):
     """An arm of the protocol, scored with seeds 1, 2, ...; by_frequency: the token's loss is the arm's."""
     rows = {seed: {'val_loss': loss, 'by_frequency': [0.0, loss, 2 * loss, *[0.0] * 7]}
             for seed, loss in enumerate(losses, 1)}
-    point = {'dataset': 'stdlib', 'n_embd': 64, 'max_iters': 1000, **point}
+    point = {'dataset': 'stdlib', 'n_embd': 64, 'max_iters': 1000}
     return SimpleNamespace(network=network, optimizer=optimizer, point=point, name=f'{network} {optimizer}',
                            rows=rows)
 
@@ -94,23 +84,14 @@ def ask(figures, monkeypatch):
 
 def test_arms_have_dots_a_mean_an_interval_and_a_gap(ask, figures):
     ask(headline=[arm('L-DNT', 'mSGDW', [2.0, 2.1, 2.2]), arm('L-DNT', 'AdamW', [1.9, 2.0, 2.4, 9.0]),
-                  arm('GPT-2', 'mSGDW', [3.0, 3.1]), arm('L-DNT', 'mSGDW + row norm', [])],
-        parts=[arm(s, f'{o} + row norm', [v, v + 0.1]) for s in ('L-DNT', 'S1', 'S4', 'S3', 'S2')
-               for o, v in (('mSGDW', 2.0), ('AdamW', 1.9))])
+                  arm('GPT-2', 'mSGDW', [3.0, 3.1]), arm('L-DNT', 'mSGDW + row norm', [])])
     assert table_of(figures('arms')) == [
         ['GPT-2 mSGDW', '2', '3.050 ± 0.635'], ['L-DNT AdamW', '4', '3.825 ± 5.500'],
         ['L-DNT mSGDW', '3', '2.100 ± 0.248'], ['L-DNT mSGDW', '3', '+0.000 ± 0.430']]  # by seed
-    left, right = plt.gcf().axes
-    assert left.lines[0].get_xydata().tolist() == [[3.0, 0], [3.1, 0]]
-    band = right.patches[0]
-    assert np.allclose([band.get_x(), band.get_width()], [-0.015, 0.03])
+    assert plt.gcf().axes[0].lines[0].get_xydata().tolist() == [[3.0, 0], [3.1, 0]]
     first = Path('figures/headline.png').read_bytes()
-    assert b'tEXt' not in first
     figures('arms')
-    assert Path('figures/headline.png').read_bytes() == first  # the same bytes
-    figures('arms', '--question=parts')
-    labels = [t.get_text() for t in plt.gcf().axes[1].get_yticklabels()]
-    assert labels == [f'S{i} mSGDW\n+ row norm' for i in range(1, 6)]  # the paper's order
+    assert Path('figures/headline.png').read_bytes() == first
 
 
 def test_gap_and_frequency(ask, figures):
@@ -119,17 +100,11 @@ def test_gap_and_frequency(ask, figures):
         pictures=[arm('V-DNT', 'mSGDW', [2.0, 2.0]), arm('V-DNT', 'AdamW', [2.0, 2.0])])
     table = table_of(figures('gap'))  # the paper's points beside ours
     assert [row[3] for row in table] == ['+1.36', '+2.09', '+1.52', '-0.49', '+0.89', '+0.50', '+3.00']
-    n = sum(p.numel() for p in GPT(GPTConfig(**SETTINGS['NoNorm'], n_layer=4, n_head=2, n_embd=64, bias=False,
-                                             block_size=128, vocab_size=320)).parameters())
-    assert table[-1][:3] == ['L-DNT mSGDW', f'{n:,}', '1,024,000']
-
     ask(why=[arm('L-DNT', 'AdamW', [1.0, 1.2]), arm('L-DNT', 'mSGDW', [1.5, 1.7]),
              arm('L-DNT', 'mSGDW + row norm', [0.5, 0.7])])
     assert table_of(figures('frequency')) == [
         ['AdamW', '1.1000', '2.2000'], ['mSGDW minus AdamW', '+0.5000 ± 0.0000', '+1.0000 ± 0.0000'],
         ['mSGDW + row norm minus AdamW', '-0.5000 ± 0.0000', '-1.0000 ± 0.0000']]
-    assert [[t.get_text() for t in ax.get_legend().get_texts()] for ax in plt.gcf().axes] == \
-        [['mSGDW'], ['mSGDW + row norm']]
 
 
 def test_sweep_marks_what_diverged_and_settings_are_drawn_as_they_stand(figures):
@@ -140,10 +115,8 @@ def test_sweep_marks_what_diverged_and_settings_are_drawn_as_they_stand(figures)
             end = {'ended': 'diverged'} if top1 is None else {'ended': 'finished', 'top1': top1}
             f.write(json.dumps({'run': {'variant': variant, 'learning_rate': lr}, **end}) + '\n')
     figures('sweep', '--study=study')
-    ax, below = plt.gcf().axes
-    assert [line.get_xydata().tolist() for line in ax.lines] == [[[0.1, 20.0]], [[1.0, 40.0]]]
-    assert ax.get_title() == 'one seed'
-    assert [line.get_xydata().tolist() for line in below.lines] == [[[1.0, 0]], [[0.1, 1]]]
+    drawn = [[line.get_xydata().tolist() for line in ax.lines] for ax in plt.gcf().axes]
+    assert drawn == [[[[0.1, 20.0]], [[1.0, 40.0]]], [[[1.0, 0]], [[0.1, 1]]]]
     figures('settings', '--out=elsewhere/drawing.svg')
     words = re.findall(r'<!-- (.*?) -->', Path('elsewhere/drawing.svg').read_text())
     assert set(SETTINGS) <= set(words)
@@ -171,7 +144,6 @@ def by_hand(weights, losses):
 
 
 def test_gradients_of_gpt_and_vit_against_autograd(tmp_path, monkeypatch):
-    """A GPT of two seeds, and a V-DNT."""
     monkeypatch.chdir(tmp_path)
     tokens = np.fromfile(write_tokens(Path('data/tokens'), 500, 100, vocab=32) / 'train.bin', '<u2')
     pictures = write_images(Path('data/pictures'))
@@ -179,10 +151,9 @@ def test_gradients_of_gpt_and_vit_against_autograd(tmp_path, monkeypatch):
     gpt = GPT(GPTConfig(**SETTINGS['S1'], **SMALL, norm='layer', block_size=8, vocab_size=32))
     vit = ViT(ViTConfig(**SETTINGS['S5'], **SMALL, norm='rms', image_size=8, patch_size=4, n_classes=5))
     write_run('out/gpt', model=gpt, setting='S1', norm='layer')
-    write_run('out/gpt2', model=gpt, setting='S1', norm='layer', seed=2)
     write_run('out/vit', model=vit, iters=(7,), image_size=8, dataset='pictures', label_smoothing=0.1,
               eval_only=False, shift=2)
-    said = experiment('gradients', '--runs=out/gpt,out/gpt2,out/vit', '--batches=2')
+    said = experiment('gradients', '--runs=out/gpt,out/vit', '--batches=2')
     measured = [['GPT-2 mSGDW', '10'], ['GPT-2 mSGDW', '50'], ['V-DNT mSGDW', '7']]
     assert [row[:2] for row in table_of(said)] == measured
     rows = {(row['run'], row['iter'], row['seed'], row['weight']): row
@@ -207,12 +178,6 @@ def test_gradients_of_gpt_and_vit_against_autograd(tmp_path, monkeypatch):
         logits = vit(torch.from_numpy(x).permute(0, 3, 1, 2).float())
         losses.append(F.cross_entropy(logits, torch.from_numpy(labels[places]), label_smoothing=0.1))
     compare(rows['V-DNT mSGDW', 7, 1, 'W_2'], [b.ffn.c_proj.weight for b in vit.blocks], losses)
-    axes = plt.gcf().axes
-    assert [ax.get_title() for ax in axes[:3]] == [f'{kind}, early in training' for kind in (
-        'language', 'language', 'pictures')]
-    legends = [ax.get_legend().get_texts() for ax in axes if ax.get_legend()]
-    assert [t.get_text() for texts in legends for t in texts] == [
-        'GPT-2 mSGDW, 2 seeds', 'normal distribution', 'V-DNT mSGDW, one seed', 'normal distribution']
 
 # -----------------------------------------------------------------------------
 
