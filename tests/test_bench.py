@@ -43,14 +43,11 @@ def test_bench_refuses_what_it_cannot_do(bench, capsys, tmp_path, flag, words):
 
 def test_bench_knows_the_sizes_and_says_what_it_left_out(bench, capsys):
     made = bench('--only=nanogpt')
-    said = capsys.readouterr().out
-    assert 'Not measured: nanoGPT' in said and torch.__version__ in said
+    assert 'Not measured: nanoGPT' in capsys.readouterr().out
     with torch.device('meta'):
         sizes = {size: made['count'](GPT(GPTConfig(**SETTINGS['S5'], **shape)))
                  for size, shape in made['SIZES'].items()}
     assert sizes == {'124M': 124_385_280, '774M': 773_634_048, '1438M': 1_438_024_704, 'tiny': 226_432}
-    made['compare']({'a': [1.0, 4.0, 2.0], 'b': [2.0, 2.0, 2.0]}, 'a', 'b', 0.9)  # ratios 0.5, 2 and 1
-    assert list(made['ratios'][0].values()) == ['a', 'b', 1.0, 0.5, 2.0, 0.9]
 
 
 def tables_of(said):

@@ -132,15 +132,9 @@ def test_nfnet_learns_and_its_evaluation_sees_one_sample_at_a_time(batch_norm):
             assert all(block.skip_gain.grad != 0 for block in blocks)
             assert not any(p.grad.any() for block in blocks for p in block.branch.parameters())
     assert losses[-1] < 0.5 * losses[0]
-    for name, p in model.named_parameters():
-        assert p.grad.isfinite().all(), name
-        assert p.grad.any(), name
-    model.dropout.p = 0.2
-    assert not torch.equal(model(x), model(x))
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
     y = model.eval()(x)
     torch.testing.assert_close(model(x[:3]), y[:3], rtol=1e-4, atol=1e-5)
-    with torch.autocast('cpu', torch.bfloat16):
-        assert (model(x) - y).norm() < 0.05 * y.norm()
     assert model(torch.randn(2, 3, 50, 50)).shape == (2, 4)  # maps with an odd side on the way
 
 

@@ -2,8 +2,6 @@
 
 import json
 import resource
-import signal
-import time
 from functools import partial
 
 import pytest
@@ -69,26 +67,6 @@ def test_a_full_disk_and_a_loss_that_is_not_finite_leave_the_last_checkpoint(tok
     finish(script(*line))  # with room again and the old rate
     assert final(tmp_path)['iter'] == 20
     assert len(rows(tmp_path)) == 25
-
-
-@pytest.mark.slow
-def test_killed_while_checkpoints_are_written(tokens, tmp_path):
-    """kill -9, each time behind more lines and a little later, then resume: the same run."""
-    out, kills = tmp_path / 'killed', []
-    extra = ['--max_iters=100', '--dropout=0.1', '--eval_interval=20', '--init_from=resume']
-    train(tokens, tmp_path / 'straight', *extra)
-    for i in range(6):
-        process = script(*gpt_line(tokens, out, *extra, '--ckpt_interval=1'))
-        while process.said('out').count('\niter ') < 3 + i and process.poll() is None:
-            time.sleep(0.002)
-        time.sleep(0.004 * i)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills.append(final(out)['iter'])
-    assert len(set(kills)) == 6 and kills == sorted(kills)  # in the midst of it, and none lost
-    assert kills[-1] < 100
-    train(tokens, out, *extra)
-    assert_same_run(tmp_path / 'straight', out)
 
 
 BRINGS = {  # arguments behind --init_from={run}: what config.json or the sentence that ends the run says
