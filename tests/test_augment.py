@@ -185,12 +185,6 @@ def test_pad_crop_flip(H, W, pad):
     assert torch.equal(augment.pad_crop_flip(images[1:2], offsets[1:2]), got[1:2])  # a slice of the batch
 
 
-def test_small_offsets():
-    dy, dx, flip = augment.small_offsets(stream(1), 20_000).T
-    for values, n in ((dy + 4, 9), (dx + 4, 9), (flip, 2)):
-        assert abs(torch.bincount(values) / 20_000 - 1 / n).max() < 0.015
-
-
 def test_mixup_and_cutmix_distributions():
     """Pictures of one value each, 0 and 1 by turns, show what was mixed and where."""
     images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 64, 48)

