@@ -264,11 +264,12 @@ def nanogpt_split(texts):
     return [texts[i] for i in order[cut:]], [texts[i] for i in order[:cut]]
 
 
-def parquet(texts, column='text'):
+def parquet(*texts, **columns):
+    """The bytes of a table of texts, or of these columns"""
     import pyarrow as pa
     import pyarrow.parquet
     file = io.BytesIO()
-    pa.parquet.write_table(pa.table({column: texts, 'id': list(range(len(texts)))}), file)
+    pa.parquet.write_table(pa.table(columns or {'text': list(texts)}), file)
     return file.getvalue()
 
 

@@ -10,17 +10,8 @@ import pytest
 
 from support.pretrained import find_weights
 from support.resume import load_checkpoint
-from tests.common import (
-    NOBODY,
-    TEXTS,
-    image_table,
-    load_images,
-    nanogpt_split,
-    noise_picture,
-    one_after_the_other,
-    parquet,
-    prepared,
-)
+from tests import common
+from tests.common import NOBODY, TEXTS, load_images, nanogpt_split, one_after_the_other, parquet, prepared
 from tests.test_pretrained import assert_refused, write_gpt2, write_timm
 
 
@@ -125,16 +116,16 @@ configs:
 
 @pytest.mark.slow
 def test_prepare_from_the_hub(tmp_path, hub, monkeypatch):
-    hub.sets['me/plain'] = {'data/train-00000-of-00002.parquet': parquet(TEXTS[:90]),
-                            'data/train-00001-of-00002.parquet': parquet(TEXTS[90:])}
-    hub.sets['me/parts'] = {'README.md': CARD, 'a/x.parquet': parquet(TEXTS[:20]),
-                            'b/t.parquet': parquet(TEXTS[20:100]), 'b/v.parquet': parquet(TEXTS[100:])}
-    hub.sets['me/bytes'] = {'train.parquet': parquet([text.encode() for text in TEXTS])}
+    hub.sets['me/plain'] = {'data/train-00000-of-00002.parquet': parquet(*TEXTS[:90]),
+                            'data/train-00001-of-00002.parquet': parquet(*TEXTS[90:])}
+    hub.sets['me/parts'] = {'README.md': CARD, 'a/x.parquet': parquet(*TEXTS[:20]),
+                            'b/t.parquet': parquet(*TEXTS[20:100]), 'b/v.parquet': parquet(*TEXTS[100:])}
+    hub.sets['me/bytes'] = {'train.parquet': parquet(*[text.encode() for text in TEXTS])}
     # openwebtext: no copy with too few rows is taken
     owner = 'Skylion007/openwebtext'
-    hub.sets[f'{owner}@refs/convert/parquet'] = {'plain_text/partial-train/0.parquet': parquet(TEXTS[:199])}
-    hub.sets[f'{owner}@refs/pr/18'] = {'data/train-00000-of-00093.parquet': parquet(TEXTS[:50])}
-    hub.sets['dylanebert/openwebtext'] = {'plain_text/train-00000-of-00080.parquet': parquet(TEXTS)}
+    hub.sets[f'{owner}@refs/convert/parquet'] = {'plain_text/partial-train/0.parquet': parquet(*TEXTS[:199])}
+    hub.sets[f'{owner}@refs/pr/18'] = {'data/train-00000-of-00093.parquet': parquet(*TEXTS[:50])}
+    hub.sets['dylanebert/openwebtext'] = {'plain_text/train-00000-of-00080.parquet': parquet(*TEXTS)}
     *_, (sentence, said) = run_all(
         monkeypatch, tmp_path, hub.url, '--dataset=me/plain', '--dataset=me/bytes', '--dataset=me/parts:two',
         '--dataset=me/plain --max_docs=100', '--max_docs=30', '')
@@ -167,10 +158,10 @@ REFUSED = {  # the dataset: what its sentence begins with
 def test_prepare_says_why_the_hub_refuses(tmp_path, hub, monkeypatch):
     hub.sets |= {'me/a401': 401, 'me/a403': 403, 'me/a404': 404, 'me/a500': 500,
                  'me/script': {'script.py': b'', 'README.md': b'hello'},
-                 'me/column': {'data/train.parquet': parquet(TEXTS, 'content')},
-                 'me/two': {'README.md': CARD, 'a/x.parquet': parquet(TEXTS), 'b/t.parquet': parquet(TEXTS)},
-                 'me/test': {'data/test.parquet': parquet(TEXTS)},
-                 'me/half': {'data/train-half.parquet': parquet(TEXTS * 99)}}
+                 'me/column': {'data/train.parquet': parquet(content=TEXTS)},
+                 'me/two': {'README.md': CARD, 'a/x.parquet': parquet('a'), 'b/t.parquet': parquet('b')},
+                 'me/test': {'data/test.parquet': parquet(*TEXTS)},
+                 'me/half': {'data/train-half.parquet': parquet(*TEXTS * 99)}}
     hub.broken.add('data/train-half.parquet')
     ended = run_all(monkeypatch, tmp_path, hub.url, *(f'--dataset={dataset}' for dataset in REFUSED))
     for begin, (sentence, _) in zip(REFUSED.values(), ended):
@@ -190,8 +181,8 @@ def test_prepare_says_that_there_is_no_network(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_pictures_from_the_hub(tmp_path, hub, monkeypatch):
     for split, n in (('train', 6), ('test', 2)):
-        pictures = [(noise_picture(4, 4, i), i % 2) for i in range(n)]
-        image_table(tmp_path / f'hub/{split}.parquet', pictures, 'img', names=['a', 'b'])
+        pictures = [(common.noise_picture(4, 4, i), i % 2) for i in range(n)]
+        common.image_table(tmp_path / f'hub/{split}.parquet', pictures, 'img', names=['a', 'b'])
     hub.sets |= {'uoft-cs/cifar10': {p.name: p.read_bytes() for p in (tmp_path / 'hub').iterdir()},
                  'ILSVRC/imagenet-1k': 403}
     datasets = [f'--dataset={name}' for name in ('cifar10', 'imagenet-1k', 'nobody/nothing')]

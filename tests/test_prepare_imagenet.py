@@ -465,8 +465,6 @@ def test_a_run_says_when_jpegs_are_smaller_than_it_looks_at():
         'The JPEGs were stored with a short side of at most 16 pixels, but image_size=15 looks at 17. For '
         'sharper pictures, prepare them again: python prepare_imagenet.py --resize_short=17 '
         '--overwrite=True.']
-    prepare(resize_short=0, overwrite=True)
-    assert opened(image_size=384).env.told == []
 
 
 def predicted(path, meta, size=8):
@@ -488,14 +486,12 @@ def test_prediction_sees_what_is_stored():
     write(BOTH | {f'in/val/a/{name}': raw for name, raw in SHOWN.items()})
     prepare()
     images, _, meta = load('val')
-    seen, _ = predicted('in/val', meta)
-    assert (np.stack(seen) == images).all()
+    assert (np.stack(predicted('in/val', meta)[0]) == images).all()
     turned = Image.Exif()
     turned[0x0112] = 6
     write({'photo.jpg': encoded(smooth(500, 300), 'JPEG', exif=turned)})
-    (wide,), _ = predicted('photo.jpg', meta)
     want = Image.open('photo.jpg').resize((8, 8), Image.Resampling.BICUBIC, box=(100, 0, 400, 300))
-    assert (wide == np.asarray(want)).all()
+    assert (predicted('photo.jpg', meta)[0] == np.asarray(want)).all()
 
 
 def test_prediction_sees_a_photo_at_its_own_size_and_goes_on_after_a_broken_one():
@@ -510,8 +506,6 @@ def test_prediction_sees_a_photo_at_its_own_size_and_goes_on_after_a_broken_one(
     assert 'python prepare_imagenet.py --resize_short=438' in told[0]
     assert told[1:] == ['in/broken.jpg: skipped (Pillow cannot read this format)',
                         'in/photo.png: a 50.0%, b 50.0%', 'in/sub/thin.PNG: a 50.0%, b 50.0%']
-    with pytest.raises(SystemExit, match='absent.jpg has no picture that can be read'):
-        predicted('absent.jpg', dict(layout='arrays'))
     Path('empty').mkdir()
     with pytest.raises(SystemExit, match='empty has no picture that can be read. Use another file or folder'):
         predicted('empty', dict(layout='arrays'))

@@ -3,7 +3,6 @@
 import bz2
 import gzip
 import hashlib
-import io
 import json
 import lzma
 import os
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 import prepare_owt
@@ -24,17 +22,8 @@ from support import tokenizers
 from support.splits import RULE, prepared_name, split_of_path
 from support.textfiles import KINDS, find_files
 from support.writing import run, workplace
-from tests.common import (
-    IMAGE_DEFAULTS,
-    NOBODY,
-    ROOT,
-    TEXTS,
-    finish,
-    gpt2_is_here,
-    nanogpt_split,
-    prepared,
-    python,
-)
+from tests import common
+from tests.common import NOBODY, ROOT, TEXTS, finish, nanogpt_split, parquet, prepared, python
 
 DEFAULTS = {key: getattr(prepare_owt, key) for key in (
     'val', 'val_fraction', 'out_dir', 'text_column', 'max_docs', 'revision')}
@@ -48,12 +37,6 @@ def here(tmp_path, monkeypatch):
 
 def lines(*texts):
     return b''.join(json.dumps({'text': text}).encode() + b'\n' for text in texts)
-
-
-def table(*texts, **columns):
-    file = io.BytesIO()
-    pq.write_table(pa.table(columns or {'text': list(texts)}), file)
-    return file.getvalue()
 
 
 def write(files):
@@ -116,14 +99,14 @@ ACCEPTED = {
          + b'{"body": "\\ud83d\\ude00\\r\\n"}'}, ['', 'a\ufffdb', '\U0001f600\r\n'],
         dict(text_column='body')),
     'tables of other writers': (
-        {'a.parquet': table('one', 'two'), 'b.parquet': table(text=['three'], extra=[1]),
-         'c.parquet': table(text=pa.array([], pa.string())), 'd.PARQUET': table(text=[b'zw\xc3\xb6lf']),
-         'e.parquet': table(text=pa.array(['e', None]).dictionary_encode()),
-         'f.parquet': table(text=pa.array(['f'], pa.large_string()))},
+        {'a.parquet': parquet('one', 'two'), 'b.parquet': parquet(text=['three'], extra=[1]),
+         'c.parquet': parquet(text=pa.array([], pa.string())), 'd.PARQUET': parquet(text=[b'zw\xc3\xb6lf']),
+         'e.parquet': parquet(text=pa.array(['e', None]).dictionary_encode()),
+         'f.parquet': parquet(text=pa.array(['f'], pa.large_string()))},
         ['one', 'two', 'three', 'zw\u00f6lf', 'e', '', 'f']),
     'brackets and stars beside what the Hub adds': (
-        {'a[1]*?/train-00000-of-00001-abc0.parquet': table('a'), 'dataset_infos.json': '{}',
-         'a[1]*?/validation.parquet': table('b'), 'README.md': ''}, [['a'], ['b']]),
+        {'a[1]*?/train-00000-of-00001-abc0.parquet': parquet('a'), 'dataset_infos.json': '{}',
+         'a[1]*?/validation.parquet': parquet('b'), 'README.md': ''}, [['a'], ['b']]),
     'splits by the names of files and folders': (
         {'wiki-train.txt': 'a', 'wiki-valid.txt': 'b', 'wiki.test.tokens': 'c', 'dev/x.txt': 'd'},
         [['a'], ['d', 'b']]),
@@ -159,7 +142,7 @@ def test_text_is_read_exactly(name):
 def test_all_kinds_of_files_give_nanogpts_bins(monkeypatch, capsys):
     rows = [json.dumps({'id': i, 'text': text}).encode() + b'\n' for i, text in enumerate(TEXTS)]
     write({'lines/a.jsonl': b''.join(rows[:90]), 'lines/b.jsonl': b''.join(rows[90:]),
-           'table/a.parquet': table(*TEXTS[:90]), 'table/b.parquet': table(*TEXTS[90:])})
+           'table/a.parquet': parquet(*TEXTS[:90]), 'table/b.parquet': parquet(*TEXTS[90:])})
     write({f'texts/{i:03}.txt': text for i, text in enumerate(TEXTS)})
     for num_proc, name in enumerate(('lines', 'table', 'texts'), 1):
         assert tuple(prepare(name, name, num_proc=num_proc)) == nanogpt_split(TEXTS)
@@ -284,11 +267,11 @@ REFUSED = [  # files; the sentence; keys
      f'in/0.txt (byte 3), in/1.txt (byte 3), in/2.txt (byte 3) ... are {NOT_TEXT}'),
     ({'a.jsonl': ABC + b'{"text": "caf\xe9"}'}, f'in/a.jsonl, line 4 (byte 13) is {NOT_TEXT}'),
     ({'a.parquet': LFS}, f'in/a.parquet is {PULL}'),
-    ({'a.parquet': table(body=['a'], text=[1])}, "in/a.parquet has no text under 'text'. Set --text_column "
+    ({'a.parquet': parquet(body=['a'], text=[1])}, "in/a.parquet has no text under 'text'. Set --text_column "
      'to one of its columns of text (body: string, text: int64).'),
-    ({'a.parquet': table(text=[b'caf\xe9'])}, 'in/a.parquet cannot be read as parquet (Invalid UTF8 '
+    ({'a.parquet': parquet(text=[b'caf\xe9'])}, 'in/a.parquet cannot be read as parquet (Invalid UTF8 '
      'payload). Fetch or write it again.'),
-    ({'train.parquet': table('a'), 'val.parquet': table(text=pa.array([], pa.string()))},
+    ({'train.parquet': parquet('a'), 'val.parquet': parquet(text=pa.array([], pa.string()))},
      EMPTY.format('val', 0)),
     ({'a.txt.gz': gzip.compress(b'')}, EMPTY.format('train', 1)),
     ({'a.png': b'\x89PNG', 'train.bin': b''}, f'in holds no text (in/a.png, in/train.bin). {ONE_KIND}'),
@@ -352,7 +335,7 @@ def test_the_old_set_and_other_files_stay(monkeypatch):
 @pytest.mark.parametrize('script, words, keys', [
     ('prepare_owt.py', 'gzip, bz2, xz or zstd', 'val val_fraction out_dir tokenizer text_column max_docs '
      'revision num_proc overwrite dataset'), ('prepare_imagenet.py', 'CLASS/** or SPLIT/CLASS/**',
-                                              ' '.join(IMAGE_DEFAULTS))])
+                                              ' '.join(common.IMAGE_DEFAULTS))])
 def test_help_states_the_contract(script, words, keys):
     said = finish(python(script, '--help'))[0]
     assert RULE in said and words in said
@@ -394,7 +377,7 @@ def test_prepare_says_where_the_file_of_gpt2_goes(monkeypatch):
     assert 'set TIKTOKEN_CACHE_DIR to it, or prepare the text with --tokenizer=byte.' in sentence
 
 
-@gpt2_is_here
+@common.gpt2_is_here
 def test_gpt2():
     import tiktoken
     write({'a.jsonl': lines(*TEXTS)})
