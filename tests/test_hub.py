@@ -144,7 +144,7 @@ def test_prepare_from_the_hub(tmp_path, hub, monkeypatch):
 
 LOG_IN = ' is not on the Hub, or it is gated or private, and no file or folder here has that name. Check'
 COLUMN = ("me/column has no text under 'text'. Set --text_column to one of its columns of text (content: "
-          'string, id: int64).')
+          'string).')
 REFUSED = {  # the dataset: what its sentence begins with
     'me/a401': f'me/a401{LOG_IN}', 'me/a403': f'me/a403{LOG_IN}', 'me/a404': f'me/a404{LOG_IN}',
     'me/a500': 'me/a500 cannot be reached on the Hub (', 'me/half': 'me/half cannot be reached on the Hub (',

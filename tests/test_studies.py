@@ -50,9 +50,7 @@ def test_costs_on_paper_are_the_ones_done_by_hand(monkeypatch):
     assert_refused(lambda: experiment('costs', '--gpu=H900'), 'gpu=H900 is unknown. Set --gpu to one of')
     out = experiment('costs', '--gpu=A100', '--mfu=0.25')
     row, = (row for row in table_of(out) if row[0] == '`dnt_xl` 1438.0M')
-    # L-DNT-XL: 6 (1438.0M - 1024 x 1536) + 12 x 48 x 1536 x 1024 FLOPs; 12 and 16 bytes a weight; 312 TFLOP/s
-    # x 0.25
-    flops = 6 * (1438.0e6 - 1024 * 1536) + 12 * 48 * 1536 * 1024
+    flops = 6 * (1438.0e6 - 1024 * 1536) + 12 * 48 * 1536 * 1024  # for a token
     assert row[1:5] == ['104.9B tokens', f'{flops / 1e9:.2f}', '23.0 GB', '17.3 GB']
     days = 200_000 * 512 * 1024 * flops / (312e12 * 0.25) / 86400
     assert row[7] == f'{days:.2g}'
