@@ -111,11 +111,8 @@ def test_a_search_finds_the_best_and_its_seeds_never_score(stages):
     assert not runs and at[:3] == (0.8, 0.016, 0.5)
     assert order[-8:] == [{**ours.run(at), 'seed': seed} for seed in range(1, 9)]
     assert {run['seed'] for run in order[:-8]} == set(range(101, 101 + stages[-1]))
-    # every run of the search is counted, and both neighbours of the best were tried on every axis
-    assert sum(map(len, tried.values())) == len(order) - 8 and len(tried[at]) == stages[-1]
-    assert len(ours.beside(at)) == 8 and all(to in tried for to in ours.beside(at))
-    # in whatever order the runs end
-    assert evidence.search(ours, dict(reversed(done.items())))[:2] == ([], at)
+    assert all(to in tried for to in ours.beside(at))  # both neighbours of the best on every axis
+    assert evidence.search(ours, dict(reversed(done.items())))[:2] == ([], at)  # in whatever order runs end
 
 
 def test_a_search_returns_the_best_of_all_it_has_tried(monkeypatch):
@@ -160,9 +157,6 @@ def test_the_runner_trains_what_is_missing_once(tmp_path, monkeypatch):
 
     first = study()
     assert len(trained) == len(set(trained)) == len(first)
-    # in pairs, when all arms have been searched
-    seeds = [row['run']['seed'] for row in first]
-    assert sorted(seeds[-4:]) == [1, 1, 2, 2] and set(seeds[:-4]) == {101, 102}
     log.write_text(''.join(log.read_text().splitlines(keepends=True)[:-3]))  # as after a kill
     assert sorted(row['val_loss'] for row in study()) == sorted(row['val_loss'] for row in first)
     assert len(trained) == len(first) + 3

@@ -140,8 +140,7 @@ def test_text_is_read_exactly(name):
 
 
 def test_all_kinds_of_files_give_nanogpts_bins(monkeypatch, capsys):
-    rows = [json.dumps({'id': i, 'text': text}).encode() + b'\n' for i, text in enumerate(TEXTS)]
-    write({'lines/a.jsonl': b''.join(rows[:90]), 'lines/b.jsonl': b''.join(rows[90:]),
+    write({'lines/a.jsonl': lines(*TEXTS[:90]), 'lines/b.jsonl': lines(*TEXTS[90:]),
            'table/a.parquet': parquet(*TEXTS[:90]), 'table/b.parquet': parquet(*TEXTS[90:])})
     write({f'texts/{i:03}.txt': text for i, text in enumerate(TEXTS)})
     for num_proc, name in enumerate(('lines', 'table', 'texts'), 1):

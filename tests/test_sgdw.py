@@ -89,18 +89,16 @@ def test_rownorm_fades_with_a_gradient_that_has_ended():
     assert step == 0
 
 
-@pytest.mark.parametrize('nesterov', [False, True])
 @pytest.mark.parametrize('rownorm', [False, True])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_loop_and_foreach_agree(dtype, rownorm, nesterov):
+def test_loop_and_foreach_agree(dtype, rownorm):
     """To the same bits; in half precision, to rounding."""
     results = []
     for foreach in (True, None, False):
         params = tensors(ROWS, dtype=dtype)
-        opt = SGDW(params, 0.1, 0.5, 0.1, nesterov, foreach, rownorm=rownorm)
+        opt = SGDW(params, 0.1, 0.5, 0.1, foreach=foreach, rownorm=rownorm)
         steps(opt, params)
         results.append([p.detach() for p in params] + [opt.state[p]['momentum_buffer'] for p in params])
-        assert all(x.dtype == dtype for x in results[-1])
     eps = torch.finfo(dtype).eps if dtype in (torch.bfloat16, torch.float16) else 0
     torch.testing.assert_close(results[1], results[0], atol=0, rtol=0)
     torch.testing.assert_close(results[2], results[0], atol=32 * eps, rtol=0)
