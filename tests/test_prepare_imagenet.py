@@ -350,8 +350,7 @@ def test_one_picture_that_needs_too_much_memory_is_left_out(monkeypatch):
     write(BOTH)
     monkeypatch.setattr(pictures, 'to_rgb', hungry)
     prepare()
-    assert found('train') == '0a'
-    assert load('train')[2]['skipped'] == [['in/train/b/1.png', 'MemoryError']]
+    assert (found('train'), load('train')[2]['skipped']) == ('0a', [['in/train/b/1.png', 'MemoryError']])
 
 
 @pytest.mark.parametrize('size, layout', [((96, 96), 'arrays'), ((97, 97), 'jpeg'), ((64, 48), 'jpeg')])
