@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 
 from support import augment
-from tests.common import noise_picture, stream
+from tests.common import finish, noise_picture, python, smooth_picture, stream
 
 
 def test_rand_augment_arguments():
@@ -232,3 +232,16 @@ def test_mixed_loss_is_soft_target_cross_entropy():
         wanted = -(target * logits.log_softmax(-1)).sum(-1).mean()
         assert augment.mixed_loss(logits, labels, partners,
                                   lam).item() == pytest.approx(wanted.item(), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_page_of_augmented_pictures(tmp_path):
+    line = ['-m', 'support.augment', tmp_path, tmp_path / 'page.png']  # as the docstring says
+    assert 'at least 6 pictures, not 0' in finish(python(*line), 1)[1]
+    for i in range(6):
+        smooth_picture(40, 30, i).save(tmp_path / f'{i}.png')
+    finish(python(*line))
+    sheet = Image.open(tmp_path / 'page.png').convert('RGB')
+    assert sheet.size == (8 * 114, 6 * 114)
+    first = np.asarray(augment.eval_crop(smooth_picture(40, 30), 112)).astype(int)
+    assert abs(first - np.asarray(sheet)[:112, :112]).mean() < 20  # in 256 colours for the whole page

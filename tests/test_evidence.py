@@ -14,7 +14,7 @@ from experiments.stack import CPU, read_config, train_stack
 from model import GPT, SETTINGS, GPTConfig
 from support.tokens import Tokens
 from test_model import tiny
-from tests.common import make_optimizer, table_of, write_tokens
+from tests.common import ROOT, make_optimizer, table_of, write_tokens
 from tests.test_optim import take_steps
 
 CONFIG = dict(optimizer='sgdw', learning_rate=0.3, weight_decay=0.02, momentum=0.9, beta1=0.9, beta2=0.95,
@@ -132,9 +132,17 @@ def test_a_search_returns_the_best_of_all_it_has_tried(monkeypatch):
 def test_a_race_drops_what_is_far_behind():
     ours = arm('L-DNT', 'mSGDW', searched=AXES[:1], stages=arms.RACE)
     far = {0.4: 0.0, 0.2: 0.015, 0.8: 0.025}  # above the best; a mean over two seeds may lie 0.02 above it
-    done, order = play(lambda run: 1.2 + far[run['learning_rate']], ours)
+    order = play(lambda run: 1.2 + far[run['learning_rate']], ours)[1]
     count = {rate: sum(run['learning_rate'] == rate for run in order) for rate in far}
     assert count == {0.4: 8 + 2, 0.2: 4, 0.8: 2}
+
+    def lucky(run):  # 0.4 is the best of two seeds, and 0.2 of eight
+        if run['learning_rate'] == 0.2:
+            return 1.221
+        return 1.2 if run['seed'] < 103 and run['learning_rate'] == 0.4 else 1.23
+
+    done = play(lucky, ours)[0]
+    assert evidence.search(ours, done)[1][0] == 0.2
     # while tried settings still race, nothing is scored
     assert len(evidence.scored(ours, done)) == 2
     assert evidence.scored(ours, {k: row for k, row in done.items() if row['run']['seed'] != 108}) == {}
@@ -248,3 +256,25 @@ def test_tables_of_what_has_finished(monkeypatch, capsys):
     assert said(part) == [*setting, '4 of 5', '']  # some seeds are a state and no result
     claim = arms.matches('', 'headline', 'L-DNT', ('mSGDW', 'AdamW'))
     assert [len(of) for of in evidence.losses_of(claim, {'evidence': part}).values()] == [0, 5]
+    better = evidence.next_stage(two[0], two[0].beside(two[0].start)[:1], 0)
+    done |= {key(run): {'run': run, 'val_loss': 1.1} for run in better}
+    assert said(done)[-2] == 'to be scored again'
+
+
+def test_no_arm_is_scored_at_a_setting_that_lost():
+    """In the committed log, by other code: the search means of all settings that an arm could have."""
+    own = ('seed', 'learning_rate', 'embed_lr', 'warmup_iters', 'weight_decay')
+    done = evidence.read(ROOT / evidence.RESULTS)
+    for ours in [ours for question in arms.QUESTIONS.values() for ours in question()]:
+        scored = [row['run'] for row in evidence.scored(ours, done).values()]
+        losses = {}
+        for row in done.values() if scored else ():
+            run = row['run']
+            fixed = run.items() - {(k, run[k]) for k in own if k in run}
+            if run['seed'] in (101, 102) and fixed <= scored[0].items() and ours.setting(run):
+                losses.setdefault(tuple(run[k] for k in own[1:]), []).append(row['val_loss'])
+        means = {setting: np.mean(of) for setting, of in losses.items() if len(of) == 2}
+        if scored:
+            assert len(means) == len(evidence.tries(ours, done)), ours.name
+            best = min(means, key=means.get)
+            assert ours.stages == arms.RACE or best == tuple(scored[0][k] for k in own[1:]), ours.name

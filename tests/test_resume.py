@@ -2,6 +2,8 @@
 
 import json
 import resource
+import signal
+import time
 from functools import partial
 
 import pytest
@@ -120,3 +122,23 @@ def test_weights_bring_their_network_and_flags_may_change_the_rest(name, straigh
         first = rows(tmp_path / str(i))[0]  # at their own size, the weights are as good as they were
         if config.get('block_size', 8) == config.get('image_size', 8) == 8:
             assert first.get('top1', first['loss']) == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_killed_while_checkpoints_are_written(tokens, tmp_path):
+    """kill -9, each time behind more lines and a little later, then resume: the same run."""
+    out, kills = tmp_path / 'killed', []
+    extra = ['--max_iters=100', '--dropout=0.1', '--eval_interval=20', '--init_from=resume']
+    train(tokens, tmp_path / 'straight', *extra)
+    for i in range(6):
+        process = script(*gpt_line(tokens, out, *extra, '--ckpt_interval=1'))
+        while process.said('out').count('\niter ') < 3 + i and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(0.004 * i)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills.append(final(out)['iter'])
+    assert len(set(kills)) == 6 and kills == sorted(kills)  # in the midst of it, and none lost
+    assert kills[-1] < 100
+    train(tokens, out, *extra)
+    assert_same_run(tmp_path / 'straight', out)

@@ -89,14 +89,15 @@ def test_rownorm_fades_with_a_gradient_that_has_ended():
     assert step == 0
 
 
+@pytest.mark.parametrize('nesterov', [False, True])
 @pytest.mark.parametrize('rownorm', [False, True])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_loop_and_foreach_agree(dtype, rownorm):
+def test_loop_and_foreach_agree(dtype, rownorm, nesterov):
     """To the same bits; in half precision, to rounding."""
     results = []
     for foreach in (True, None, False):
         params = tensors(ROWS, dtype=dtype)
-        opt = SGDW(params, 0.1, 0.5, 0.1, foreach=foreach, rownorm=rownorm)
+        opt = SGDW(params, 0.1, 0.5, 0.1, nesterov, foreach, rownorm=rownorm)
         steps(opt, params)
         results.append([p.detach() for p in params] + [opt.state[p]['momentum_buffer'] for p in params])
     eps = torch.finfo(dtype).eps if dtype in (torch.bfloat16, torch.float16) else 0
@@ -122,6 +123,8 @@ def test_copies_and_states_of_earlier_versions_and_of_torch_sgd_continue(kind, m
             state['param_groups'][0]['compile'] = True
         elif kind != 'torch':
             del state['param_groups'][0][kind]
+        elif momentum == 0:  # as some versions of torch leave it
+            state['state'] = {i: {'momentum_buffer': None} for i in range(2)}
         opt = SGDW(params, lr=9.0)
         opt.load_state_dict(state)
     steps(opt, params, seed=1)
