@@ -14,6 +14,7 @@ from support.normfree import KEYS
 
 BELOW_1 = 0.999999  # the largest share, and the longest memory of an optimizer
 
+
 def check_range(config: dict, low: float, high: float, *keys: str) -> None:
     """Each of the keys must be finite and from low to high."""
     for key in keys:
