@@ -203,7 +203,10 @@ def run_job(settings, pictures):
     kept, histogram, skipped = [], np.zeros(768, np.int64), []
     for name, content, label, split in pictures:
         try:
-            piece, rgb = draw(name) if content is None else stored(content, *settings)
+            if content is None:
+                piece, rgb = draw(name)
+            else:
+                piece, rgb = stored(content, *settings)
         except Exception as error:  # Pillow raises nearly everything on broken files
             skipped.append((split, name, said(error)))
             continue
@@ -238,7 +241,8 @@ def write_files(tmp, source, goals, side, work, workers):
         for split in splits:
             name = f'{split}_images.npy' if side else f'{split}_jpeg.bin'
             files[split] = stack.enter_context(open(tmp / name, 'wb'))
-            files[split].write(bytes(HEADER if side else 0))
+            if side:
+                files[split].write(bytes(HEADER))
         for (n, _), (kept, counts, bad) in in_order(make_jobs(source, goals), work, workers):
             for split, label, piece in kept:
                 files[split].write(piece)

@@ -328,7 +328,9 @@ def judged(logs):
 def print_table(title, head, rows):
     """A table of Markdown, for all studies; nothing where there are no rows."""
     if rows:
-        print(f'\n{title}\n\n| {" | ".join(head)} |\n' + '|---' * len(head) + '|')
+        print(f'\n{title}\n')
+        print(f'| {" | ".join(head)} |')
+        print('|' + '---|' * len(head))
     for row in rows:
         print(f'| {" | ".join(map(str, row))} |')
 

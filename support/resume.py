@@ -107,7 +107,8 @@ def find(config, env) -> Checkpoint:
         kind, script = ('classes', 'train_vit.py') if 'arch' in config else ('tokenizer', 'train_gpt.py')
         if kind not in found.state['data']:
             fail(f'{path} is not a checkpoint of {script}. Use another file.')
-    if all_sum([found.iter], env)[0] != found.iter * env.world_size:
+    total = all_sum([found.iter], env)[0]
+    if all_sum([total != found.iter * env.world_size], env)[0]:
         fail('The processes found different checkpoints. out_dir must be on a disk that all machines share.')
     return found
 

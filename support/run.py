@@ -60,7 +60,7 @@ def lock(out_dir):
         fail(f'Cannot use out_dir={out_dir} ({e.strerror}).')
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock would pass to workers that we fork
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # systems differ
         fail(f'{out_dir} is in use by another run. Wait for it, stop it or choose another --out_dir. If its '
              f'machine has crashed, delete {path}.')
     except OSError as e:
