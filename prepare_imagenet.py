@@ -42,7 +42,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configurator import configure
-from support.console import fail
+from support.console import fail, reason
 from support.folders import open_folder
 from support.hub import download
 from support.pictures import is_picture, open_picture, stored
@@ -51,7 +51,7 @@ from support.splits import examples, prepared_name, tell_splits
 from support.synthetic import SHAPES, draw
 from support.tables import is_table, open_tables
 from support.textfiles import find_files, refuse_arrow
-from support.writing import count_cores, in_order, put_in_place, run, said, workplace
+from support.writing import count_cores, in_order, put_in_place, run, workplace
 
 dataset = 'imagenet-1k'  # 'synthetic', a folder, a short name as above, or OWNER/NAME on the Hub
 val = ''                 # a folder of validation data: CLASS/**, or any with --val_labels, or parquet
@@ -208,7 +208,7 @@ def run_job(settings, pictures):
             else:
                 piece, rgb = stored(content, *settings)
         except Exception as error:  # Pillow raises nearly everything on broken files
-            skipped.append((split, name, said(error)))
+            skipped.append((split, name, reason(error)))
             continue
         kept.append((split, label, piece))
         if split == 'train':

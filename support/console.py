@@ -71,6 +71,12 @@ def keep_printing():
             setattr(sys, name, Unbroken(stream))
 
 
+def reason(error):
+    """The message of an error in one line."""
+    said = str(getattr(error, 'strerror', None) or error).strip().split('\n')[0]
+    return ' '.join(said.split())[:200] or type(error).__name__
+
+
 def fail(message, any_rank=False):
     """
     End with exit code 1 and one sentence. Under torchrun, only one process per machine prints it; the

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._triton import has_triton
 
-from support.console import fail
+from support.console import fail, reason
 
 TORCHRUN = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 
@@ -251,14 +251,10 @@ def leave(code: int, env):
     raise SystemExit(code)
 
 
-def first_line(e):
-    return (str(e).splitlines() or [type(e).__name__])[0][:200]
-
-
 def explain(e, too_large):
     """Say in one sentence what failed in the first forward and backward pass: the compiler, or memory."""
     if type(e).__module__.startswith('torch._'):  # dynamo and inductor
-        fail(f'torch.compile fails here ({first_line(e)}). Use --compile=False.', any_rank=True)
+        fail(f'torch.compile fails here ({reason(e)}). Use --compile=False.', any_rank=True)
     if isinstance(e, torch.OutOfMemoryError) or 'allocate' in str(e):
         fail(too_large, any_rank=True)
     raise e

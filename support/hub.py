@@ -4,10 +4,9 @@ import re
 from itertools import chain
 from pathlib import Path
 
-from support.console import fail
+from support.console import fail, reason
 from support.splits import WORDS
 from support.textfiles import check_column
-from support.writing import said
 
 # in this order: the owner's set with a pull request, a full copy, the Hub's own export, which may be cut
 OPENWEBTEXT = {
@@ -25,8 +24,8 @@ def load_openwebtext(column, stream):
     for label, way in OPENWEBTEXT.items():
         try:
             return load_texts(label, way, column, stream, OPENWEBTEXT_ROWS), label
-        except SystemExit as reason:
-            print(f'{reason} Trying the next copy of OpenWebText.')
+        except SystemExit as ended:
+            print(f'{ended} Trying the next copy of OpenWebText.')
     fail('No copy of OpenWebText can be read in full, for the reasons above. Fix one of them, or name a copy '
          'as --dataset=dylanebert/openwebtext.')
 
@@ -69,7 +68,7 @@ def hub_reason(label, error):
         kinds += [kind.__name__ for kind in type(cause).__mro__]
         kinds.append(f'HTTP {getattr(getattr(cause, "response", None), "status_code", "")}')
         cause = cause.__cause__ or cause.__context__
-    kinds, why = ' '.join(kinds), said(error.__cause__ or error)
+    kinds, why = ' '.join(kinds), reason(error.__cause__ or error)
     if re.search('GatedRepo|DatasetNotFound|HTTP 40[134]', kinds):
         return (f'{label} is not on the Hub, or it is gated or private, and no file or folder here has that '
                 'name. Check the spelling. If its page on the Hub asks you to, accept its terms, then log in '

@@ -15,11 +15,11 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from support import augment
-from support.console import fail
+from support.console import fail, reason
 from support.pictures import is_picture, open_picture, to_rgb
 from support.textfiles import find_files
 from support.tokens import data_folder
-from support.writing import count_cores, said
+from support.writing import count_cores
 
 AGAIN = 'Prepare the data set again with python prepare_imagenet.py --overwrite=True.'
 
@@ -243,7 +243,7 @@ def predict_files(path, model, data):
             else:
                 image = augment.eval_crop(image, size)
         except Exception as error:  # Pillow raises nearly everything on broken files
-            env.say(f'{file}: skipped ({said(error)})')
+            env.say(f'{file}: skipped ({reason(error)})')
             continue
         images = data.normalized(augment.to_tensor(image)[None].to(env.device))
         with env.autocast:

@@ -14,8 +14,7 @@ from dataclasses import asdict
 import torch
 
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
-from support.console import fail
-from support.distributed import first_line
+from support.console import fail, reason
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 TOKENIZERS = ('vocab.json', 'tokenizer.json')
@@ -70,7 +69,7 @@ def download(repo, name):
         fail(f'{name} is not a file or folder here, and {repo} is not on the Hugging Face Hub. Check the '
              'spelling; if it is private, log in with `hf auth login`.')
     except Exception as e:  # of the network, of the disk: each version of the Hub's client has its own
-        fail(f'The download of {repo} broke off ({first_line(e)}). Run the same line again.')
+        fail(f'The download of {repo} broke off ({reason(e)}). Run the same line again.')
 
 # -----------------------------------------------------------------------------
 # from a folder to a checkpoint
@@ -104,7 +103,7 @@ def load(path: str) -> dict:
             return from_timm(path, about, tensors)
         return from_gpt2(path, folder, about, tensors)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as e:
-        fail(f'The weights in {path} cannot be read ({type(e).__name__}: {first_line(e)}). Download them '
+        fail(f'The weights in {path} cannot be read ({type(e).__name__}: {reason(e)}). Download them '
              'again.')
 
 
@@ -245,8 +244,10 @@ def export(checkpoint: dict, folder: str) -> str:
     kind = 'our own names, which --init_from reads'
     if gpt2:
         about, tensors = to_gpt2(args, data, tensors)
-        kind = ('GPT-2 in the format of Hugging Face, without a tokenizer. Its ids are those of '
-                f'--tokenizer={data["tokenizer"]}')
+        ids = f'those of --tokenizer={data["tokenizer"]}'
+        if data['tokenizer'] == 'gpt2' and data['vocab_size'] < 50257:  # experiments/vocabulary.py
+            ids = f'part of {ids}'
+        kind = f'GPT-2 in the format of Hugging Face, without a tokenizer. Its ids are {ids}'
     elif args['tied']:
         tensors = {key: tensor for key, tensor in tensors.items() if key != 'lm_head.weight'}
     parent = os.path.dirname(os.path.realpath(folder))
@@ -262,7 +263,7 @@ def export(checkpoint: dict, folder: str) -> str:
             os.chmod(file, os.stat(f.name).st_mode)  # safetensors lets only the owner read it
             os.replace(new, os.path.realpath(folder))
     except Exception as e:  # safetensors has its own error for a full disk
-        fail(f'Cannot write {folder} ({first_line(e)}).')
+        fail(f'Cannot write {folder} ({reason(e)}).')
     return kind
 
 
@@ -271,7 +272,7 @@ def to_gpt2(args, data, model):
     (config.json, tensors) of Hugging Face, without the rows that pad a vocabulary. Its GPT-2 always has
     biases: zeros where ours has none.
     """
-    vocab_size, eot = data['vocab_size'], 256 if data['tokenizer'] == 'byte' else 50256
+    vocab_size, eot = data['vocab_size'], data['vocab_size'] - 1
     hf = {'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], 'data': data, 'vocab_size': vocab_size,
           'n_positions': args['block_size'], 'bos_token_id': eot, 'eos_token_id': eot,
           'activation_function': 'gelu' if args['gelu'] == 'exact' else 'gelu_new',

@@ -12,8 +12,8 @@ import torch
 from model import NORMS, GPTConfig, ViTConfig
 from support import normfree, pretrained
 from support.checks import reads_only
-from support.console import fail
-from support.distributed import all_sum, first_line, on_master
+from support.console import fail, reason
+from support.distributed import all_sum, on_master
 from support.run import lock, our_files
 
 # -----------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def make_network(network: type, config: type, args: dict, env) -> torch.nn.Modul
     try:
         model = normfree.build(network, config, args).to(env.device)
     except (RuntimeError, MemoryError) as e:  # torch raises these when memory is short or a size overflows
-        fail(f'This model does not fit into memory ({first_line(e)}). Use a smaller one.', any_rank=True)
+        fail(f'This model does not fit into memory ({reason(e)}). Use a smaller one.', any_rank=True)
     convolutions = not hasattr(model, 'blocks')  # cuDNN tries its algorithms once and takes the fastest
     torch.backends.cudnn.benchmark = convolutions and not torch.are_deterministic_algorithms_enabled()
     return model

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from support.console import fail
-from support.distributed import first_line, leave, on_master
+from support.console import fail, reason
+from support.distributed import leave, on_master
 
 # -----------------------------------------------------------------------------
 # files
@@ -38,8 +38,7 @@ def replace_file(path, write):
 
 
 def cannot_write(path, e):
-    why = getattr(e, 'strerror', None) or first_line(e)
-    return f'Cannot write {path} ({why}). Free some space, then resume with --init_from=resume.'
+    return f'Cannot write {path} ({reason(e)}). Free some space, then resume with --init_from=resume.'
 
 
 def our_files(out_dir):

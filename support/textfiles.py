@@ -10,9 +10,8 @@ import re
 import zlib
 from contextlib import contextmanager
 
-from support.console import fail
+from support.console import fail, reason
 from support.splits import examples, split_files, tell_splits
-from support.writing import said
 
 # how a file begins that we do not read: what it is, and what to do
 OTHERS = {rb'\xff\xfe(?!\0\0)|\xfe\xff': ('UTF-16 text', 'iconv -f UTF-16 -t UTF-8 FILE > NEW'),
@@ -199,7 +198,7 @@ def read_line(line, where, column):
         # half of a surrogate pair, which JSON can escape and UTF-8 cannot hold
         return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BadFile(f'{where} ({said(error)})', f'no JSON object with text under {column!r}',
+        raise BadFile(f'{where} ({reason(error)})', f'no JSON object with text under {column!r}',
                       "write one object per line (jq -c '.[]' FILE > NEW.jsonl does it for an array), set "
                       '--text_column to the key of the text, or move away what is no data') from None
 
@@ -211,7 +210,7 @@ def open_parquet(path):
         with open(path, 'rb') as f:  # of a path, pyarrow takes what is before '::' for a protocol
             yield ParquetFile(f)
     except (ValueError, OSError) as error:
-        fail(f'{path} cannot be read as parquet ({said(error)}). Fetch or write it again.')
+        fail(f'{path} cannot be read as parquet ({reason(error)}). Fetch or write it again.')
 
 
 def read_parquet(path, column):

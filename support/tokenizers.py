@@ -4,8 +4,7 @@ from functools import cache
 
 import numpy as np
 
-from support.console import fail
-from support.writing import said
+from support.console import fail, reason
 
 VOCAB = {'gpt2': 50257, 'byte': 257}  # end-of-text is the last id of both
 
@@ -16,8 +15,8 @@ def open_gpt2():
     try:
         return tiktoken.get_encoding('r50k_base')  # gpt2's ids in one file, not two
     except Exception as error:
-        fail(f'The file of the gpt2 tokenizer cannot be fetched ({said(error)}). Put r50k_base.tiktoken into '
-             'a folder as 0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4 and set TIKTOKEN_CACHE_DIR to it, or '
+        fail(f'The file of the gpt2 tokenizer cannot be fetched ({reason(error)}). Put r50k_base.tiktoken '
+             'into a folder as 0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4 and set TIKTOKEN_CACHE_DIR to it, or '
              'prepare the text with --tokenizer=byte.')
 
 

@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.console import fail
+from support.console import fail, reason
 
 
 @contextmanager
@@ -24,7 +24,10 @@ def workplace(out, files, overwrite):
     out.mkdir(parents=True, exist_ok=True)
     lock = os.open(out, os.O_RDONLY)  # it ends with the process, however that ends
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f'Another run writes to {out}. Wait until it ends, or use another --out_dir.')
         there = [file for file in files if (out / file).exists()]
         if there and not overwrite:
             fail(f'{out} already holds a data set ({", ".join(there)}). Use --overwrite=True to replace it, '
@@ -33,8 +36,6 @@ def workplace(out, files, overwrite):
             shutil.rmtree(folder)
         with tempfile.TemporaryDirectory(prefix='.prepare_tmp_', dir=out) as tmp:
             yield Path(tmp)
-    except BlockingIOError:
-        fail(f'Another run writes to {out}. Wait until it ends, or use another --out_dir.')
     finally:
         os.close(lock)
         if new and not any(out.iterdir()):
@@ -77,11 +78,6 @@ def start_worker():
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def said(error):
-    """The message of an error in one line."""
-    return ' '.join(str(getattr(error, 'strerror', None) or error).split())[:200] or type(error).__name__
-
-
 def run(main, config):
     """main(config), with one sentence for what ends it."""
     try:
@@ -90,7 +86,7 @@ def run(main, config):
         fail('A worker process was killed, probably for lack of memory. Use a lower --num_proc.')
     except OSError as error:
         where = f' ({error.filename})' if error.filename else ''
-        fail(f'{said(error)}{where}. Fix that and run the same command again. --out_dir and HF_HOME choose '
+        fail(f'{reason(error)}{where}. Fix that and run the same command again. --out_dir and HF_HOME choose '
              'another disk.')
     except KeyboardInterrupt:
         sys.exit('Stopped. Nothing half-written is left; the same command starts again.')

@@ -394,7 +394,7 @@ def test_a_head_for_other_classes_or_for_unnamed_ones_starts_again_at_zero(seen,
 S1, S5 = SETTINGS['S1'] | {'norm': 'layer'}, SETTINGS['S5']
 BYTES = ('byte', 60, 'without a tokenizer. Its ids are those of --tokenizer=byte')
 GPT2 = ('gpt2', 50257, 'without a tokenizer. Its ids are those of --tokenizer=gpt2')
-PART = ('gpt2', 50, 'without a tokenizer. Its ids are those of --tokenizer=gpt2')
+PART = ('gpt2', 50, 'without a tokenizer. Its ids are part of those of --tokenizer=gpt2')
 OURS = ('byte', 60, 'our own names, which --init_from reads')
 
 
@@ -433,7 +433,8 @@ def test_an_export_comes_back_with_the_same_bits(tmp_path, args, words):
             assert torch.equal(back.features(inputs), model.features(inputs))
         if 'tokenizer' in words:
             hf = json.loads((tmp_path / 'out/config.json').read_text())
-            assert (hf['architectures'], hf['vocab_size']) == (['GPT2LMHeadModel'], vocab_size)
+            assert (hf['architectures'], hf['vocab_size'], hf['eos_token_id']) == (
+                ['GPT2LMHeadModel'], vocab_size, vocab_size - 1)
             tensors = load_file(tmp_path / 'out/model.safetensors')
             assert_equal(back(inputs)[0], gpt2_logits(hf, tensors, inputs))
 
