@@ -140,11 +140,11 @@ def curves():
 NOT_SCORED = 'No arms are scored yet. Run python -m experiments.evidence --question={}.'
 
 def scored(name):
-    """[(arm, {seed: loss})] of the arms of a question that were scored."""
+    """[(arm, {seed: loss})] of the arms of a question that were scored with all their seeds."""
     done, found = read(evidence.RESULTS), []
     for arm in evidence.QUESTIONS[name]():
         losses = {seed: row['val_loss'] for seed, row in evidence.scored(arm, done).items()}
-        if losses:
+        if len(losses) == len(arm.seeds):
             found.append((arm, losses))
     return found
 
