@@ -382,7 +382,7 @@ def print_rates(done):
     rows = []
     for arm in QUESTIONS['headline']():
         _, best, tried = search(arm, done)
-        mean = {to: statistics.fmean(losses[seed] for seed in SEARCH_SEEDS[:2]) for to, losses in tried.items()}
+        mean = {to: (losses[101] + losses[102]) / 2 for to, losses in tried.items()}
         row = [arm.name, words(best)[0], f'{mean[best]:.4f}']
         for rate in (best[0] / 2, best[0] * 2):
             to = rate, *best[1:]

@@ -65,7 +65,10 @@ def test_names_tell_runs_apart_and_styles_tell_names_apart():
 
 
 def arm(network, optimizer, losses, to_come=0):
-    """An arm of the protocol, scored with seeds 1, 2, ...; to_come: seeds not run yet. by_frequency: the token's loss is the arm's."""
+    """
+    An arm of the protocol, scored with seeds 1, 2, ...; to_come: how many have not run. by_frequency: the
+    token's loss is the arm's.
+    """
     rows = {seed: {'val_loss': loss, 'by_frequency': [0.0, loss, 2 * loss, *[0.0] * 7]}
             for seed, loss in enumerate(losses, 1)}
     point = {'dataset': 'stdlib', 'n_embd': 64, 'max_iters': 1000}
