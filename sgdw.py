@@ -6,7 +6,7 @@ SGDW: momentum SGD with decoupled weight decay (the paper's mSGDW). This file st
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
 
-Its rates are far above AdamW's: 0.1 to 1 in the paper (tables 4 and 5), 0.05 to 0.4 in our small runs. With
+Its rates are far above AdamW's: 0.1 to 1 in the paper (tables 4 and 5), 0.05 to 0.8 in our small runs. With
 rownorm they are like AdamW's. Language runs clip the gradient's norm to 1, as above.
 Papers: DNT, arXiv:2507.17501, section 2; decoupled decay, arXiv:1711.05101. License: MIT.
 """

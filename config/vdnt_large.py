@@ -5,7 +5,7 @@
 #   torchrun --standalone --nproc_per_node=8 train_vit.py config/vdnt_large.py
 #
 # The seven other configs of table 4 (large and huge; vdnt_* and vit_*) start from this one and state what
-# differs. Table 4 does not state everything about augmentation. Our choices (crop, interpolation, flip,
+# differs. Table 4 does not state everything about augmentation. Our choices (crop, interpolation,
 # drop path of each layer) stand in train_vit.py.
 
 out_dir = 'out/vdnt_large'

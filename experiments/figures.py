@@ -68,7 +68,8 @@ def name_run(config):
     network = NETWORKS.get((config['setting'], config['norm'], 'image_size' in config), config['setting'])
     if config.get('arch') == 'nfnet':
         network = 'NFNet'
-    optimizer, embeddings = OPTIMIZERS[config['optimizer']], config.get('embed_optimizer')
+    optimizer = OPTIMIZERS.get(config['optimizer'], config['optimizer'])  # a reader may have added one
+    embeddings = config.get('embed_optimizer')
     if embeddings == 'rownorm':
         optimizer += ' + row norm'
     if embeddings == 'adamw' and optimizer == 'mSGDW':
