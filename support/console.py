@@ -46,7 +46,7 @@ def near_files(path):
 
 
 class Unbroken:
-    """A text stream that shows what it can, and leads nowhere once its reader has left (`| head -2`)."""
+    """A text stream that shows what it can, and leads nowhere once its reader or its disk ends."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -55,7 +55,7 @@ class Unbroken:
         try:
             self.stream.write(text)
             self.stream.flush()
-        except BrokenPipeError:
+        except OSError:  # a closed pipe or terminal, a full disk
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
     def __getattr__(self, name):

@@ -158,10 +158,19 @@ def close_pipes():
         setattr(sys, name, open(number, 'w', closefd=False))
 
 
+def close_terminal():
+    ours, theirs = os.openpty()
+    os.close(ours)  # writing to theirs is an input/output error now
+    for number, name in ((1, 'stdout'), (2, 'stderr')):
+        os.dup2(theirs, number)
+        setattr(sys, name, open(number, 'w', closefd=False))
+
+
 def test_a_signal_is_heard_where_nobody_reads_and_a_hangup_not_under_nohup(tokens, tmp_path):
-    """stdout and stderr are closed pipes: the first signal saves, the second would still quit."""
+    """stdout and stderr are closed pipes or a closed terminal."""
     ignored = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
     for before, number, code, iteration in ((close_pipes, signal.SIGTERM, 143, 2),
+                                            (close_terminal, signal.SIGHUP, 129, 2),
                                             (ignored, signal.SIGHUP, 0, 8)):
         run = Paused(tokens, tmp_path, 'train', 11, extra=['--overwrite=True'], before=before)
         run.process.send_signal(number)
