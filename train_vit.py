@@ -113,7 +113,7 @@ config = configure(globals())
 check_vit(config)
 env = start(device, dtype, compile, seed, deterministic, n_embd)
 signals = catch_signals(env)
-mixing = mixup > 0 or cutmix > 0
+mixing = (mixup > 0 or cutmix > 0) and not (eval_only or predict)
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size, 2 if mixing else 1)
 checkpoint = resume.find(config, env)  # empty where init_from is 'scratch'
 config |= resume.network_of(checkpoint, config)  # its network overrides config: n_layer, patch_size, ...

@@ -233,7 +233,10 @@ def predict_files(path, model, data):
     data.tell_resolution()
     files = [path]
     if os.path.isdir(path):
-        files = list(filter(is_picture, find_files(path)[0]))
+        try:
+            files = list(filter(is_picture, find_files(path)[0]))
+        except OSError as e:
+            fail(f'{path} cannot be read ({reason(e)}: {e.filename}). Use another folder with --predict.')
     read = 0
     for file in files:
         try:

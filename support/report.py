@@ -22,6 +22,8 @@ PEAK_TFLOPS = (('H100 PCIe', 756), ('H100 NVL', 835), ('H100', 989), ('H200 NVL'
 def peak_flops(device_type):
     """Dense bf16 peak of this GPU in FLOP/s, None where it is not known: then no MFU is shown."""
     name = torch.cuda.get_device_name() if device_type == 'cuda' else ''
+    if re.search(r'\b(Ti|Laptop|MIG)\b', name):  # slower or faster than their namesakes
+        return None
     for gpu, tflops in PEAK_TFLOPS:
         if re.search(rf'\b{gpu}\b', name):  # whole words: 'L4' is not the L40S
             return tflops * 1e12
@@ -39,6 +41,8 @@ def flops_per_unit(model):
     attention = 12 * model.config.n_layer * model.config.n_embd
     if hasattr(model, 'wte'):
         weights = sum(p.numel() for p in model.parameters()) - model.wpe.weight.numel()
+        if not model.config.tied:  # a lookup; a tied one is the head too
+            weights -= model.wte.weight.numel()
         return 6 * weights + attention * model.config.block_size
     weights, tokens = sum(p.numel() for p in model.blocks.parameters()), model.pos_embed.size(1)
     return tokens * (6 * weights + attention * tokens)

@@ -91,6 +91,8 @@ def find(config, env) -> Checkpoint:
                     'one, check --out_dir.')
             if not only_reads:  # with the weights that the config file names, if it does
                 init_from = config.replaced.get('init_from', 'resume')
+    if not init_from:
+        fail('init_from is empty. Use scratch, resume, or a file, a folder or a Hub id with weights.')
     if init_from not in ('scratch', 'resume'):  # rank 0 downloads, the others find it in the cache
         on_master(lambda: pretrained.find_weights(init_from), env)
         path = find_checkpoint(pretrained.find_weights(init_from))
@@ -145,7 +147,7 @@ def network_of(checkpoint: Checkpoint, config: dict) -> dict:
     if checkpoint.resumes:
         stated = set(config.stated)
         network |= {k: old_config[k] for k in network if k in old_config}  # what was 'auto' stays so
-    elif 'block_size' in args:  # a config file may ask for a shorter context
+    elif 'block_size' in args and 'block_size' in config.stated:  # a file may ask for a shorter context
         network['block_size'] = min(args['block_size'], config['block_size'])
     if 'setting' in stated:
         stated.update(NORMS)

@@ -16,6 +16,7 @@ may say one (valset, train_en), the script stops with the command that states th
 
 WORDS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'test': 'test'}
 NEAR = re.compile('(train|val|valid|validation|dev|test|eval|evaluation)(set|sets|ing|data|split)?')
+HUB_ID = re.compile(r'(\w[\w.-]*/)?\w[\w.-]*(:[\w.-]+)?')  # NAME, OWNER/NAME, with :CONFIG
 # the endings of files that hold data; names of other files (train.py) say nothing
 DATA = re.compile('[.](txt|text|tokens|raw|jsonl|ndjson|json|parquet)([.](gz|bz2|xz|zstd?))?$', re.IGNORECASE)
 

@@ -10,17 +10,20 @@ import numpy as np
 import torch
 
 from support.console import fail
-from support.splits import prepared_name
+from support.splits import HUB_ID, prepared_name
 
 
 def data_folder(dataset: str) -> str:
     """
-    The folder of a data set: data/NAME, dataset itself as a path, or the folder where prepare_owt.py puts it.
-    The first of them that holds a prepared data set is used. If none is prepared, dataset may be a folder of
-    raw texts or pictures.
+    The folder of a data set: data/NAME, dataset itself as a path, or where the prepare scripts put a file, a
+    folder or a Hub id of that name. The first of them that holds a prepared data set is used. If none is
+    prepared, dataset may be a folder of raw texts or pictures.
     """
     named = os.path.join('data', dataset)
-    for folder in (named, dataset, os.path.join('data', prepared_name(dataset))):
+    folders = [named, dataset]
+    if os.path.exists(dataset) or HUB_ID.fullmatch(dataset):
+        folders.append(os.path.join('data', prepared_name(dataset)))
+    for folder in folders:
         if any(os.path.exists(os.path.join(folder, file)) for file in ('meta.json', 'train.bin')):
             return folder
     return dataset if os.path.isdir(dataset) else named

@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from model import SETTINGS
+from model import GPT, SETTINGS, GPTConfig
 from support.checks import name_norms, split_batch
+from support.report import flops_per_unit
 from support.tokens import data_folder
 from tests.common import ROOT
 
@@ -46,8 +47,17 @@ def test_a_prepared_folder_comes_before_a_raw_one_of_that_name(tmp_path, monkeyp
         (tmp_path / file).write_text('')
     for dataset, folder in (
             ('mytext', 'data/mytext'), ('./mytext', 'data/./mytext'), ('b', 'b'), ('raw', 'raw'),
-            ('elsewhere/a', 'elsewhere/a'), ('no', 'data/no'), (str(tmp_path / 'b'), str(tmp_path / 'b'))):
+            ('elsewhere/a', 'elsewhere/a'), ('no', 'data/no'), ('owner/mytext', 'data/mytext'),
+            ('/no/such/mytext', '/no/such/mytext'), ('../no/mytext', 'data/../no/mytext'),
+            (str(tmp_path / 'b'), str(tmp_path / 'b'))):
         assert data_folder(dataset) == folder
+
+
+def test_an_untied_token_embedding_does_no_work():
+    size = dict(n_layer=1, n_head=1, n_embd=8, vocab_size=64, block_size=4)
+    tied, untied = (GPT(GPTConfig(**size, tied=tied)) for tied in (True, False))
+    # the head, W_q to W_o, W_1 and W_2, seven gains; and attention
+    assert flops_per_unit(tied) == flops_per_unit(untied) == 6 * (64 * 8 + 12 * 8 * 8 + 7 * 8) + 12 * 8 * 4
 
 
 def test_norms_and_batches():

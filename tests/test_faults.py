@@ -40,6 +40,7 @@ config/vdnt_cifar10.py {new} | Or is this the config of another script?
 --init_from={tmp}/garbage.pt {new} | is not a complete checkpoint of this project
 --init_from={tmp}/foreign.pt {new} | it has no config, data, iter
 --init_from=absent.pt {new} | Cannot read the checkpoint
+--init_from= {new} | init_from is empty. Use scratch, resume, or
 --out_dir={tmp}/file | Cannot use out_dir=
 --learning_rate=1e30 --grad_clip=0 {new} | No checkpoint was saved. Try a lower learning_rate
 """.strip().splitlines()

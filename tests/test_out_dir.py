@@ -44,6 +44,14 @@ def test_a_disk_without_locks(tmp_path, monkeypatch, capsys):
     assert 'is on a disk without locks (No locks available)' in capsys.readouterr().out
 
 
+def test_a_context_is_shortened_only_where_the_run_says_so():
+    saved = resume.Checkpoint('a.pt', {'model_args': {'block_size': 2048}, 'config': {}})
+    config = Config({'block_size': 1024})
+    assert resume.network_of(saved, config)['block_size'] == 2048
+    config.stated = {'block_size'}
+    assert resume.network_of(saved, config)['block_size'] == 1024
+
+
 MISSING = ('but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Start several processes with '
            'torchrun. For a single process, run "unset RANK LOCAL_RANK WORLD_SIZE" first.')
 

@@ -89,7 +89,7 @@ BRINGS = {  # arguments behind --init_from={run}: what config.json or the senten
         '--drop_path=0.3 --dropout=0.1': dict(n_layer=2, patch_size=4, setting='S5', arch='vit', dropout=0.1),
         '--image_size=16': dict(image_size=16, patch_size=4),
         '{tmp}/larger.py': dict(image_size=8, patch_size=4),
-        '--image_size=16 --eval_only=True': None,
+        '--image_size=16 --eval_only=True --micro_batch_size=1': None,
         '--arch=nfnet --patch_size=2': 'was made with arch=vit, now it is nfnet.'}}
 
 
