@@ -243,7 +243,7 @@ def write_files(tmp, source, goals, side, work, workers):
             files[split] = stack.enter_context(open(tmp / name, 'wb'))
             if side:
                 files[split].write(bytes(HEADER))
-        for (n, _), (kept, counts, bad) in in_order(make_jobs(source, goals), work, workers):
+        for (n,), (kept, counts, bad) in in_order(make_jobs(source, goals), work, workers):
             for split, label, piece in kept:
                 files[split].write(piece)
                 labels[split].append(label)

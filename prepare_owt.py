@@ -35,7 +35,7 @@ from tqdm import tqdm
 from configurator import configure
 from support.console import fail
 from support.hub import load_openwebtext, load_texts
-from support.splits import DATA, prepared_name
+from support.splits import DATA, HUB_ID, prepared_name
 from support.splits import RULE as _RULE  # no key
 from support.textfiles import find_texts, read_texts
 from support.tokenizers import VOCAB, encode
@@ -55,7 +55,7 @@ if __name__ == '__main__':  # a spawned worker imports this file too
     __doc__ += f'\n{_RULE}\n'  # --help prints it
     config = configure(globals())
 
-BATCH = 64  # documents in a job
+BATCH, CHARACTERS = 64, 2**20  # a job has so many documents, or fewer where they are long
 FILES = ('train.bin', 'meta.json', 'val.bin')  # two bins without meta.json would look like nanoGPT's
 
 # stdlib goes without these folders, tables that a program wrote, and files that differ from build to build
@@ -111,6 +111,8 @@ def open_hub(config):
     else:
         way = dict(path=name, name=subset or None, revision=config['revision'] or None)
         texts = load_texts(label, way, column, stream)
+    if config['val_fraction'] and 'val' in texts:
+        fail(f'{label} has a validation split of its own. Leave --val_fraction out.')
     return texts, dict(source=label)
 
 
@@ -120,8 +122,14 @@ def open_hub(config):
 def make_jobs(texts, max_docs):
     """(split, documents) in the order of the texts"""
     for split in texts:
-        rest = islice(texts[split], max_docs or None)
-        while documents := list(islice(rest, BATCH)):
+        documents, size = [], 0
+        for document in islice(texts[split], max_docs or None):
+            documents.append(document)
+            size += len(document or '')
+            if len(documents) == BATCH or size > CHARACTERS:
+                yield split, documents
+                documents, size = [], 0
+        if documents:
             yield split, documents
 
 
@@ -137,7 +145,7 @@ def write_ids(path, texts, tokenizer, config):
     jobs = make_jobs(texts, config['max_docs'])
     workers = config['num_proc'] or count_cores()
     with open(path, 'wb') as f, tqdm(unit=' documents', mininterval=1) as bar:
-        for (split, _), (ids, counts) in in_order(jobs, partial(run_job, tokenizer), workers):
+        for (split,), (ids, counts) in in_order(jobs, partial(run_job, tokenizer), workers):
             f.write(ids)
             n_documents[split] += len(counts)
             lengths.extend(counts)
@@ -188,13 +196,16 @@ def write_bins(tmp, texts, tokenizer, dtype, config):
 def main(config):
     name = config['dataset']
     local = name not in ('stdlib', 'openwebtext') and os.path.exists(name)
-    is_id = re.fullmatch(r'(\w[\w.-]*/)?\w[\w.-]*(:[\w.-]+)?', name) and not DATA.search(name)
-    if not local and not is_id:
+    if not local and (not HUB_ID.fullmatch(name) or DATA.search(name)):
         fail(f'There is no file or folder {name}. Check the path.')
     if config['max_docs'] < 0 or config['num_proc'] < 0 or not 0 <= config['val_fraction'] < 1:
         fail('max_docs and num_proc must be 0 or more, val_fraction 0 or more and below 1.')
     if config['val'] and (config['val_fraction'] or not local):
         fail('--val only works if --dataset is a file or folder, and without --val_fraction. Leave it out.')
+    if config['val_fraction'] and name == 'stdlib':
+        fail('stdlib has validation data of its own. Leave --val_fraction out.')
+    if config['revision'] and (local or name in ('stdlib', 'openwebtext')):
+        fail('--revision only works if --dataset is the name of a set on the Hub. Leave it out.')
     tokenizer = config['tokenizer']
     if tokenizer == 'auto':
         tokenizer = 'byte' if name == 'stdlib' else 'gpt2'

@@ -25,7 +25,7 @@ def load_openwebtext(column, stream):
         try:
             return load_texts(label, way, column, stream, OPENWEBTEXT_ROWS), label
         except SystemExit as ended:
-            print(f'{ended} Trying the next copy of OpenWebText.')
+            print(f'{ended} So this copy of OpenWebText is left out.')
     fail('No copy of OpenWebText can be read in full, for the reasons above. Fix one of them, or name a copy '
          'as --dataset=dylanebert/openwebtext.')
 

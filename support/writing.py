@@ -59,12 +59,12 @@ def count_cores():
 
 
 def in_order(jobs, work, workers):
-    """(job, work(its last part)) for each job, in their order"""
+    """(job without its last part, work(its last part)) for each job, in their order"""
     pending = deque()
     window = 4 * workers  # no more jobs than this are in memory
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
         for job in jobs:
-            pending.append((job, pool.submit(work, job[-1])))
+            pending.append((job[:-1], pool.submit(work, job[-1])))
             if len(pending) == window:
                 job, result = pending.popleft()
                 yield job, result.result()
@@ -74,16 +74,20 @@ def in_order(jobs, work, workers):
 
 def start_worker():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()  # when it is killed, nobody else ends its workers
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def run(main, config):
     """main(config), with one sentence for what ends it."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, signal.default_int_handler)  # ends like Ctrl-C, so it leaves nothing
     try:
         main(config)
-    except BrokenProcessPool:
-        fail('A worker process was killed, probably for lack of memory. Use a lower --num_proc.')
+    except (BrokenProcessPool, MemoryError):
+        fail('A worker process was killed or memory is short. Use a lower --num_proc, or smaller files.')
     except OSError as error:
         where = f' ({error.filename})' if error.filename else ''
         fail(f'{reason(error)}{where}. Fix that and run the same command again. --out_dir and HF_HOME choose '

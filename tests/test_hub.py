@@ -126,9 +126,10 @@ def test_prepare_from_the_hub(tmp_path, hub, monkeypatch):
     hub.sets[f'{owner}@refs/convert/parquet'] = {'plain_text/partial-train/0.parquet': parquet(*TEXTS[:199])}
     hub.sets[f'{owner}@refs/pr/18'] = {'data/train-00000-of-00093.parquet': parquet(*TEXTS[:50])}
     hub.sets['dylanebert/openwebtext'] = {'plain_text/train-00000-of-00080.parquet': parquet(*TEXTS)}
-    *_, (sentence, said) = run_all(
+    *_, (own, _), (sentence, said) = run_all(
         monkeypatch, tmp_path, hub.url, '--dataset=me/plain', '--dataset=me/bytes', '--dataset=me/parts:two',
-        '--dataset=me/plain --max_docs=100', '--max_docs=30', '')
+        '--dataset=me/plain --max_docs=100', '--max_docs=30', '--dataset=me/parts:two --val_fraction=0.1', '')
+    assert own == 'me/parts:two has a validation split of its own. Leave --val_fraction out.'
     whole, of_bytes, parts, few, openwebtext = (prepared(tmp_path / str(i)) for i in range(5))
     assert whole[2]['source'] == 'me/plain'
     assert whole[:2] == of_bytes[:2] == nanogpt_split(TEXTS)
@@ -136,7 +137,7 @@ def test_prepare_from_the_hub(tmp_path, hub, monkeypatch):
     assert few[:2] == nanogpt_split(TEXTS[:100])
     assert openwebtext[:2] == nanogpt_split(TEXTS[:30])
     assert openwebtext[2]['source'] == f'{owner}@refs/pr/18'
-    assert f'{owner}@refs/convert/parquet has 199 rows, not 8,013,769. Trying the next copy' in said
+    assert f'{owner}@refs/convert/parquet has 199 rows, not 8,013,769. So this copy' in said
     assert f'{owner}@refs/pr/18 has 50 rows' in said
     assert 'dylanebert/openwebtext has 200 rows' in said
     assert sentence.endswith('or name a copy as --dataset=dylanebert/openwebtext.')

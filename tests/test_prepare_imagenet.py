@@ -28,7 +28,7 @@ from tests.common import smooth_picture as smooth
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     def in_one_process(jobs, work, workers):
-        return in_order(jobs, work, workers) if workers > 1 else ((job, work(job[-1])) for job in jobs)
+        return in_order(jobs, work, workers) if workers > 1 else ((job[:-1], work(job[-1])) for job in jobs)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prepare_imagenet, 'in_order', in_one_process)
 

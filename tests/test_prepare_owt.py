@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import re
+import signal
 import struct
 import sys
 import sysconfig
@@ -285,6 +286,10 @@ REFUSED = [  # files; the sentence; keys
      'give the training data alone as --dataset.', dict(val_fraction=0.1)),
     ({'a.txt': 'a'}, '--val only works if --dataset is a file or folder, and without --val_fraction. Leave '
      'it out.', dict(val='in', val_fraction=0.1)),
+    ({'a.txt': 'a'}, 'stdlib has validation data of its own. Leave --val_fraction out.',
+     dict(dataset='stdlib', val_fraction=0.1)),
+    ({'a.txt': 'a'}, '--revision only works if --dataset is the name of a set on the Hub. Leave it out.',
+     dict(revision='main')),
     ({'a.txt': 'a'}, 'There is no file or folder ./not/there. Check the path.', dict(dataset='./not/there')),
     ({'a.txt': 'a'}, "unknown tokenizer 'gpt3'. Use --tokenizer=gpt2 or --tokenizer=byte.",
      dict(tokenizer='gpt3')),
@@ -343,7 +348,8 @@ def test_help_states_the_contract(script, words, keys):
 
 
 @pytest.mark.slow
-def test_killed_then_the_same_bytes(tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_killed_then_the_same_bytes(tmp_path, number):
     """Nothing looks finished after kill -9, no worker survives, and the next run is not refused."""
     write({'a.jsonl': lines(*[f'{text} ' * 4000 for text in TEXTS * 5])})
     prepare('a.jsonl', 'straight')
@@ -352,18 +358,27 @@ def test_killed_then_the_same_bytes(tmp_path):
         time.sleep(0.01)
     time.sleep(0.1)
     workers = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
-    process.kill()
-    process.communicate(timeout=20)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
     deadline = time.monotonic() + 20
     while any(Path(f'/proc/{pid}').exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(Path(f'/proc/{pid}').exists() for pid in workers)
-    assert [path.name[:13] for path in Path('data/a').iterdir()] == ['.prepare_tmp_']
+    if number == signal.SIGTERM:
+        assert 'Stopped. Nothing half-written is left' in said and not Path('data/a').exists()
+    else:
+        assert [path.name[:13] for path in Path('data/a').iterdir()] == ['.prepare_tmp_']
     prepare('a.jsonl', 'data/a', overwrite=False)
     assert digests('data/a') == digests('straight')
 
 
 # ---- tokens
+
+
+def test_jobs_of_long_documents_are_short():
+    texts = {'train': ['a' * 2**20, 'b', 'c' * 2**20, *'d' * 65], 'val': ['e']}
+    jobs = [(split, len(documents)) for split, documents in prepare_owt.make_jobs(texts, 0)]
+    assert jobs == [('train', 2), ('train', 2), ('train', 64), ('val', 1)]
 
 
 def test_prepare_says_where_the_file_of_gpt2_goes(monkeypatch):
