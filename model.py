@@ -423,10 +423,6 @@ class ViT(nn.Module):
         nn.init.normal_(self.cls_token, std=std)
         nn.init.normal_(self.pos_embed, std=std)
 
-    def no_weight_decay(self):
-        """Parameters that a rule by shape would decay, though they are not matrices."""
-        return {'cls_token', 'pos_embed'}
-
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.patch_embed(images).flatten(2).transpose(1, 2)  # (B, n, C), patches row by row
         cls_token = self.cls_token.expand(x.size(0), -1, -1).to(x.dtype)

@@ -82,8 +82,9 @@ def norm_jacobian(norm, z):
 
 KINDS = ('normal', 'rare')
 
-def isotropic(kind, d, n=10_000):
-    """n samples of a vector in R^d with E x x^T = I. 'rare': seven times of ten it lies on the first axis."""
+def isotropic(kind, d):
+    """Samples of a vector in R^d with E x x^T = I. 'rare': seven times of ten it lies on the first axis."""
+    n = 10_000
     x = randn(n, d)
     if kind == 'rare':
         first = randn(n, 1).sign() / math.sqrt(0.7) * eye(d)[0]

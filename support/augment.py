@@ -84,9 +84,9 @@ OPS = {
 }
 
 
-def rand_augment(image, rng, magnitude=9.0, interpolation='bicubic', n=2):
-    """timm's rand-m9-mstd0.5-inc1: n of the operations, each with p = 0.5, at m ~ N(magnitude, 0.5)."""
-    for name in rng.choice(list(OPS), n):
+def rand_augment(image, rng, magnitude=9.0, interpolation='bicubic'):
+    """timm's rand-m9-mstd0.5-inc1: two of the operations, each with p = 0.5, at m ~ N(magnitude, 0.5)."""
+    for name in rng.choice(list(OPS), 2):
         if rng.random() < 0.5:
             m = min(max(rng.normal(magnitude, 0.5), 0.0), 10.0)
             sign = rng.choice((-1, 1))

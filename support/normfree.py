@@ -13,15 +13,15 @@ KEYS = ('init', 'weight_standardization', 'weight_gain')  # keys of the scripts 
 # -----------------------------------------------------------------------------
 # weight standardization
 
-def standardize(w: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
+def standardize(w: torch.Tensor) -> torch.Tensor:
     """
     Weight standardization, equation 1 of the report. The N weights w[i] of each output unit become
     (w[i] - mean) / (sqrt(N) std), so that the unit keeps the variance of independent inputs. w and the result
-    are (units, ...). N std^2 below eps counts as eps, as in NFNet (Brock et al., arXiv:2102.06171).
+    are (units, ...). N std^2 below 1e-4 counts as 1e-4, as in NFNet (Brock et al., arXiv:2102.06171).
     """
     flat = w.flatten(1)  # (units, N)
     var, mean = torch.var_mean(flat, dim=1, correction=0, keepdim=True)
-    return ((flat - mean) * (var * flat.size(1)).clamp(min=eps).rsqrt()).view_as(w)
+    return ((flat - mean) * (var * flat.size(1)).clamp(min=1e-4).rsqrt()).view_as(w)
 
 
 class WSLinear(nn.Linear):
@@ -105,18 +105,17 @@ def gradient_units(model: nn.Module) -> list[tuple[nn.Parameter, tuple[int, int]
 
 
 @torch.no_grad()
-def clip_units(units: list[tuple[nn.Parameter, tuple[int, int]]], limit: float,
-               eps: float = 1e-3) -> torch.Tensor:
+def clip_units(units: list[tuple[nn.Parameter, tuple[int, int]]], limit: float) -> torch.Tensor:
     """
     Adaptive gradient clipping (equation 3 of the report; Brock et al., arXiv:2102.06171, section 4), in
-    place: the gradient of each unit w gets at most the norm limit * max(|w|, eps). Returns the share of
+    place: the gradient of each unit w gets at most the norm limit * max(|w|, 1e-3). Returns the share of
     clipped units as a scalar on the device, so that the host does not wait for it.
     """
     units = [(p, shape) for p, shape in units if p.grad is not None]
     grads = [p.grad.view(shape) for p, shape in units]
     factors = [torch.linalg.vector_norm(p.view(shape), dim=1, keepdim=True) for p, shape in units]
     norms = [torch.linalg.vector_norm(g, dim=1, keepdim=True) for g in grads]
-    torch._foreach_clamp_min_(factors, eps)
+    torch._foreach_clamp_min_(factors, 1e-3)
     torch._foreach_mul_(factors, limit)
     torch._foreach_div_(factors, norms)  # inf where the gradient is 0
     torch._foreach_clamp_max_(factors, 1.0)
