@@ -29,6 +29,7 @@ import torch
 from configurator import configure
 from experiments.arms import OPTIMIZERS, QUESTIONS, RACE, STUDIES, claims
 from experiments.stack import CPU, OWN, RULES, read_config, train_stack
+from support.checks import check_choice, check_range
 from support.console import fail
 from support.tokens import Tokens
 
@@ -382,6 +383,8 @@ def print_rates(done):
     rows = []
     for arm in QUESTIONS['headline']():
         _, best, tried = search(arm, done)
+        if not tried:
+            continue
         mean = {to: (losses[101] + losses[102]) / 2 for to, losses in tried.items()}
         row = [arm.name, words(best)[0], f'{mean[best]:.4f}']
         for rate in (best[0] / 2, best[0] * 2):
@@ -458,7 +461,9 @@ def run_all(names):
             run_study(name, lambda done: STUDIES[name](), read(f'results/{name}.jsonl'))
 
 if __name__ == '__main__':
-    configure(globals())
+    config = configure(globals())
+    check_range(config, 1, 64, 'processes')
+    check_choice(config, ('cpu', 'cuda'), 'device')
     known = [*QUESTIONS, *STUDIES]
     names = known if question == 'all' else question.split(',')
     if not set(names) <= set(known):

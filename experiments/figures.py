@@ -140,11 +140,11 @@ def curves():
 
 NOT_SCORED = 'No arms are scored yet. Run python -m experiments.evidence --question={}.'
 
-def scored(name):
-    """[(arm, {seed: loss})] of the arms of a question that were scored with all their seeds."""
+def scored(name, metric='val_loss'):
+    """[(arm, {seed: its metric})] of the arms of a question that were scored with all their seeds."""
     done, found = read(evidence.RESULTS), []
     for arm in evidence.QUESTIONS[name]():
-        losses = {seed: row['val_loss'] for seed, row in evidence.scored(arm, done).items()}
+        losses = {seed: row[metric] for seed, row in evidence.scored(arm, done).items()}
         if len(losses) == len(arm.seeds):
             found.append((arm, losses))
     return found
@@ -258,10 +258,7 @@ def gap():
 
 def frequency():
     """The loss of each arm minus that of AdamW on each tenth of the text; one token may fill several."""
-    done = read(evidence.RESULTS)
-    arms = {arm.optimizer: {seed: row['by_frequency'] for seed, row in evidence.scored(arm, done).items()}
-            for arm in evidence.QUESTIONS['why']()}
-    arms = {optimizer: of_seed for optimizer, of_seed in arms.items() if of_seed}
+    arms = {arm.optimizer: of_seed for arm, of_seed in scored('why', 'by_frequency')}
     base = arms.pop('AdamW', None) or fail(NOT_SCORED.format('why'))
     tenths = np.flatnonzero(np.mean(list(base.values()), 0))  # those in which a token begins
     labels = [f'{a + 1}' if b == a + 1 else f'{a + 1} to {b}' for a, b in zip(tenths, [*tenths[1:], 10])]
@@ -286,6 +283,7 @@ def frequency():
 
 def sweep():
     """Top-1 against the learning rate, a line for each variant. Below what diverged."""
+    check_choice(globals(), ('stability', 'weights', 'decay'), 'study')
     found = {}
     for row in read_rows(f'results/{study}.jsonl'):
         found.setdefault(row['run']['variant'], {})[row['run']['learning_rate']] = row.get('top1')

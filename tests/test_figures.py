@@ -113,11 +113,11 @@ def test_gap_and_frequency(ask, figures):
 def test_sweep_marks_what_diverged_and_settings_are_drawn_as_they_stand(figures):
     os.makedirs('results')
     rows = [('a', 0.1, 0.2), ('a', 1.0, None), ('b', 0.1, None), ('b', 1.0, 0.4)]
-    with open('results/study.jsonl', 'w') as f:
+    with open('results/decay.jsonl', 'w') as f:
         for variant, lr, top1 in rows:
             end = {'ended': 'diverged'} if top1 is None else {'ended': 'finished', 'top1': top1}
             f.write(json.dumps({'run': {'variant': variant, 'learning_rate': lr}, **end}) + '\n')
-    figures('sweep', '--study=study')
+    figures('sweep', '--study=decay')
     drawn = [[line.get_xydata().tolist() for line in ax.lines] for ax in plt.gcf().axes]
     assert drawn == [[[[0.1, 20.0]], [[1.0, 40.0]]], [[[1.0, 0]], [[0.1, 1]]]]
     figures('settings', '--out=elsewhere/drawing.svg')
