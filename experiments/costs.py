@@ -21,7 +21,7 @@ from configurator import configure, read_file
 from experiments.evidence import print_table
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from sgdw import SGDW
-from support.checks import check_choice
+from support.checks import check_choice, check_range
 from support.optim import EMBEDDINGS
 from support.report import PEAK_TFLOPS, flops_per_unit
 
@@ -80,6 +80,7 @@ def estimate(name, config, model, peak):
 if __name__ == '__main__':
     peaks = dict(PEAK_TFLOPS)
     check_choice(configure(globals()), peaks, 'gpu')
+    check_range(globals(), 0.001, 1, 'mfu')
     memory, estimates = [], []
     for name in CONFIGS:
         config = read_file(f'config/{name}.py')
