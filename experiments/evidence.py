@@ -380,12 +380,12 @@ def print_search(name, done):
 
 def print_rates(done):
     """What a rate beside the best one costs, all else as in the best, on the search seeds 101 and 102."""
-    rows = []
+    rows, (first, second) = [], SEARCH_SEEDS[:2]
     for arm in QUESTIONS['headline']():
         _, best, tried = search(arm, done)
         if not tried:
             continue
-        mean = {to: (losses[101] + losses[102]) / 2 for to, losses in tried.items()}
+        mean = {to: (losses[first] + losses[second]) / 2 for to, losses in tried.items()}
         row = [arm.name, words(best)[0], f'{mean[best]:.4f}']
         for rate in (best[0] / 2, best[0] * 2):
             to = rate, *best[1:]

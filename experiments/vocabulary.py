@@ -15,6 +15,7 @@ import tiktoken
 
 from configurator import configure
 from experiments.stack import CPU
+from prepare_owt import FILES
 from support.checks import check_range
 from support.console import fail
 from support.tokenizers import open_gpt2
@@ -24,8 +25,6 @@ from support.writing import put_in_place, workplace
 dataset = 'stdlib'  # a folder under data/, or a path: what prepare_owt.py --tokenizer=byte made
 size = 4096  # of the vocabulary, end-of-text included
 overwrite = False  # replace what is there
-
-FILES = ('train.bin', 'meta.json', 'val.bin')  # as in prepare_owt.py
 
 if __name__ == '__main__':
     check_range(configure(globals()), 257, 50257, 'size')

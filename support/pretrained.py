@@ -272,7 +272,8 @@ def to_gpt2(args, data, model):
     (config.json, tensors) of Hugging Face, without the rows that pad a vocabulary. Its GPT-2 always has
     biases: zeros where ours has none.
     """
-    vocab_size, eot = data['vocab_size'], data['vocab_size'] - 1
+    vocab_size = data['vocab_size']
+    eot = vocab_size - 1
     hf = {'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], 'data': data, 'vocab_size': vocab_size,
           'n_positions': args['block_size'], 'bos_token_id': eot, 'eos_token_id': eot,
           'activation_function': 'gelu' if args['gelu'] == 'exact' else 'gelu_new',

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from support.console import fail, reason
 
+STOP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
 
 @contextmanager
 def workplace(out, files, overwrite):
@@ -63,6 +65,10 @@ def in_order(jobs, work, workers):
     pending = deque()
     window = 4 * workers  # no more jobs than this are in memory
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
+        # the first job forks all workers. Python would lose an exception from a signal meanwhile
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+        pool.submit(os.getpid)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
         for job in jobs:
             pending.append((job[:-1], pool.submit(work, job[-1])))
             if len(pending) == window:
@@ -73,8 +79,10 @@ def in_order(jobs, work, workers):
 
 
 def start_worker():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all processes
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
     parent = multiprocessing.parent_process()  # when it is killed, nobody else ends its workers
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

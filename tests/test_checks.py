@@ -4,10 +4,11 @@ import ast
 import math
 
 import pytest
+import torch
 
 from model import GPT, SETTINGS, GPTConfig
 from support.checks import name_norms, split_batch
-from support.report import flops_per_unit
+from support.report import flops_per_unit, peak_flops
 from support.tokens import data_folder
 from tests.common import ROOT
 
@@ -58,6 +59,16 @@ def test_an_untied_token_embedding_does_no_work():
     tied, untied = (GPT(GPTConfig(**size, tied=tied)) for tied in (True, False))
     # the head, W_q to W_o, W_1 and W_2, seven gains; and attention
     assert flops_per_unit(tied) == flops_per_unit(untied) == 6 * (64 * 8 + 12 * 8 * 8 + 7 * 8) + 12 * 8 * 4
+
+
+@pytest.mark.parametrize('name,tflops', [
+    ('NVIDIA H100 80GB HBM3', 989), ('NVIDIA H100 NVL', 835), ('NVIDIA L40S', 362), ('NVIDIA L4', 121),
+    ('NVIDIA GeForce RTX 3090 Ti', None), ('NVIDIA GeForce RTX 4090 Laptop GPU', None),
+    ('NVIDIA H100 80GB HBM3 MIG 1g.10gb', None), ('Tesla T4', None)])
+def test_a_gpu_has_a_peak_only_where_its_whole_name_is_known(monkeypatch, name, tflops):
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: name)
+    assert peak_flops('cuda') == (tflops and tflops * 1e12)
+    assert peak_flops('cpu') is None
 
 
 def test_norms_and_batches():

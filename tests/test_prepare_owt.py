@@ -348,26 +348,34 @@ def test_help_states_the_contract(script, words, keys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_killed_then_the_same_bytes(tmp_path, number):
-    """Nothing looks finished after kill -9, no worker survives, and the next run is not refused."""
+    """
+    Nothing looks finished after kill -9, no worker survives, and the next run is not refused. SIGTERM and a
+    closed terminal, which tells all processes, leave nothing at all.
+    """
     write({'a.jsonl': lines(*[f'{text} ' * 4000 for text in TEXTS * 5])})
     prepare('a.jsonl', 'straight')
-    process = python(ROOT / 'prepare_owt.py', '--dataset=a.jsonl', '--tokenizer=byte', cwd=tmp_path)
+    process = python(ROOT / 'prepare_owt.py', '--dataset=a.jsonl', '--tokenizer=byte', cwd=tmp_path,
+                     start_new_session=True)
     while process.poll() is None and not list(Path().glob('data/a/.prepare_tmp_*/ids')):
         time.sleep(0.01)
     time.sleep(0.1)
     workers = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
-    process.send_signal(number)
+    if number == signal.SIGHUP:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     said = process.communicate(timeout=60)[1]
     deadline = time.monotonic() + 20
     while any(Path(f'/proc/{pid}').exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(Path(f'/proc/{pid}').exists() for pid in workers)
-    if number == signal.SIGTERM:
-        assert 'Stopped. Nothing half-written is left' in said and not Path('data/a').exists()
-    else:
+    if number == signal.SIGKILL:
         assert [path.name[:13] for path in Path('data/a').iterdir()] == ['.prepare_tmp_']
+    else:
+        assert 'Stopped. Nothing half-written is left' in said and 'Traceback' not in said
+        assert not Path('data/a').exists()
     prepare('a.jsonl', 'data/a', overwrite=False)
     assert digests('data/a') == digests('straight')
 
