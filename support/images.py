@@ -18,7 +18,7 @@ from support import augment
 from support.console import fail, reason
 from support.pictures import is_picture, open_picture, to_rgb
 from support.textfiles import find_files
-from support.tokens import data_folder
+from support.tokens import data_folder, no_data_set
 from support.writing import count_cores
 
 AGAIN = 'Prepare the data set again with python prepare_imagenet.py --overwrite=True.'
@@ -204,8 +204,7 @@ def read_meta(folder):
     """meta.json, checked."""
     path = os.path.join(folder, 'meta.json')
     if not os.path.exists(path):
-        fail(f'There is no data set in {folder}. Make it with python prepare_imagenet.py '
-             '--dataset=NAME_OR_FOLDER, which writes meta.json last.')
+        no_data_set(folder, 'prepare_imagenet.py')
     try:
         with open(path, encoding='utf-8') as f:
             meta = dict(json.load(f))

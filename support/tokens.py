@@ -10,23 +10,25 @@ import numpy as np
 import torch
 
 from support.console import fail
-from support.splits import HUB_ID, prepared_name
 
 
 def data_folder(dataset: str) -> str:
     """
-    The folder of a data set: data/NAME, dataset itself as a path, or where the prepare scripts put a file, a
-    folder or a Hub id of that name. The first of them that holds a prepared data set is used. If none is
-    prepared, dataset may be a folder of raw texts or pictures.
+    The folder of a data set: data/NAME, or dataset itself as a path. The first of them that holds a prepared
+    data set is used. If none does, dataset may be a folder of raw texts or pictures.
     """
     named = os.path.join('data', dataset)
-    folders = [named, dataset]
-    if os.path.exists(dataset) or HUB_ID.fullmatch(dataset):
-        folders.append(os.path.join('data', prepared_name(dataset)))
-    for folder in folders:
+    for folder in (named, dataset):
         if any(os.path.exists(os.path.join(folder, file)) for file in ('meta.json', 'train.bin')):
             return folder
     return dataset if os.path.isdir(dataset) else named
+
+
+def no_data_set(folder: str, script: str):
+    """Fails; script prepares such data sets."""
+    names = sorted(os.listdir('data')) if os.path.isdir('data') else []
+    fail(f'There is no data set in {folder}. Make it with python {script} --dataset=FILE_OR_FOLDER, or '
+         f'choose one of data/ ({", ".join(names) or "it is empty"}).')
 
 
 class Tokens:
@@ -80,14 +82,12 @@ class Tokens:
 def read_meta(folder: str) -> dict:
     """meta.json, checked. nanoGPT's folders of GPT-2 tokens work without one."""
     path = os.path.join(folder, 'meta.json')
-    if not os.path.isdir(folder):
-        names = sorted(os.listdir('data')) if os.path.isdir('data') else []
-        fail(f'There is no data set in {folder}. Make it with python prepare_owt.py '
-             f'--dataset=FILE_OR_FOLDER, or choose one of data/ ({", ".join(names) or "it is empty"}).')
     if not os.path.exists(path):
         if os.path.exists(os.path.join(folder, 'meta.pkl')):
             fail(f'{folder} has a meta.pkl of nanoGPT, which we do not open because a pickle can run code. '
                  'Prepare the text with python prepare_owt.py.')
+        if not os.path.exists(os.path.join(folder, 'train.bin')):
+            no_data_set(folder, 'prepare_owt.py')
         return {'tokenizer': 'gpt2', 'vocab_size': 50257, 'dtype': 'uint16'}
     try:
         with open(path, encoding='utf-8') as f:

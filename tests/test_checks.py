@@ -48,7 +48,7 @@ def test_a_prepared_folder_comes_before_a_raw_one_of_that_name(tmp_path, monkeyp
         (tmp_path / file).write_text('')
     for dataset, folder in (
             ('mytext', 'data/mytext'), ('./mytext', 'data/./mytext'), ('b', 'b'), ('raw', 'raw'),
-            ('elsewhere/a', 'elsewhere/a'), ('no', 'data/no'), ('owner/mytext', 'data/mytext'),
+            ('elsewhere/a', 'elsewhere/a'), ('no', 'data/no'), ('owner/mytext', 'data/owner/mytext'),
             ('/no/such/mytext', '/no/such/mytext'), ('../no/mytext', 'data/../no/mytext'),
             (str(tmp_path / 'b'), str(tmp_path / 'b'))):
         assert data_folder(dataset) == folder
