@@ -25,7 +25,7 @@ from support import augment, resume
 from support.checks import check_images, check_vit, network_args, split_batch, warn_of_warmup
 from support.distributed import agree, all_sum, catch_signals, leave, seed_masks, start, stop_asked
 from support.images import Images, predict_files
-from support.nfnet import NFNet, NFNetConfig
+from support.nfnet import NFNet, NFNetConfig, share_statistics
 from support.normfree import clip_units, gradient_units
 from support.optim import check_optimizer, other_optimizer, rehearse
 from support.report import Report, introduce, progress
@@ -230,6 +230,7 @@ def evaluate(split='val'):
     """Mean loss in nats, top-1 and top-5; three None if a signal to stop came."""
     loss_sum = hits = hits5 = seen = 0
     raw_model.eval()
+    share_statistics(raw_model, env)  # what is evaluated is what rank 0 saves
     for X, labels in progress(eval_batches(split), split, signals, env):
         with env.autocast:
             logits = raw_model(X).float()

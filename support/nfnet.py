@@ -24,6 +24,7 @@ Letters in shapes: B batch, C channels, H height, W width, N fan-in (inputs of o
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -178,3 +179,10 @@ class NFNet(nn.Module):
             x = stage(x)  # (B, C, H / 4, W / 4), then 8, 16 and 32
         x = self.gelu(self.final_conv(x)).mean((2, 3))  # (B, 2C)
         return self.head(self.dropout(x))  # (B, n_classes)
+
+
+def share_statistics(model: nn.Module, env) -> None:
+    """Give all processes the running statistics of rank 0's batch normalization, as DDP's forward does."""
+    if env.world_size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)

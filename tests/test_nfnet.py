@@ -145,15 +145,17 @@ def smaller():
 
 
 @pytest.mark.slow
-def test_nfnet_trains_and_resumes(tmp_path):
-    """Batch normalization's statistics come back too."""
+@pytest.mark.parametrize('torchrun', (0, 2))
+def test_nfnet_trains_and_resumes(tmp_path, torchrun):
+    """Batch normalization's statistics come back too. With two processes, those of rank 0 are evaluated."""
     data, out = write_images(tmp_path / 'data', size=32), tmp_path / 'out'
     line = vit_line(data, out, '--arch=nfnet', '--batch_norm=True', '--grad_clip=0', '--image_size=32',
-                    '--max_iters=4', '--keep_interval=3', '--warmup_epochs=0', '--learning_rate=0.01')
-    finish(script(*line, before=smaller))
+                    '--max_iters=4', '--keep_interval=3', '--eval_interval=3', '--warmup_epochs=0',
+                    '--learning_rate=0.01')
+    finish(script(*line, before=smaller, torchrun=torchrun))
     log, model = rows(out), final(out)['model']
     (out / 'ckpt.pt').unlink()
-    finish(script(*line, '--init_from=resume', before=smaller))
+    finish(script(*line, '--init_from=resume', before=smaller, torchrun=torchrun))
     assert rows(out) == log
     assert all(torch.equal(weight, model[name]) for name, weight in final(out)['model'].items())
     assert any('running_var' in name for name in model)
