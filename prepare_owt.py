@@ -55,6 +55,7 @@ if __name__ == '__main__':  # a spawned worker imports this file too
     __doc__ += f'\n{_RULE}\n'  # --help prints it
     config = configure(globals())
 
+OPENWEBTEXT = 'openwebtext', 'Skylion007/openwebtext'
 BATCH, CHARACTERS = 64, 2**20  # a job has so many documents, or fewer where they are long
 FILES = ('train.bin', 'meta.json', 'val.bin')  # two bins without meta.json would look like nanoGPT's
 
@@ -106,7 +107,7 @@ def open_hub(config):
     label = config['dataset']
     name, _, subset = label.partition(':')
     column, stream = config['text_column'], config['max_docs'] > 0
-    if name in ('openwebtext', 'Skylion007/openwebtext'):
+    if name in OPENWEBTEXT:
         texts, label = load_openwebtext(column, stream)
     else:
         way = dict(path=name, name=subset or None, revision=config['revision'] or None)
@@ -204,8 +205,8 @@ def main(config):
         fail('--val only works if --dataset is a file or folder, and without --val_fraction. Leave it out.')
     if config['val_fraction'] and name == 'stdlib':
         fail('stdlib has validation data of its own. Leave --val_fraction out.')
-    if config['revision'] and (local or name in ('stdlib', 'openwebtext')):
-        fail('--revision only works if --dataset is the name of a set on the Hub. Leave it out.')
+    if config['revision'] and (local or name == 'stdlib' or name.partition(':')[0] in OPENWEBTEXT):
+        fail('--revision only works if --dataset is a set on the Hub other than OpenWebText. Leave it out.')
     tokenizer = config['tokenizer']
     if tokenizer == 'auto':
         tokenizer = 'byte' if name == 'stdlib' else 'gpt2'

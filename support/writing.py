@@ -16,7 +16,19 @@ from pathlib import Path
 
 from support.console import fail, reason
 
-STOP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+@contextmanager
+def signals_held():
+    """Signals to stop do nothing meanwhile. Yields a list of those that come."""
+    came, before = [], {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            before[number] = signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -45,15 +57,16 @@ def workplace(out, files, overwrite):
 
 
 def put_in_place(tmp, out, files):
-    """Replaces the files of out by those of tmp. The last one completes the set."""
+    """Replaces the files of out by those of tmp. The last one completes the set, and no signal stops it."""
     made = [file for file in files if (tmp / file).exists()]
     for file in made:
         with open(tmp / file, 'rb') as f:
             os.fsync(f.fileno())
-    for file in reversed(files):
-        (out / file).unlink(missing_ok=True)
-    for file in made:
-        os.replace(tmp / file, out / file)
+    with signals_held():
+        for file in reversed(files):
+            (out / file).unlink(missing_ok=True)
+        for file in made:
+            os.replace(tmp / file, out / file)
 
 
 def count_cores():
@@ -65,10 +78,10 @@ def in_order(jobs, work, workers):
     pending = deque()
     window = 4 * workers  # no more jobs than this are in memory
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
-        # the first job forks all workers. Python would lose an exception from a signal meanwhile
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
-        pool.submit(os.getpid)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
+        with signals_held() as came:  # Python would lose an exception while it forks
+            pool.submit(os.getpid)  # the first job forks all workers
+        if came:
+            raise KeyboardInterrupt
         for job in jobs:
             pending.append((job[:-1], pool.submit(work, job[-1])))
             if len(pending) == window:
@@ -82,7 +95,6 @@ def start_worker():
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all processes
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
     parent = multiprocessing.parent_process()  # when it is killed, nobody else ends its workers
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

@@ -288,8 +288,9 @@ REFUSED = [  # files; the sentence; keys
      'it out.', dict(val='in', val_fraction=0.1)),
     ({'a.txt': 'a'}, 'stdlib has validation data of its own. Leave --val_fraction out.',
      dict(dataset='stdlib', val_fraction=0.1)),
-    ({'a.txt': 'a'}, '--revision only works if --dataset is the name of a set on the Hub. Leave it out.',
-     dict(revision='main')),
+    *(({'a.txt': 'a'}, '--revision only works if --dataset is a set on the Hub other than OpenWebText. Leave '
+       'it out.', dict(revision='main', dataset=dataset))
+      for dataset in ('in', 'stdlib', 'openwebtext:x', 'Skylion007/openwebtext')),
     ({'a.txt': 'a'}, 'There is no file or folder ./not/there. Check the path.', dict(dataset='./not/there')),
     ({'a.txt': 'a'}, "unknown tokenizer 'gpt3'. Use --tokenizer=gpt2 or --tokenizer=byte.",
      dict(tokenizer='gpt3')),
@@ -345,6 +346,31 @@ def test_help_states_the_contract(script, words, keys):
     assert RULE in said and words in said
     listed = re.findall(r'(?m)^ *(\w+) = ', said.partition('keys, as')[2])
     assert sorted(listed) == sorted(keys.split())
+
+
+def test_a_signal_while_workers_start_ends_the_run():
+    """Python itself would lose the exception of a signal that comes while it forks."""
+    code = """if True:
+        import multiprocessing, os, signal
+        from support import writing
+        multiprocessing.set_start_method('fork')
+        os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        writing.run(lambda _: list(writing.in_order([(1,)], abs, 2)), {})"""
+    out, err = python('-c', code).communicate(timeout=60)
+    assert (out, err) == ('', 'Stopped. Nothing half-written is left; the same command starts again.\n')
+
+
+def test_no_signal_leaves_half_a_set(monkeypatch):
+    write({'a.jsonl': lines(*TEXTS)})
+    prepare('a.jsonl', 'straight')
+    replace = os.replace
+    monkeypatch.setattr(os, 'replace', lambda *paths: (replace(*paths), os.kill(os.getpid(), signal.SIGTERM)))
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail('stopped'))
+    try:
+        prepare('a.jsonl', 'out')
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert digests('out') == digests('straight')
 
 
 @pytest.mark.slow
