@@ -140,8 +140,10 @@ def needed(of_question, done):
 def note(path, row, done):
     """Write a finished run down, with the time."""
     row = {**row, 'date': datetime.now().isoformat(' ', 'minutes')}
-    with open(path, 'a', encoding='utf-8') as f:
-        f.write(json.dumps(row) + '\n')
+    with open(path, 'a+b') as f:
+        if f.tell() and not os.pread(f.fileno(), 1, f.tell() - 1) == b'\n':
+            f.write(b'\n')  # a kill cut the last row short
+        f.write(json.dumps(row).encode() + b'\n')
     done[key(row['run'])] = {'val_loss': math.inf, **row}  # as read() has it
     print(f'{row["date"]} {row.get("val_loss", row["ended"])} {key(row["run"])}', flush=True)
 
@@ -464,6 +466,8 @@ if __name__ == '__main__':
     config = configure(globals())
     check_range(config, 1, 64, 'processes')
     check_choice(config, ('cpu', 'cuda'), 'device')
+    if device == 'cuda' and not torch.cuda.is_available():
+        fail('device=cuda, but PyTorch sees no CUDA GPU. Use --device=cpu.')
     known = [*QUESTIONS, *STUDIES]
     names = known if question == 'all' else question.split(',')
     if not set(names) <= set(known):

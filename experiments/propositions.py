@@ -376,9 +376,9 @@ def check(widths, statements=STATEMENTS):
 
 if __name__ == '__main__':
     configure(globals())
-    even = r'([2468]|[1-9]\d*[02468])'  # two heads
+    even = r'([468]|[1-9]\d*[02468])'  # two heads, and more than one direction in each
     if not re.fullmatch(f'{even}(,{even})*', widths):
-        fail(f'widths={widths} is not a list of even numbers. Use --widths=16,64.')
+        fail(f'widths={widths} is not a list of even numbers from 4 on. Use --widths=16,64.')
     results = check([int(d) for d in widths.split(',')])
     verdicts = [[name, verdict] for name, (verdict, _) in results.items()]
     print_table('verdicts', ['statement', 'verdict'], verdicts)

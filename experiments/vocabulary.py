@@ -24,6 +24,7 @@ from support.writing import put_in_place, workplace
 
 dataset = 'stdlib'  # a folder under data/, or a path: what prepare_owt.py --tokenizer=byte made
 size = 4096  # of the vocabulary, end-of-text included
+out_dir = ''  # '' is the folder of dataset with _SIZE behind it
 overwrite = False  # replace what is there
 
 if __name__ == '__main__':
@@ -31,7 +32,7 @@ if __name__ == '__main__':
     source, gpt2 = Tokens(dataset, 1, CPU), open_gpt2()
     if source.meta['tokenizer'] != 'byte':
         fail(f'{source.folder} does not hold bytes. Prepare the text with --tokenizer=byte.')
-    folder = Path(f'{source.folder.rstrip("/")}_{size}')
+    folder = Path(out_dir or f'{source.folder.rstrip("/")}_{size}')
     ranks = {token: rank for token, rank in gpt2._mergeable_ranks.items() if rank < size - 1}
     tokenizer = tiktoken.Encoding(f'gpt2_{size}', pat_str=gpt2._pat_str, mergeable_ranks=ranks,
                                   special_tokens={})

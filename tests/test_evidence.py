@@ -55,6 +55,15 @@ def test_muon_has_the_matrices_of_the_blocks():
 # statistics
 
 
+def test_a_row_behind_one_that_a_kill_cut_short_counts(tmp_path):
+    path, run = tmp_path / 'log.jsonl', {'variant': 'a', 'seed': 1}
+    path.write_text('{"run": {"var')
+    for seed in (1, 2):
+        evidence.note(path, {'run': {**run, 'seed': seed}, 'ended': 'finished'}, {})
+    assert [row['run']['seed'] for row in evidence.read_rows(path)] == [1, 2]
+    assert path.read_bytes().count(b'\n') == 3
+
+
 def test_intervals_p_values_and_verdicts():
     # by hand: deviation sqrt(2.5), 2.7764 of the table for 4 degrees, over sqrt(5)
     mean, half = evidence.interval([1.0, 2.0, 3.0, 4.0, 5.0])

@@ -44,10 +44,18 @@ def test_the_map_names_every_study_and_what_it_names_is_there():
         assert re.search(rf'[=`]{name}`', text), name
 
 
+@pytest.mark.parametrize('study,setting,words', [
+    ('costs', '--gpu=H900', 'gpu=H900 is unknown. Set --gpu to one of'),
+    ('evidence', '--device=cuda', 'device=cuda, but PyTorch sees no CUDA GPU. Use --device=cpu.'),
+    ('propositions', '--widths=16,2', 'widths=16,2 is not a list of even numbers from 4 on. Use')])
+def test_studies_refuse_in_words(monkeypatch, study, setting, words):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert_refused(lambda: experiment(study, setting), words)
+
+
 @pytest.mark.slow
 def test_costs_on_paper_are_the_ones_done_by_hand(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert_refused(lambda: experiment('costs', '--gpu=H900'), 'gpu=H900 is unknown. Set --gpu to one of')
     out = experiment('costs', '--gpu=A100', '--mfu=0.25')
     row, = (row for row in table_of(out) if row[0] == '`dnt_xl` 1438.0M')
     flops = 6 * (1438.0e6 - 1024 * 1536) + 12 * 48 * 1536 * 1024  # for a token
@@ -85,6 +93,9 @@ def test_a_smaller_vocabulary(tmp_path):
     (folder / 'meta.json').write_text(json.dumps(meta))
     experiment('vocabulary', f'--dataset={folder}', '--size=700')
     assert_refused(lambda: experiment('vocabulary', f'--dataset={folder}_700'), 'with --tokenizer=byte')
+    assert_refused(lambda: experiment('vocabulary', f'--dataset={folder}', '--size=700'), 'or --out_dir=')
+    experiment('vocabulary', f'--dataset={folder}', '--size=700', f'--out_dir={tmp_path}/other')
+    assert (tmp_path / 'other/train.bin').read_bytes() == (tmp_path / 'text_700/train.bin').read_bytes()
 
     def bpe(word):  # merges the pair of the lowest rank until there is none
         parts = [word[i:i + 1] for i in range(len(word))]
