@@ -42,7 +42,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configurator import configure
-from support.console import fail, reason
+from support.console import check_range, fail, reason
 from support.folders import open_folder
 from support.hub import download
 from support.pictures import is_picture, open_picture, stored
@@ -276,8 +276,7 @@ def content(folder):
 def main(config):
     for key, low, high in (('quality', 1, 100), ('resize_short', 0, 2**16), ('num_proc', 0, 1024),
                            ('seed', 0, 2**63), ('val_fraction', 0, 0.99)):
-        if not low <= config[key] <= high:
-            fail(f'{key}={config[key]} is out of range. Use --{key} with a value from {low} to {high}.')
+        check_range(config, low, high, key)
     out = Path(config['out_dir'] or 'data/' + prepared_name(config['dataset']))
     with workplace(out, FILES, config['overwrite']) as tmp:
         source = open_source(config)

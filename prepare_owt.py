@@ -33,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configurator import configure
-from support.console import fail
+from support.console import check_range, fail
 from support.hub import load_openwebtext, load_texts
 from support.splits import DATA, HUB_ID, prepared_name
 from support.splits import RULE as _RULE  # no key
@@ -199,8 +199,8 @@ def main(config):
     local = name not in ('stdlib', 'openwebtext') and os.path.exists(name)
     if not local and (not HUB_ID.fullmatch(name) or DATA.search(name)):
         fail(f'There is no file or folder {name}. Check the path.')
-    if config['max_docs'] < 0 or config['num_proc'] < 0 or not 0 <= config['val_fraction'] < 1:
-        fail('max_docs and num_proc must be 0 or more, val_fraction 0 or more and below 1.')
+    check_range(config, 0, math.inf, 'max_docs', 'num_proc')
+    check_range(config, 0, 0.99, 'val_fraction')
     if config['val'] and (config['val_fraction'] or not local):
         fail('--val only works if --dataset is a file or folder, and without --val_fraction. Leave it out.')
     if config['val_fraction'] and name == 'stdlib':

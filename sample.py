@@ -17,8 +17,7 @@ import torch
 
 from model import GPT, GPTConfig
 from support import pretrained
-from support.checks import check_range
-from support.console import fail
+from support.console import check_range, fail
 from support.distributed import catch_signals, start
 from support.resume import Checkpoint, find_checkpoint, load_checkpoint, load_weights, make_network
 from support.textfiles import read_prompt

@@ -27,8 +27,7 @@ from experiments.costs import count
 from experiments.evidence import print_table
 from model import GPT, SETTINGS, GPTConfig
 from sgdw import SGDW
-from support.checks import check_choice, check_range
-from support.console import fail
+from support.console import check_choice, check_range, fail
 from support.distributed import explain, start
 
 only = 'nanogpt,optimizer,step'  # sections

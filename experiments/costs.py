@@ -21,7 +21,7 @@ from configurator import configure, read_file
 from experiments.evidence import print_table
 from model import GPT, SETTINGS, GPTConfig, ViT, ViTConfig
 from sgdw import SGDW
-from support.checks import check_choice, check_range
+from support.console import check_choice, check_range
 from support.optim import EMBEDDINGS
 from support.report import PEAK_TFLOPS, flops_per_unit
 

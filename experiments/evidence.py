@@ -29,8 +29,7 @@ import torch
 from configurator import configure
 from experiments.arms import OPTIMIZERS, QUESTIONS, RACE, STUDIES, claims
 from experiments.stack import CPU, OWN, RULES, read_config, train_stack
-from support.checks import check_choice, check_range
-from support.console import fail
+from support.console import check_choice, check_range, fail
 from support.tokens import Tokens
 
 question = 'all'  # or some of the questions and studies of experiments/arms.py, with commas

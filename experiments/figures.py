@@ -27,8 +27,7 @@ from configurator import configure
 from experiments import evidence
 from experiments.evidence import LEVEL, interval, print_table, read, read_rows
 from model import NORMS, SETTINGS
-from support.checks import check_choice
-from support.console import fail
+from support.console import check_choice, fail
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402

@@ -29,8 +29,7 @@ from experiments.figures import name_run, plt, read_config, save, styles
 from experiments.stack import CPU
 from model import GPT, GPTConfig, ViT, ViTConfig
 from support import normfree
-from support.checks import check_range
-from support.console import fail
+from support.console import check_range, fail
 from support.images import Images
 from support.resume import load_checkpoint
 from support.tokens import Tokens

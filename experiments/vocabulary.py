@@ -16,8 +16,7 @@ import tiktoken
 from configurator import configure
 from experiments.stack import CPU
 from prepare_owt import FILES
-from support.checks import check_range
-from support.console import fail
+from support.console import check_range, fail
 from support.tokenizers import open_gpt2
 from support.tokens import Tokens
 from support.writing import put_in_place, workplace

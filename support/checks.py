@@ -5,29 +5,13 @@ program with one sentence that says what to do.
 
 import math
 import sys
-from collections.abc import Collection
 from dataclasses import fields
 
 from model import NORMS, SETTINGS
-from support.console import fail
+from support.console import check_choice, check_range, fail
 from support.normfree import KEYS
 
 BELOW_1 = 0.999999  # the largest share, and the longest memory of an optimizer
-
-
-def check_range(config: dict, low: float, high: float, *keys: str) -> None:
-    """Each of the keys must be finite and from low to high."""
-    for key in keys:
-        if not (low <= config[key] <= high and config[key] < math.inf):  # this refuses nan too
-            wanted = f'from {low} to {high}' if high < math.inf else f'of at least {low}'
-            fail(f'{key}={config[key]} is out of range. Set --{key} to a number {wanted}.')
-
-
-def check_choice(config: dict, values: Collection, *keys: str) -> None:
-    """Each of the keys must have one of the values."""
-    for key in keys:
-        if config[key] not in values:
-            fail(f'{key}={config[key]} is unknown. Set --{key} to one of {", ".join(map(str, values))}.')
 
 
 def reads_only(config: dict) -> bool:

@@ -1,12 +1,16 @@
 """
-What a person sees: one plain sentence at the end of a failed run, near names, help, streams that break.
+What a person sees: one plain sentence at the end of a failed run, near names, values out of range, help,
+streams that break.
 """
 
 import difflib
 import glob
+import math
 import os
 import sys
+import textwrap
 import time
+from collections.abc import Collection
 
 
 def unknown_key(key, keys, renamed, in_file):
@@ -74,7 +78,7 @@ def keep_printing():
 def reason(error):
     """The message of an error in one line."""
     said = str(getattr(error, 'strerror', None) or error).strip().split('\n')[0]
-    return ' '.join(said.split())[:200] or type(error).__name__
+    return textwrap.shorten(said, 200, placeholder=' ...') or type(error).__name__
 
 
 def fail(message, any_rank=False):
@@ -88,3 +92,18 @@ def fail(message, any_rank=False):
         time.sleep(3)
         raise SystemExit(1)
     raise SystemExit(message if rank == '0' else f'rank {rank}: {message}')
+
+
+def check_range(config: dict, low: float, high: float, *keys: str) -> None:
+    """Each of the keys must be finite and from low to high."""
+    for key in keys:
+        if not (low <= config[key] <= high and config[key] < math.inf):  # this refuses nan too
+            wanted = f'from {low} to {high}' if high < math.inf else f'of at least {low}'
+            fail(f'{key}={config[key]} is out of range. Set --{key} to a number {wanted}.')
+
+
+def check_choice(config: dict, values: Collection, *keys: str) -> None:
+    """Each of the keys must have one of the values."""
+    for key in keys:
+        if config[key] not in values:
+            fail(f'{key}={config[key]} is unknown. Set --{key} to one of {", ".join(map(str, values))}.')

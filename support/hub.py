@@ -74,8 +74,8 @@ def hub_reason(label, error):
                 'name. Check the spelling. If its page on the Hub asks you to, accept its terms, then log in '
                 'with `hf auth login` or set HF_TOKEN.')
     if re.search('Connect|Timeout|Protocol|Network|Offline|ReadError|Incomplete|HTTP [1-9]', kinds):
-        return (f'{label} cannot be reached on the Hub ({why}). Check the network and run the same command '
-                'again, or give a file or folder as --dataset.')
+        return (f'{label} cannot be reached on the Hub ({why}), and no file or folder here has that name. '
+                'Check the spelling and the network, and run the same command again.')
     return (f'{label} cannot be read ({why}). Fix that, name a part of the set as ID:CONFIG, or try the '
             'export of the Hub, which may be cut short (--revision=refs/convert/parquet). HF_HOME chooses '
             'another disk.')

@@ -21,7 +21,7 @@ from support.textfiles import find_files
 from support.tokens import data_folder, no_data_set
 from support.writing import count_cores
 
-AGAIN = 'Prepare the data set again with python prepare_imagenet.py --overwrite=True.'
+AGAIN = 'Prepare the data set again with python prepare_imagenet.py --dataset=... --overwrite=True.'
 
 
 class Images:
@@ -69,7 +69,7 @@ class Images:
                 jpeg_bytes = os.path.getsize(f'{self.folder}/{split}_jpeg.bin')
         except FileNotFoundError as e:
             fail(f'{e.filename} does not exist. The data set is incomplete or has no {split} split. {AGAIN} '
-                 'To get a val split, put a folder val/ beside train/ or use --val_from_train=N.')
+                 'Folders train/, val/ and test/ become splits. --val_from_train=N makes val.')
         except (OSError, ValueError, EOFError) as e:
             fail(f'The {split} split in {self.folder} cannot be read ({e}). {AGAIN}')
         layout = pictures.dtype, pictures.ndim, labels.dtype, labels.ndim
@@ -204,7 +204,7 @@ def read_meta(folder):
     """meta.json, checked."""
     path = os.path.join(folder, 'meta.json')
     if not os.path.exists(path):
-        no_data_set(folder, 'prepare_imagenet.py')
+        no_data_set(folder, 'prepare_imagenet.py', 'train_labels.npy')
     try:
         with open(path, encoding='utf-8') as f:
             meta = dict(json.load(f))

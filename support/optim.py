@@ -9,8 +9,7 @@ import torch
 import torch.nn as nn
 
 from sgdw import SGDW
-from support.checks import check_choice
-from support.console import fail
+from support.console import check_choice, fail
 from support.distributed import explain
 
 # the optimizers by name, each made from parameter groups and a config. A new one is one more entry

@@ -56,7 +56,7 @@ def lock(out_dir):
     try:
         file = open(path, 'a')
     except OSError as e:
-        fail(f'Cannot use out_dir={out_dir} ({e.strerror}).')
+        fail(f'Cannot use out_dir={out_dir} ({e.strerror}). Name another folder with --out_dir.')
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock would pass to workers that we fork
     except (BlockingIOError, PermissionError):  # systems differ
@@ -101,7 +101,7 @@ class Run:
                 for f in our_files(self.out_dir):
                     os.remove(os.path.join(self.out_dir, f))
         except OSError as e:
-            fail(f'Cannot use out_dir={self.out_dir} ({e.strerror}).')
+            fail(f'Cannot use out_dir={self.out_dir} ({e.strerror}). Name another folder with --out_dir.')
         gpu = torch.cuda.get_device_name() if self.env.device_type == 'cuda' else ''
         versions = {'torch': torch.__version__, 'cudnn': torch.backends.cudnn.version(), 'git': git_commit(),
                     'gpu': gpu, 'allocator': os.environ.get('PYTORCH_CUDA_ALLOC_CONF', ''),

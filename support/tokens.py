@@ -2,6 +2,7 @@
 A prepared text: meta.json, train.bin and val.bin of data/NAME, checked when opened and read in windows.
 """
 
+import glob
 import json
 import os
 from collections.abc import Sequence
@@ -24,11 +25,11 @@ def data_folder(dataset: str) -> str:
     return dataset if os.path.isdir(dataset) else named
 
 
-def no_data_set(folder: str, script: str):
-    """Fails; script prepares such data sets."""
-    names = sorted(os.listdir('data')) if os.path.isdir('data') else []
+def no_data_set(folder: str, script: str, file: str):
+    """Fails; script prepares such data sets, each of which has this file."""
+    names = sorted(path.split(os.sep)[1] for path in glob.glob(f'data/*/{file}'))
     fail(f'There is no data set in {folder}. Make it with python {script} --dataset=FILE_OR_FOLDER, or '
-         f'choose one of data/ ({", ".join(names) or "it is empty"}).')
+         f'choose one of data/ ({", ".join(names) or "it has none"}).')
 
 
 class Tokens:
@@ -61,7 +62,7 @@ class Tokens:
                  'meta.json belongs to another data set. Prepare the data set again with --overwrite=True.')
         if count < self.block_size + 1:
             fail(f'{path} has {count} tokens, too few for block_size={self.block_size}. Use a smaller '
-                 '--block_size or more text.')
+                 '--block_size, or prepare more text or a larger --val_fraction.')
 
     def windows(self, split: str, offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets on the device, int64 (len(offsets), block_size). offsets: where rows begin."""
@@ -87,7 +88,7 @@ def read_meta(folder: str) -> dict:
             fail(f'{folder} has a meta.pkl of nanoGPT, which we do not open because a pickle can run code. '
                  'Prepare the text with python prepare_owt.py.')
         if not os.path.exists(os.path.join(folder, 'train.bin')):
-            no_data_set(folder, 'prepare_owt.py')
+            no_data_set(folder, 'prepare_owt.py', 'train.bin')
         return {'tokenizer': 'gpt2', 'vocab_size': 50257, 'dtype': 'uint16'}
     try:
         with open(path, encoding='utf-8') as f:

@@ -192,7 +192,7 @@ REFUSED = [
      "python -c \"import datasets; datasets.load_from_disk('SPLIT').to_parquet('NEW/train.parquet')\""),
     (BOTH | tables(train=CAT_DOG), {}, 'in holds both pictures (in/train/a/0.png) and tables '
      '(in/train.parquet). Move one kind out of it.'),
-    (BOTH, dict(quality=0), 'quality=0 is out of range. Use --quality with a value from 1 to 100.'),
+    (BOTH, dict(quality=0), 'quality=0 is out of range. Set --quality to a number from 1 to 100.'),
     # classes
     (numbered('train/0.png train/1.png'), {}, 'in has fewer than two class folders of training pictures '
      '(none). It needs CLASS/** or train/CLASS/**.'),

@@ -294,8 +294,10 @@ REFUSED = [  # files; the sentence; keys
     ({'a.txt': 'a'}, 'There is no file or folder ./not/there. Check the path.', dict(dataset='./not/there')),
     ({'a.txt': 'a'}, "unknown tokenizer 'gpt3'. Use --tokenizer=gpt2 or --tokenizer=byte.",
      dict(tokenizer='gpt3')),
-    ({'a.txt': 'a'}, 'max_docs and num_proc must be 0 or more, val_fraction 0 or more and below 1.',
+    ({'a.txt': 'a'}, 'val_fraction=1.5 is out of range. Set --val_fraction to a number from 0 to 0.99.',
      dict(val_fraction=1.5)),
+    ({'a.txt': 'a'}, 'num_proc=-1 is out of range. Set --num_proc to a number of at least 0.',
+     dict(num_proc=-1)),
     ({'a.txt': 'a', '../out': ''}, 'File exists (out). Fix that and run the same command again. --out_dir '
      'and HF_HOME choose another disk.'),
     ({'a.txt': 'a', '../out/meta.json': '{}'}, 'out already holds a data set (meta.json). Use '
