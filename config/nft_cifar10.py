@@ -31,7 +31,7 @@ label_smoothing = 0.0
 
 global_batch_size = 64
 micro_batch_size = 64
-optimizer = 'sgd'  # our reading: momentum 0.9 with torch's coupled decay
+optimizer = 'sgd'  # momentum 0.9; our reading: torch's coupled decay
 learning_rate = 0.01
 min_lr = 0.0  # our choice: a cosine to 0 without warmup. --min_lr=0.01 gives a constant rate
 weight_decay = 2e-5

@@ -217,7 +217,7 @@ def forest():
     print_table('claims', ['claim', 'verdict', 'seeds'], rows)
     return fig
 
-# table 1 on text: weights, tokens, AdamW's and mSGDW's loss; one seed
+# table 1 on text: weights, tokens, AdamW's and mSGDW's loss; it states no seeds
 PAPER = {'GPT-2': ((124e6, 98e9, 2.867, 2.906), (774e6, 105e9, 2.492, 2.544), (1436e6, 105e9, 2.435, 2.472)),
          'L-DNT': ((124e6, 98e9, 2.863, 2.849), (774e6, 105e9, 2.481, 2.503), (1436e6, 105e9, 2.396, 2.408))}
 
