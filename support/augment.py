@@ -3,8 +3,9 @@ The augmentation of table 4 as plain functions of a random generator: pictures i
 
     python -m support.augment FOLDER page.png        draws a page of augmented pictures
 
-The first functions take one picture, a PIL image in RGB. rng is np.random.default_rng((seed, epoch, index)),
-so a picture does not depend on the number of workers or on a resume. The others take a batch, (B, C, H, W).
+The first functions take one picture, a PIL image in RGB. rng is default_rng((seed, 1, epoch, index)) of
+np.random, so a picture does not depend on the number of workers or on a resume. The others take a batch,
+(B, C, H, W).
 
 The paper gives the names, 'RandAugment (9, 0.5)', 'mixup 0.8' and 'cutmix 1.0' (table 4). Order and ranges
 are timm's. CutMix equals that of timm up to 1.0.29. timm 1.0.31 rounds the box up.
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
 
+from support.console import reason
 from support.pictures import is_picture, open_picture, to_rgb
 from support.textfiles import find_files
 
@@ -211,7 +213,10 @@ if __name__ == '__main__':
     size, files = 112, list(filter(is_picture, find_files(folder)[0]))
     if len(files) < 6:
         sys.exit(f'A page needs at least 6 pictures, not {len(files)}. Give another folder.')
-    pictures = [to_rgb(open_picture(path)[0]) for path in files[::len(files) // 6][:6]]
+    try:
+        pictures = [to_rgb(open_picture(path)[0]) for path in files[::len(files) // 6][:6]]
+    except (OSError, ValueError) as e:
+        sys.exit(f'A picture of {folder} cannot be read ({reason(e)}). Give another folder.')
     crops = [eval_crop(picture, size) for picture in pictures]
     columns = [crops]
     for view in range(5):
@@ -225,4 +230,7 @@ if __name__ == '__main__':
     for j, column in enumerate(columns):
         for i, tile in enumerate(column):
             sheet.paste(tile, (j * (size + 2), i * (size + 2)))
-    sheet.quantize(256).save(out, optimize=True)
+    try:
+        sheet.quantize(256).save(out, optimize=True)
+    except (OSError, ValueError) as e:
+        sys.exit(f'Cannot write {out} ({reason(e)}). Give another page, a .png.')

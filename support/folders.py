@@ -6,6 +6,7 @@ from shlex import quote
 from unicodedata import normalize
 
 from support.console import fail
+from support.pictures import is_picture
 from support.splits import choose_splits, examples, split_of
 
 
@@ -75,7 +76,8 @@ def by_list(file, pairs, classes):
     with open(file, encoding='utf-8-sig', errors='replace') as f:
         for line in f:
             name, label = [*line.replace(',', ' ').split(), '', ''][:2]
-            listed.setdefault(Path(name).stem, set()).add(label)
+            name = Path(name).stem if is_picture(name) else Path(name).name
+            listed.setdefault(name, set()).add(label)
     found = [(' or '.join(sorted(listed.get(Path(path).stem, ''))), path) for _, path in pairs]
     missing = [path for name, path in found if name not in classes]
     if missing:

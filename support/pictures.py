@@ -2,8 +2,9 @@
 Any picture file -> the RGB picture that a data set stores, and that train_vit.py --predict looks at.
 
 Grey, palette, CMYK and alpha become RGB; transparency is dropped, and of several frames the first counts. The
-rotation in EXIF is ignored, as timm and torchvision do. Of 16 bits a channel the upper 8 are kept, unless all
-values lie in the lowest quarter, as 10, 12 or 14 bits of a camera do. That and other depths raise ValueError.
+rotation in EXIF is ignored, as timm and torchvision do; Pillow itself turns a TIFF. Of 16 bits a channel the
+upper 8 are kept, unless all values lie in the lowest quarter, as 10, 12 or 14 bits of a camera do. That and
+other depths raise ValueError.
 """
 
 import io
@@ -73,8 +74,7 @@ def stored(source, arrays=False, short=256, quality=95):
     elif image.format == 'JPEG' and image.mode == 'RGB':
         if image.getexif().get(ORIENTATION, 1) == 1:  # else some reader of the bytes would turn it
             return raw, rgb
-    if len(rgb.info.get('comment', b'')) > 65_000:  # a JPEG has no room for more
-        del rgb.info['comment']
+    rgb.info.pop('comment', None)  # a JPEG has no room for a long one
     out = io.BytesIO()
     rgb.save(out, 'JPEG', quality=quality)
     return out.getvalue(), rgb

@@ -24,7 +24,7 @@ def open_tables(root, tables, held_out, config):
     columns, names, labels = {}, {}, {'train': [], 'val': [], 'test': []}
     for split, paths in files.items():
         for path in paths:
-            if 'partial-' in os.path.relpath(path, root):
+            if re.search('(^|/)partial-', os.path.relpath(path, root)):
                 fail(f'{path} is part of an export that the Hub cut short. Download the whole data set.')
             columns[path], names[path], found = read_labels(path, split, config)
             labels[split] += found
@@ -46,7 +46,7 @@ def open_tables(root, tables, held_out, config):
 
 def read_labels(path, split, config):
     """The column of pictures, the names of the classes or None, the labels: names where the file has them"""
-    from pyarrow.types import is_nested
+    from pyarrow.types import is_nested, is_struct
     with open_parquet(path) as table:
         schema, columns = table.schema_arrow, []
         for key, usual in (('image_column', ['image', 'img']), ('label_column', ['label', 'fine_label'])):
@@ -59,8 +59,9 @@ def read_labels(path, split, config):
         image, label = columns
         if not image or not label or is_nested(schema.field(label).type):
             return image, None, [None]
-        kind = str(schema.field(image).type)
-        if not re.match('(large_)?binary|null|struct<.*bytes: ', kind):
+        kind = schema.field(image).type
+        has_bytes = is_struct(kind) and kind.get_field_index('bytes') >= 0
+        if not has_bytes and not re.match('(large_)?binary|null', str(kind)):
             fail(f'{path} has no pictures under {image!r} but {kind}. Set --image_column to one of '
                  f'{examples(schema.names, 20)}.')
         labels = table.read([label]).column(0).to_pylist()

@@ -33,29 +33,35 @@ class BadFile(Exception):
 
 def find_files(root):
     """
-    (all files below root, sorted; what is skipped). Skipped are hidden names, what is no file, and links to a
-    folder that is found anyway or lies around root. Another link is followed, once.
+    (all files below root, sorted; what is skipped). Skipped are hidden names, what is no file, and links to
+    what is found anyway or lies around root. Another link is followed, to a folder once.
     """
     if os.path.isfile(root):
         return [str(root)], []
     if not os.path.exists(root):
         fail(f'There is no file or folder {root}. Check the path.')
     top = os.path.realpath(root)
+
+    def found_anyway(link):
+        real = os.path.realpath(link)
+        hidden = map(HIDDEN.match, os.path.relpath(real, top).split(os.sep))  # or '..', outside of root
+        return os.path.commonpath([top, real]) == real or not any(hidden)
+
     files, skipped, seen, waiting = [], [], {top}, [root]
     while waiting:
         folder = waiting.pop()
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
-            if os.path.isfile(path) and not HIDDEN.match(name):
-                files.append(path)
-                continue
             real = os.path.realpath(path)
-            leads_back = os.path.islink(path) and os.path.commonpath([top, real]) in (top, real)
-            if HIDDEN.match(name) or not os.path.isdir(path) or real in seen or leads_back:
+            if HIDDEN.match(name) or os.path.islink(path) and found_anyway(path):
                 skipped.append(path)
-            else:
+            elif os.path.isfile(path):
+                files.append(path)
+            elif os.path.isdir(path) and real not in seen:
                 seen.add(real)
                 waiting.append(path)
+            else:
+                skipped.append(path)
     return sorted(files), sorted(skipped)
 
 
@@ -139,6 +145,9 @@ def find_texts(config):
              f'needs files of one kind, which end in .{" .".join(KINDS)}.')
     [kind] = there
     chosen = [path for path in found if kinds[path] == kind]
+    beside = {path for path in chosen if path not in data and os.path.dirname(path) == root.rstrip('/')}
+    if len(beside) < len(chosen):  # a README beside texts is none of them
+        chosen = [path for path in chosen if path not in beside]
     held_out = [path for path in held_out if kinds[path] == kind]
     files = split_files(root, chosen, held_out, config)
     del files['test']
@@ -208,7 +217,11 @@ def open_parquet(path):
     from pyarrow.parquet import ParquetFile
     try:
         with open(path, 'rb') as f:  # of a path, pyarrow takes what is before '::' for a protocol
-            yield ParquetFile(f)
+            table = ParquetFile(f)
+            names = table.schema_arrow.names
+            if len(set(names)) < len(names):
+                fail(f'{path} has columns of the same name ({examples(names, 20)}). Rename one of them.')
+            yield table
     except (ValueError, OSError) as error:
         fail(f'{path} cannot be read as parquet ({reason(error)}). Fetch or write it again.')
 

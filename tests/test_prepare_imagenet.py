@@ -126,6 +126,9 @@ ACCEPTED = {
     'Tiny ImageNet': (TINY | TINY_LIST, dict(val_labels='in/val/val_annotations.txt'), '0n1 1n2; 3n1 2n2; ',
                       "The test split is left out: 'images' is no class of train."),
     'ImageNet': (ILSVRC, dict(val_labels='list'), '0n1 1n2; 3n1 2n2; ', 'The test split is left out'),
+    'a list of names without endings': (
+        numbered('train/n1/0.png train/n2/1.png val/v.2.png val/v.3.png') | {'list': 'v.2 n1\nv.3 n2'},
+        dict(val_labels='list'), '0n1 1n2; 2n1 3n2; ', ''),
     'val and its list': (ILSVRC, dict(dataset='in/train', val='in/val', val_labels='list'),
                          '0n1 1n2; 3n1 2n2; ', ''),
     # tables
@@ -297,11 +300,14 @@ EIGHT = Image.fromarray(GREY.astype(np.uint8))
 RGB = np.stack([GREY] * 3, -1)
 TEXT = PngInfo()
 TEXT.add_text('key', 'x' * 70_000_000, zip=True)
+COMMENT = PngInfo()
+COMMENT.add_itxt('comment', '\u4e2d' * 22_000)  # 66,000 bytes, with which Pillow never ends a JPEG
 SHOWN = {  # file name: its bytes
     'grey alpha.png': encoded(EIGHT.convert('LA')),
     'cmyk.tif': encoded(EIGHT.convert('CMYK'), 'TIFF'),
     'palette.gif': encoded(EIGHT, 'GIF', comment=b'x' * 70_000),
     'text.png': encoded(EIGHT, pnginfo=TEXT),
+    'comment.png': encoded(EIGHT, pnginfo=COMMENT),
     'profile.png': encoded(EIGHT, icc_profile=bytes(1_500_000)),
     '16 bits as 257.png': encoded(GREY * 257),
     '16 bits big endian.tif': encoded((GREY * 256).astype('>u2'), 'TIFF'),

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyarrow.parquet import write_table
 
 import prepare_owt
 from support import tokenizers
@@ -122,8 +123,10 @@ ACCEPTED = {
         dict(val='in/val.txt')),
     'unclear names say nothing if a share is stated': (
         {'a.txt': 'a', 'test_of_time.txt': 'b', 'val.txt': 'c'}, ['a', 'b', 'c'], dict(val_fraction=0.3)),
-    'source code says nothing': (
-        {'train.py': 'a', 'val.py': 'b', 'README.md': 'c', 'package.json': '{}'}, ['a', 'b', 'c']),
+    'source code says nothing, and a README beside it is left out': (
+        {'train.py': 'a', 'val.py': 'b', 'README.md': 'c', 'package.json': '{}', 'd/README.md': 'd'},
+        ['a', 'b', 'd']),
+    'a README alone is a text': ({'README.md': 'c\n' * 10}, [['c\n' * 9], ['c\n']]),
     'the first documents of each split': (
         {'train.jsonl': ABC, 'val.jsonl': ABC}, [['a', 'b'], ['a', 'b']], dict(max_docs=2)),
 }
@@ -204,13 +207,14 @@ def test_what_is_found_is_printed(capsys):
 def test_links_are_followed_once():
     write({'set/b/0.txt': '', 'set/.git/1.txt': '', 'elsewhere/far/2.txt': ''})
     for link, to in (('a', 'b'), ('b/up', '..'), ('b/out', '../..'), ('gone.txt', 'gone'), ('loop', 'loop'),
-                     ('one', '../elsewhere'), ('two', '../elsewhere'), ('1.txt', '.git/1.txt')):
+                     ('one', '../elsewhere'), ('two', '../elsewhere'), ('1.txt', '.git/1.txt'), ('c', '.git'),
+                     ('latest.txt', 'b/0.txt')):
         Path('set', link).symlink_to(to)
     Path('elsewhere/back').symlink_to('../set')
     os.mkfifo('set/pipe.txt')
     files, skipped = find_files('set')
-    assert files == ['set/1.txt', 'set/b/0.txt', 'set/one/far/2.txt']
-    wanted = '.git a b/out b/up gone.txt loop one/back pipe.txt two'.split()
+    assert files == ['set/1.txt', 'set/b/0.txt', 'set/c/1.txt', 'set/one/far/2.txt']
+    wanted = '.git a b/out b/up gone.txt latest.txt loop one/back pipe.txt two'.split()
     assert skipped == [f'set/{path}' for path in wanted]
 
 
@@ -250,6 +254,9 @@ UNCLEAR = [  # files in a folder, what their names say, the command that is prop
 EMPTY = ('There is no text for {}: none of its {} documents holds any. A file of text, a line of json or a '
          'row of a table is one document. Give more, or another --text_column.')
 ONE_KIND = f'It needs files of one kind, which end in .{" .".join(KINDS)}.'
+TWICE = pa.BufferOutputStream()
+write_table(pa.table([['a'], ['b']], names=['text', 'text']), TWICE)
+TWICE = TWICE.getvalue().to_pybytes()
 REFUSED = [  # files; the sentence; keys
     *(({'a.txt': 'fine', 'b.txt': raw}, f'in/b.txt is {what}', dict(val_fraction=0.5)) for raw, what in BAD),
     *((dict.fromkeys(names.split(), 'text'),
@@ -271,6 +278,7 @@ REFUSED = [  # files; the sentence; keys
      'to one of its columns of text (body: string, text: int64).'),
     ({'a.parquet': parquet(text=[b'caf\xe9'])}, 'in/a.parquet cannot be read as parquet (Invalid UTF8 '
      'payload). Fetch or write it again.'),
+    ({'a.parquet': TWICE}, 'in/a.parquet has columns of the same name (text, text). Rename one of them.'),
     ({'train.parquet': parquet('a'), 'val.parquet': parquet(text=pa.array([], pa.string()))},
      EMPTY.format('val', 0)),
     ({'a.txt.gz': gzip.compress(b'')}, EMPTY.format('train', 1)),
