@@ -18,7 +18,7 @@ import torch
 from model import GPT, GPTConfig
 from support import pretrained
 from support.console import check_range, fail
-from support.distributed import catch_signals, start
+from support.distributed import catch_signals, choose_dtype, start
 from support.resume import Checkpoint, find_checkpoint, load_checkpoint, load_weights, make_network
 from support.textfiles import read_prompt
 from support.tokenizers import open_gpt2
@@ -44,7 +44,7 @@ check_range(config, 0, math.inf, 'temperature', 'top_k')
 check_range(config, 0, 2**32 - 1, 'seed')
 if 0 < temperature < 0.001:
     fail(f'temperature={temperature} is too small to divide by. Use --temperature=0 for the likeliest token.')
-env = start(device, dtype, False, seed, False)
+env = start(device, False, seed, False)
 catch_signals(env)
 path = checkpoint or (out_dir if init_from == 'resume' else pretrained.find_weights(init_from))
 path = find_checkpoint(path)
@@ -57,6 +57,7 @@ if 'tokenizer' not in saved['data']:
 if saved['data']['tokenizer'] == 'gpt2' and saved['data']['vocab_size'] != 50257:
     fail(f'{path} was trained on a part of the gpt2 vocabulary (experiments/vocabulary.py), whose ids '
          'sample.py cannot decode. Use another checkpoint.')
+env.dtype, env.autocast = choose_dtype(dtype, env.device_type, saved['model_args']['n_embd'])
 model = make_network(GPT, GPTConfig, saved['model_args'], env)
 load_weights(model, Checkpoint(path, saved), saved['data'], env)
 model.eval()

@@ -21,11 +21,11 @@ from model import GPT, GPTConfig
 from sgdw import SGDW
 from support import resume
 from support.checks import check_gpt, network_args, split_batch, warn_of_warmup
-from support.distributed import agree, all_sum, catch_signals, leave, seed_masks, start, stop_asked
+from support.distributed import agree, all_sum, catch_signals, choose_dtype, leave, start, stop_asked
 from support.normfree import clip_units, gradient_units
 from support.optim import check_optimizer, other_optimizer, rehearse
 from support.report import Report, introduce, progress
-from support.run import Run
+from support.run import Run, seed_masks
 from support.tokens import Tokens
 
 # -----------------------------------------------------------------------------
@@ -96,12 +96,13 @@ config = configure(globals())
 # -----------------------------------------------------------------------------
 # start: processes, device, precision, and the checkpoint that init_from names
 check_gpt(config)
-env = start(device, dtype, compile, seed, deterministic, n_embd)
+env = start(device, compile, seed, deterministic)
 signals = catch_signals(env)
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size)
 checkpoint = resume.find(config, env)  # empty where init_from is 'scratch'
 config |= resume.network_of(checkpoint, config)  # its network overrides config: n_layer, block_size, ...
 globals().update(config)
+env.dtype, env.autocast = choose_dtype(dtype, env.device_type, n_embd)
 
 # -----------------------------------------------------------------------------
 # data: train.bin and val.bin hold token ids, one document after another

@@ -23,13 +23,13 @@ from model import ViT, ViTConfig
 from sgdw import SGDW
 from support import augment, resume
 from support.checks import check_images, check_vit, network_args, split_batch, warn_of_warmup
-from support.distributed import agree, all_sum, catch_signals, leave, seed_masks, start, stop_asked
+from support.distributed import agree, all_sum, catch_signals, choose_dtype, leave, start, stop_asked
 from support.images import Images, predict_files
 from support.nfnet import NFNet, NFNetConfig, share_statistics
 from support.normfree import clip_units, gradient_units
 from support.optim import check_optimizer, other_optimizer, rehearse
 from support.report import Report, introduce, progress
-from support.run import Run
+from support.run import Run, seed_masks
 
 # -----------------------------------------------------------------------------
 # config: the paper's V-DNT-Large with mSGDW. 'here:' marks a choice on which the paper is silent
@@ -111,13 +111,14 @@ config = configure(globals())
 # -----------------------------------------------------------------------------
 # start: processes, device, precision, and the checkpoint that init_from names
 check_vit(config)
-env = start(device, dtype, compile, seed, deterministic, n_embd)
+env = start(device, compile, seed, deterministic)
 signals = catch_signals(env)
 mixing = (mixup > 0 or cutmix > 0) and not (eval_only or predict)
 micro, accum = split_batch(global_batch_size, micro_batch_size, env.world_size, 2 if mixing else 1)
 checkpoint = resume.find(config, env)  # empty where init_from is 'scratch'
 config |= resume.network_of(checkpoint, config)  # its network overrides config: n_layer, patch_size, ...
 globals().update(config)
+env.dtype, env.autocast = choose_dtype(dtype, env.device_type, n_embd)
 
 # -----------------------------------------------------------------------------
 # data: {train,val,test}_labels.npy with _images.npy (small pictures) or _jpeg.bin and _offsets.npy

@@ -28,7 +28,7 @@ from experiments.evidence import print_table
 from model import GPT, SETTINGS, GPTConfig
 from sgdw import SGDW
 from support.console import check_choice, check_range, fail
-from support.distributed import explain, start
+from support.distributed import choose_dtype, explain, start
 
 only = 'nanogpt,optimizer,step'  # sections
 sections = only.split(',')
@@ -60,7 +60,8 @@ if nanogpt and not os.path.exists(f'{nanogpt}/model.py'):
     fail(f'--nanogpt={nanogpt} has no model.py. Give the path of a checkout of nanoGPT.')
 
 with redirect_stdout(io.StringIO()):  # a word on training without compile
-    env = start(device, dtype, compile, SEED, deterministic=False)
+    env = start(device, compile, SEED, deterministic=False)
+env.dtype, env.autocast = choose_dtype(dtype, env.device_type, 1024)
 gpu = env.device_type == 'cuda'
 dtypes = ['float32', 'bfloat16'] if dtype == 'auto' and env.dtype == 'bfloat16' else [env.dtype]
 B, T = micro_batch_size or (16 if gpu else 2), block_size or min(longest, 1024 if gpu else 256)

@@ -17,7 +17,6 @@ from contextlib import nullcontext, suppress
 from datetime import timedelta
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils._triton import has_triton
@@ -27,13 +26,11 @@ from support.console import fail, reason
 TORCHRUN = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 
 
-def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic: bool,
-          n_embd: int = 1024) -> SimpleNamespace:
+def start(device: str, compile: bool | str, seed: int, deterministic: bool) -> SimpleNamespace:
     """
-    Join the other processes (under torchrun) and settle device, precision and compile, where 'auto' chooses:
-    bfloat16 for instance where the device has it in hardware, on a CPU from a width (n_embd) of 256 on.
-    Returns a namespace: rank, world_size, master (rank 0), device, device_type, dtype (a name), autocast (a
-    context), compile (a bool), saves (whether a run has begun), say (print on rank 0).
+    Join the other processes (under torchrun) and settle device and compile, where 'auto' chooses. Returns a
+    namespace: rank, world_size, master (rank 0), device, device_type, compile (a bool), saves (whether a run
+    has begun), say (print on rank 0). choose_dtype() says what its dtype and autocast are.
     """
     rank, world_size, local_rank = join_torchrun()
     if rank:  # one warning, not one for each process. torch.compile logs its own
@@ -41,7 +38,6 @@ def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic
         logging.disable(logging.WARNING)
     device = choose_device(str(device), world_size, local_rank)
     device_type = device.split(':')[0]
-    dtype = choose_dtype(str(dtype), device_type, n_embd)
     if compile not in ('auto', True, False):
         fail(f'compile={compile} is unknown. Use auto, True or False.')
     if compile == 'auto':
@@ -66,15 +62,9 @@ def start(device: str, dtype: str, compile: bool | str, seed: int, deterministic
         # an hour: nobody dies waiting for a long evaluation or a slow disk
         dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo', timeout=timedelta(hours=1),
                                 device_id=torch.device(device) if device_type == 'cuda' else None)
-    autocast = torch.autocast(device_type, torch.bfloat16) if dtype == 'bfloat16' else nullcontext()
     return SimpleNamespace(rank=rank, world_size=world_size, master=rank == 0, device=device,
-                           device_type=device_type, dtype=dtype, autocast=autocast, compile=compile,
-                           saves=False, say=print if rank == 0 else lambda *args: None)
-
-
-def seed_masks(seed, iter_num, rank):
-    """The masks of dropout and drop path depend on (seed, iter_num, rank) alone."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, iter_num, rank)).generate_state(1)[0]))
+                           device_type=device_type, compile=compile, saves=False,
+                           say=print if rank == 0 else lambda *args: None)
 
 
 def join_torchrun():
@@ -115,7 +105,11 @@ def choose_device(device, world_size, local_rank):
     return device
 
 
-def choose_dtype(dtype, device_type, n_embd):
+def choose_dtype(dtype: str, device_type: str, n_embd: int) -> tuple:
+    """
+    (float32 or bfloat16, the context that computes in it). 'auto' is bfloat16 where the device has it in
+    hardware, on a CPU from a width (n_embd) of 256 on.
+    """
     if device_type == 'cuda':
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -130,7 +124,8 @@ def choose_dtype(dtype, device_type, n_embd):
     if dtype == 'bfloat16' and device_type == 'cuda' and not bf16:
         fail(f'dtype=bfloat16 is not supported on this GPU ({torch.cuda.get_device_name()}). '
              'Use --dtype=float32.', any_rank=True)
-    return dtype
+    autocast = torch.autocast(device_type, torch.bfloat16) if dtype == 'bfloat16' else nullcontext()
+    return dtype, autocast
 
 # -----------------------------------------------------------------------------
 # signals

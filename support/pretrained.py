@@ -269,8 +269,8 @@ def export(checkpoint: dict, folder: str) -> str:
 
 def to_gpt2(args, data, model):
     """
-    (config.json, tensors) of Hugging Face, without the rows that pad a vocabulary. Its GPT-2 always has
-    biases: zeros where ours has none.
+    (config.json, tensors) of Hugging Face, without the rows that pad a vocabulary, so the probability that
+    they had is shared by the others. Its GPT-2 always has biases: zeros where ours has none.
     """
     vocab_size = data['vocab_size']
     eot = vocab_size - 1

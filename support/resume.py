@@ -87,9 +87,9 @@ def find(config, env) -> Checkpoint:
     if init_from == 'resume':
         path = latest_checkpoint(out_dir)
         if not path:
-            env.say(f'{out_dir} has no checkpoint yet, so the run starts at iteration 0. If you expected '
-                    'one, check --out_dir.')
             if not only_reads:  # with the weights that the config file names, if it does
+                env.say(f'{out_dir} has no checkpoint yet, so the run starts at iteration 0. If you expected '
+                        'one, check --out_dir.')
                 init_from = config.replaced.get('init_from', 'resume')
     if not init_from:
         fail('init_from is empty. Use scratch, resume, or a file, a folder or a Hub id with weights.')
@@ -242,7 +242,7 @@ def make_network(network: type, config: type, args: dict, env) -> torch.nn.Modul
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint, meta: dict, env) -> None:
-    """The weights of a checkpoint, fitted to the network of this run and to the pixels of its data set."""
+    """The weights of a checkpoint, fitted to the network of this run, and a ViT's to its pixels."""
     if not checkpoint.state:
         return
     weights = checkpoint.state['model']
@@ -256,7 +256,10 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint, meta: dict, env
 
 
 def fit_weights(checkpoint, model, meta, env):
-    """The weights with the context, the classes, the picture size and the pixels of this run."""
+    """
+    The weights with the context, the classes, the picture size and the pixels of this run. An NFNet cannot
+    take other pixels over.
+    """
     path, old_data = checkpoint.path, checkpoint.state['data']
     weights = dict(checkpoint.state['model'])
     if 'wpe.weight' in weights:
@@ -268,6 +271,10 @@ def fit_weights(checkpoint, model, meta, env):
                     'starts again at zero')
             for name in ('head.weight', 'head.bias'):
                 weights[name] = torch.zeros_like(model.get_parameter(name))  # as in the ViT paper
+    other_pixels = 'mean' in old_data and any(old_data[k] != meta[k] for k in ('mean', 'std'))
+    if other_pixels and 'pos_embed' not in weights:
+        env.say(f'{path} was trained on pixels with another mean and deviation, to which an NFNet cannot be '
+                'fitted. Train it on, or evaluate it on its own data set.')
     if 'pos_embed' in weights:
         patch_size = model.config.patch_size
         old = checkpoint.state['model_args']['image_size'] // patch_size
@@ -275,7 +282,7 @@ def fit_weights(checkpoint, model, meta, env):
         if old != new:
             env.say(f'the positions of {path} are interpolated from {old} x {old} to {new} x {new} patches')
             weights['pos_embed'] = resize_positions(weights['pos_embed'], new)
-        if any(old_data[k] != meta[k] for k in ('mean', 'std')):
+        if other_pixels:
             w, b = weights['patch_embed.weight'], weights['patch_embed.bias']
             weights['patch_embed.weight'], weights['patch_embed.bias'] = take_pixels(w, b, old_data, meta)
     return weights

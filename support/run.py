@@ -12,6 +12,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from support.console import fail, reason
@@ -76,6 +77,11 @@ def git_commit():
 
 # -----------------------------------------------------------------------------
 # a run that writes
+
+def seed_masks(seed, iter_num, rank):
+    """The masks of dropout and drop path depend on (seed, iter_num, rank) alone."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, iter_num, rank)).generate_state(1)[0]))
+
 
 class Run:
     """
@@ -190,7 +196,7 @@ class Run:
     def leave_stopped(self, iter_num):
         """Say what a run that a signal stopped has saved, and leave."""
         saved = 'No update was made, so nothing was saved.'
-        if self.saved_iter:
+        if self.saved_iter != self.start_iter:
             saved = (f'{self.out_dir}/ckpt.pt is saved. Run the same command with --init_from=resume to '
                      'continue.')
         self.env.say(f'Stopped by a signal at iteration {iter_num}. {saved}')

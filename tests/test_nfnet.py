@@ -1,5 +1,6 @@
 """NFNet against its equations."""
 
+import json
 import math
 from dataclasses import dataclass
 
@@ -159,3 +160,7 @@ def test_nfnet_trains_and_resumes(tmp_path, torchrun):
     assert rows(out) == log
     assert all(torch.equal(weight, model[name]) for name, weight in final(out)['model'].items())
     assert any('running_var' in name for name in model)
+    meta = json.loads((data / 'meta.json').read_text())
+    (data / 'meta.json').write_text(json.dumps({**meta, 'mean': [0.1] * 3}))
+    said = finish(script(*line, f'--init_from={out}', '--eval_only=True', before=smaller))[0]
+    assert 'another mean and deviation, to which an NFNet cannot be fitted' in said

@@ -7,6 +7,7 @@ import time
 from functools import partial
 
 import pytest
+import torch
 
 from tests import common
 from tests.common import assert_same_run, final, finish, gpt_line, python, rows, script, train
@@ -122,6 +123,19 @@ def test_weights_bring_their_network_and_flags_may_change_the_rest(name, straigh
         first = rows(tmp_path / str(i))[0]  # at their own size, the weights are as good as they were
         if config.get('block_size', 8) == config.get('image_size', 8) == 8:
             assert first.get('top1', first['loss']) == pytest.approx(best, abs=1e-5)
+
+
+def has_bfloat16():
+    torch.cpu._is_amx_tile_supported = lambda: True
+
+
+def test_auto_precision_looks_at_the_width_of_the_checkpoint(straight, tokens, tmp_path):
+    """That is 16, while the 768 of the config would be bfloat16."""
+    line = ['train_gpt.py', f'--dataset={tokens}', f'--init_from={straight}', f'--out_dir={tmp_path}/out',
+            '--device=cpu', '--max_iters=1', '--global_batch_size=4']
+    assert '| cpu, float32, compile False |' in finish(script(*line, before=has_bfloat16))[0]
+    line[2:4] = '--n_layer=1', '--n_embd=256', '--n_head=1', '--block_size=8', f'--out_dir={tmp_path}/wide'
+    assert '| cpu, bfloat16, compile False |' in finish(script(*line, before=has_bfloat16))[0]
 
 
 @pytest.mark.slow
