@@ -196,8 +196,8 @@ class Run:
     def leave_stopped(self, iter_num):
         """Say what a run that a signal stopped has saved, and leave."""
         saved = 'No update was made, so nothing was saved.'
-        if self.saved_iter != self.start_iter:
-            saved = (f'{self.out_dir}/ckpt.pt is saved. Run the same command with --init_from=resume to '
-                     'continue.')
+        if self.saved_iter:
+            saved = (f'The checkpoint of iteration {self.saved_iter} is in {self.out_dir}. Run the same command '
+                     'with --init_from=resume to continue.')
         self.env.say(f'Stopped by a signal at iteration {iter_num}. {saved}')
         leave(128 + (self.signals or [15])[0], self.env)

@@ -89,14 +89,6 @@ def test_the_files_of_one_iteration_are_one(tmp_path, monkeypatch, env, links):
     assert not list(tmp_path.glob('*.tmp'))
 
 
-def test_a_stop_before_the_first_update_claims_no_checkpoint(tmp_path, env):
-    config = {'out_dir': str(tmp_path), 'overwrite': False, 'init_from': 'resume'}
-    run = Run(config, env, [], 2, torch.nn.Linear(1, 1), None)
-    with pytest.raises(SystemExit):
-        run.leave_stopped(2)
-    assert env.said[-1] == 'Stopped by a signal at iteration 2. No update was made, so nothing was saved.'
-
-
 def sampled(straight, *flags, code=0):
     line = ['sample.py', '--device=cpu', '--dtype=float32', f'--out_dir={straight}', *flags]
     return finish(script(*line), code)

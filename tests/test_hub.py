@@ -174,7 +174,7 @@ def test_prepare_says_why_the_hub_refuses(tmp_path, hub, monkeypatch):
 def test_prepare_says_that_there_is_no_network(tmp_path, monkeypatch):
     sentence, _ = run_all(monkeypatch, tmp_path, NOBODY, '--dataset=me/any')[0]
     assert ' cannot be reached on the Hub (' in sentence
-    assert sentence.endswith('run the same command again, or give a file or folder as --dataset.')
+    assert sentence.endswith('Check the spelling and the network, and run the same command again.')
 
 
 @pytest.mark.slow
