@@ -197,7 +197,7 @@ class Run:
         """Say what a run that a signal stopped has saved, and leave."""
         saved = 'No update was made, so nothing was saved.'
         if self.saved_iter:
-            saved = (f'The checkpoint of iteration {self.saved_iter} is in {self.out_dir}. Run the same command '
-                     'with --init_from=resume to continue.')
+            saved = (f'The checkpoint of iteration {self.saved_iter} is in {self.out_dir}. Run the same '
+                     'command with --init_from=resume to continue.')
         self.env.say(f'Stopped by a signal at iteration {iter_num}. {saved}')
         leave(128 + (self.signals or [15])[0], self.env)
