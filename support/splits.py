@@ -13,7 +13,7 @@ RULE = """\
 folder or file is train, val (or valid, validation, dev) or test if its name is that word or ends in it, apart
 from numbers (wiki-valid.txt, train-00001). If no name says a split, all is train. If only some do, or a name
 may say one (valset, train_en), the script stops with the command that states the splits. Names of source
-files and pages (train.py, test.md) say nothing."""
+code, Markdown and HTML files (train.py, test.md) do not count."""
 
 WORDS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'test': 'test'}
 NEAR = re.compile('(train|val|valid|validation|dev|test|eval|evaluation)(set|sets|ing|data|split)?')

@@ -21,7 +21,8 @@ OTHERS = {rb'\xff\xfe(?!\0\0)|\xfe\xff': ('UTF-16 text', 'iconv -f UTF-16 -t UTF
 NOT_TEXT = 'not UTF-8 text', 'iconv -f ENCODING -t UTF-8 FILE > NEW, or unpack it if it is an archive'
 
 HIDDEN = re.compile('[.]|__pycache__$|__MACOSX$|(dataset_infos?|meta)[.]json$')  # nobody's data
-ABOUT = re.compile('(README|LICENSE|NOTICE|CITATION)|.*[.]json$')  # may lie beside data of another kind
+README = re.compile('README|LICENSE|NOTICE|CITATION')
+ABOUT = re.compile(f'({README.pattern})|.*[.]json$')  # may lie beside data of another kind
 TEXT = 'txt text tokens raw md rst tex html py c h cc cpp java js ts go rs sh'.split()
 KINDS = {'parquet': 'parquet', 'jsonl': 'json lines', 'ndjson': 'json lines', 'json': 'json lines',
          **dict.fromkeys(TEXT, 'text')}
@@ -33,8 +34,8 @@ class BadFile(Exception):
 
 def find_files(root):
     """
-    (all files below root, sorted; what is skipped). Skipped are hidden names, what is no file, and links to
-    what is found anyway or lies around root. Another link is followed, to a folder once.
+    (all files below root, sorted; what is skipped). Skipped are hidden names, what is no file, and links to a
+    folder that is found anyway or lies around root. Another link is followed, once.
     """
     if os.path.isfile(root):
         return [str(root)], []
@@ -42,26 +43,26 @@ def find_files(root):
         fail(f'There is no file or folder {root}. Check the path.')
     top = os.path.realpath(root)
 
-    def found_anyway(link):
-        real = os.path.realpath(link)
-        hidden = map(HIDDEN.match, os.path.relpath(real, top).split(os.sep))  # or '..', outside of root
-        return os.path.commonpath([top, real]) == real or not any(hidden)
+    def leads_back(real):
+        around = os.path.commonpath([top, real]) == real
+        # a part that begins with a dot is hidden, or is '..' and leads out of root
+        return around or not any(map(HIDDEN.match, os.path.relpath(real, top).split(os.sep)))
 
     files, skipped, seen, waiting = [], [], {top}, [root]
     while waiting:
         folder = waiting.pop()
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
-            real = os.path.realpath(path)
-            if HIDDEN.match(name) or os.path.islink(path) and found_anyway(path):
-                skipped.append(path)
-            elif os.path.isfile(path):
+            if os.path.isfile(path) and not HIDDEN.match(name):
                 files.append(path)
-            elif os.path.isdir(path) and real not in seen:
+                continue
+            real = os.path.realpath(path)
+            back = os.path.islink(path) and leads_back(real)
+            if HIDDEN.match(name) or not os.path.isdir(path) or real in seen or back:
+                skipped.append(path)
+            else:
                 seen.add(real)
                 waiting.append(path)
-            else:
-                skipped.append(path)
     return sorted(files), sorted(skipped)
 
 
@@ -131,6 +132,13 @@ def refuse_arrow(root, files):
              "datasets; datasets.load_from_disk('SPLIT').to_parquet('NEW/train.parquet')\"")
 
 
+def without_readme(root, paths):
+    """The paths, but for a README and its like directly in root. If there is nothing else, it is a text."""
+    further = [path for path in paths
+               if os.path.dirname(path) != root.rstrip('/') or not README.match(os.path.basename(path))]
+    return further or paths
+
+
 def find_texts(config):
     """The kind of the files in the dataset, {'train', 'val': paths}; checked and told"""
     root, val = config['dataset'], config['val']
@@ -144,11 +152,8 @@ def find_texts(config):
         fail(f'{root} holds {" and ".join(sorted(there)) or "no text"} ({examples(kinds) or "nothing"}). It '
              f'needs files of one kind, which end in .{" .".join(KINDS)}.')
     [kind] = there
-    chosen = [path for path in found if kinds[path] == kind]
-    beside = {path for path in chosen if path not in data and os.path.dirname(path) == root.rstrip('/')}
-    if len(beside) < len(chosen):  # a README beside texts is none of them
-        chosen = [path for path in chosen if path not in beside]
-    held_out = [path for path in held_out if kinds[path] == kind]
+    chosen = without_readme(root, [path for path in found if kinds[path] == kind])
+    held_out = without_readme(val, [path for path in held_out if kinds[path] == kind])
     files = split_files(root, chosen, held_out, config)
     del files['test']
     print(f'{root}: {kind}, ', end='')

@@ -126,6 +126,9 @@ ACCEPTED = {
     'source code says nothing, and a README beside it is left out': (
         {'train.py': 'a', 'val.py': 'b', 'README.md': 'c', 'package.json': '{}', 'd/README.md': 'd'},
         ['a', 'b', 'd']),
+    'json beside other json lines is data': ({'a.jsonl': ABC, 'b.json': ABC}, ['a', 'b', 'c'] * 2),
+    'a README in val is left out': (
+        {'a.txt': 'a', '../held/b.txt': 'b', '../held/README.txt': 'c'}, [['a'], ['b']], dict(val='held')),
     'a README alone is a text': ({'README.md': 'c\n' * 10}, [['c\n' * 9], ['c\n']]),
     'the first documents of each split': (
         {'train.jsonl': ABC, 'val.jsonl': ABC}, [['a', 'b'], ['a', 'b']], dict(max_docs=2)),
@@ -208,13 +211,13 @@ def test_links_are_followed_once():
     write({'set/b/0.txt': '', 'set/.git/1.txt': '', 'elsewhere/far/2.txt': ''})
     for link, to in (('a', 'b'), ('b/up', '..'), ('b/out', '../..'), ('gone.txt', 'gone'), ('loop', 'loop'),
                      ('one', '../elsewhere'), ('two', '../elsewhere'), ('1.txt', '.git/1.txt'), ('c', '.git'),
-                     ('latest.txt', 'b/0.txt')):
+                     ('latest.txt', 'b/0.txt')):  # files may be linked into their splits, so each counts
         Path('set', link).symlink_to(to)
     Path('elsewhere/back').symlink_to('../set')
     os.mkfifo('set/pipe.txt')
     files, skipped = find_files('set')
-    assert files == ['set/1.txt', 'set/b/0.txt', 'set/c/1.txt', 'set/one/far/2.txt']
-    wanted = '.git a b/out b/up gone.txt latest.txt loop one/back pipe.txt two'.split()
+    assert files == ['set/1.txt', 'set/b/0.txt', 'set/c/1.txt', 'set/latest.txt', 'set/one/far/2.txt']
+    wanted = '.git a b/out b/up gone.txt loop one/back pipe.txt two'.split()
     assert skipped == [f'set/{path}' for path in wanted]
 
 
