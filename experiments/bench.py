@@ -61,7 +61,7 @@ if nanogpt and not os.path.exists(f'{nanogpt}/model.py'):
 
 with redirect_stdout(io.StringIO()):  # a word on training without compile
     env = start(device, compile, SEED, deterministic=False)
-env.dtype, env.autocast = choose_dtype(dtype, env.device_type, 1024)
+env.dtype, _ = choose_dtype(dtype, env.device_type, 1024)
 gpu = env.device_type == 'cuda'
 dtypes = ['float32', 'bfloat16'] if dtype == 'auto' and env.dtype == 'bfloat16' else [env.dtype]
 B, T = micro_batch_size or (16 if gpu else 2), block_size or min(longest, 1024 if gpu else 256)

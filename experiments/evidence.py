@@ -140,7 +140,7 @@ def note(path, row, done):
     """Write a finished run down, with the time."""
     row = {**row, 'date': datetime.now().isoformat(' ', 'minutes')}
     with open(path, 'a+b') as f:
-        if f.tell() and not os.pread(f.fileno(), 1, f.tell() - 1) == b'\n':
+        if f.tell() and os.pread(f.fileno(), 1, f.tell() - 1) != b'\n':
             f.write(b'\n')  # a kill cut the last row short
         f.write(json.dumps(row).encode() + b'\n')
     done[key(row['run'])] = {'val_loss': math.inf, **row}  # as read() has it

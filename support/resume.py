@@ -272,9 +272,6 @@ def fit_weights(checkpoint, model, meta, env):
             for name in ('head.weight', 'head.bias'):
                 weights[name] = torch.zeros_like(model.get_parameter(name))  # as in the ViT paper
     other_pixels = 'mean' in old_data and any(old_data[k] != meta[k] for k in ('mean', 'std'))
-    if other_pixels and 'pos_embed' not in weights:
-        env.say(f'{path} was trained on pixels with another mean and deviation, to which an NFNet cannot be '
-                'fitted. Train it on, or evaluate it on its own data set.')
     if 'pos_embed' in weights:
         patch_size = model.config.patch_size
         old = checkpoint.state['model_args']['image_size'] // patch_size
@@ -285,6 +282,9 @@ def fit_weights(checkpoint, model, meta, env):
         if other_pixels:
             w, b = weights['patch_embed.weight'], weights['patch_embed.bias']
             weights['patch_embed.weight'], weights['patch_embed.bias'] = take_pixels(w, b, old_data, meta)
+    elif other_pixels:
+        env.say(f'{path} was trained on pixels with another mean and deviation, to which an NFNet cannot be '
+                'fitted. Train it on, or evaluate it on its own data set.')
     return weights
 
 

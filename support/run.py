@@ -54,10 +54,7 @@ def lock(out_dir):
     process however it ends. Ends the program where another run has it.
     """
     path = os.path.join(out_dir, 'run.lock')
-    try:
-        file = open(path, 'a')
-    except OSError as e:
-        fail(f'Cannot use out_dir={out_dir} ({e.strerror}). Name another folder with --out_dir.')
+    file = open(path, 'a')
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock would pass to workers that we fork
     except (BlockingIOError, PermissionError):  # systems differ

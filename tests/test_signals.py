@@ -145,7 +145,7 @@ def test_torchrun_itself_passes_a_signal_on(tokens, tmp_path):
     hear(process, 'out', '\niter ')
     process.send_signal(signal.SIGTERM)
     out, err = finish(process, 1)  # torchrun has an exit code of its own
-    assert f'is in {tmp_path}. {RESUME}' in out
+    assert STOPPED.format(final(tmp_path)['iter'], tmp_path) in out
     assert err.count(STOPPING) == 1
     assert final(tmp_path)['iter'] > 0
 
